@@ -1,0 +1,134 @@
+"""AdamW by hand (Loshchilov & Hutter, 2019, algorithm 2), and the learning-rate schedule.
+
+With gradient g at a parameter's step t = 1, 2, ...:
+
+    m ← β₁ m + (1 - β₁) g            running mean of the gradient
+    v ← β₂ v + (1 - β₂) g²           running mean of its square
+    θ ← θ - lr · wd · θ              weight decay, decoupled from the gradient; none on biases and LayerNorms
+    θ ← θ - lr · m̂ / (√v̂ + ε)        m̂ = m / (1 - β₁ᵗ), v̂ = v / (1 - β₂ᵗ): both start at 0, this takes the bias out
+
+before which g is scaled down where the norm of all gradients together exceeds `clip`.
+
+The update is a handful of element-wise operations on 23 million numbers (MiniLM), so its speed is that of memory.
+Hence the parameters, gradients, m and v of a group each live in ONE flat tensor, of which the model's own tensors
+become views, and the update walks it in blocks of 1 MB: a block stays in the processor's cache from the first line
+above to the last, where six passes over everything would fetch it from memory six times. The flat gradient also makes
+zeroing it, its norm, and its sum over several processes one operation each.
+
+A group is what trains together: the encoder is one, and what belongs to one task only is another. A step names the
+groups that took part; the rest stay as they are, as if they had no gradient.
+"""
+
+import math
+
+import torch
+
+BLOCK = 1 << 18  # elements
+
+
+class Flat:
+    """Parameters in one flat float tensor, with their flat gradient and moments."""
+
+    def __init__(self, named, decay):
+        """Args: named, a list of (name, parameter) on one device; decay, True if they are subject to weight decay."""
+        self.decay = decay
+        self.names = [name for name, _ in named]
+        self.shapes = [p.shape for _, p in named]
+        self.sizes = [p.numel() for _, p in named]
+        device = named[0][1].device
+        self.param, self.grad, self.m, self.v = (torch.zeros(sum(self.sizes), device=device) for _ in range(4))
+        views = zip(named, self.views(self.param), self.views(self.grad), strict=True)
+        for (_, p), value, grad in views:
+            value.copy_(p.detach())
+            p.data, p.grad = value, grad
+
+    def views(self, flat):
+        """Views of a flat tensor in the shapes of the parameters."""
+        return [part.view(shape) for part, shape in zip(flat.split(self.sizes), self.shapes, strict=True)]
+
+
+class AdamW:
+    """AdamW over groups of parameters that step together."""
+
+    def __init__(self, groups, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, clip=1.0):
+        """Args: groups, a dict from a group's name to its list of (name, parameter), float32, already on their device;
+        clip, the largest norm of the gradient of a step, 0 for no limit. Parameters that do not require a gradient are
+        left out. From here on `parameter.grad` is a view that autograd adds to: clear it with `zero_grad`.
+        """
+        self.betas, self.eps, self.weight_decay, self.clip = betas, eps, weight_decay, clip
+        self.groups = {}  # name -> one or two Flats
+        self.steps = {}  # name -> how many steps the group has taken
+        for group, named in groups.items():
+            named = [(name, p) for name, p in named if p.requires_grad]
+            matrices = [(name, p) for name, p in named if p.dim() >= 2]
+            vectors = [(name, p) for name, p in named if p.dim() < 2]  # biases, LayerNorms
+            self.groups[group] = [Flat(part, part is matrices) for part in (matrices, vectors) if part]
+            self.steps[group] = 0
+
+    def flats(self, groups=None):
+        """The `Flat`s of the named groups (None: of all), in a fixed order."""
+        return [flat for name, flats in self.groups.items() if groups is None or name in groups for flat in flats]
+
+    def zero_grad(self):
+        for flat in self.flats():
+            flat.grad.zero_()
+
+    @torch.no_grad()
+    def step(self, lr, groups=None):
+        """One update of the named groups (None: all) at learning rate lr.
+
+        Returns the norm of their gradient before clipping, a float tensor ().
+        """
+        flats = self.flats(groups)
+        if not flats:
+            return torch.zeros(())
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(flat.grad) for flat in flats]))
+        scale = (self.clip / (norm + 1e-6)).clamp(max=1.0) if self.clip else None
+        for name, group in self.groups.items():
+            if groups is None or name in groups:
+                self.steps[name] += 1
+                for flat in group:
+                    self._update(flat, lr, self.steps[name], scale)
+        return norm
+
+    def _update(self, flat, lr, t, scale):
+        (b1, b2), eps = self.betas, self.eps
+        # m̂ / (√v̂ + ε) = [√(1 - β₂ᵗ) / (1 - β₁ᵗ)] · m / (√v + ε √(1 - β₂ᵗ)): one pass less
+        root = math.sqrt(1 - b2**t)
+        rate = lr * root / (1 - b1**t)
+        shrink = 1 - lr * self.weight_decay if flat.decay else 1.0
+        buffer = torch.empty_like(flat.param[:BLOCK])
+        blocks = zip(*(x.split(BLOCK) for x in (flat.param, flat.grad, flat.m, flat.v)), strict=True)
+        for p, g, m, v in blocks:
+            if scale is not None:
+                g = torch.mul(g, scale, out=buffer[: len(g)])
+            m.lerp_(g, 1 - b1)
+            v.mul_(b2).addcmul_(g, g, value=1 - b2)
+            denominator = torch.sqrt(v, out=buffer[: len(v)]).add_(eps * root)
+            if shrink != 1:
+                p.mul_(shrink)
+            p.addcdiv_(m, denominator, value=-rate)
+
+    def state_dict(self):
+        """(tensors by name, step counts by group): all that a resumed run needs. The tensors are views, not copies."""
+        tensors = {}
+        for flat in self.flats():
+            for kind in ("m", "v"):
+                views = flat.views(getattr(flat, kind))
+                tensors |= {f"{kind}.{name}": view for name, view in zip(flat.names, views, strict=True)}
+        return tensors, dict(self.steps)
+
+    def load_state_dict(self, tensors, steps):
+        """Takes over what `state_dict` gave, from the same groups of parameters."""
+        for name, view in self.state_dict()[0].items():
+            view.copy_(tensors[name])
+        self.steps = dict(steps)
+
+
+def linear_schedule(step, total, warmup):
+    """The learning rate's factor: up from 0 to 1 over the first share `warmup` of `total` steps, then down to 0.
+
+    Args: step, from 0; warmup in [0, 1]. Returns a float in (0, 1].
+    """
+    rising = warmup * total
+    return min((step + 1) / (rising + 1), (total - step) / max(1.0, total - rising))

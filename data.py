@@ -1,0 +1,272 @@
+"""The task table; task files -> examples -> batches.
+
+A task is one row of `TASKS` and three files, `train`, `dev` and `test`: tab-separated, a header line first, quoted as
+CSV is, the first column an unnamed index. A fourth task is a fourth row.
+"""
+
+import csv
+import hashlib
+import itertools
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from console import UserError
+from tokenizer import pack
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the rest of the project needs to know of a task."""
+
+    name: str
+    file: str  # name of its files, `{split}` standing for train, dev or test-student
+    columns: tuple  # the column of the sentence, or of both sentences
+    label: str  # the column of the label
+    classes: int  # 2 or more classes (labels 0, 1, ...), or 0: a real number is predicted
+    low: float  # smallest and largest label
+    high: float
+    metric: str  # what the dev score counts: "accuracy" or "pearson"
+    output: str  # the name of the value in prediction files
+
+    @property
+    def pair(self):
+        """True for a task about two sentences."""
+        return len(self.columns) == 2
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task("sst", "ids-sst-{split}.csv", ("sentence",), "sentiment", 5, 0, 4, "accuracy", "Predicted_Sentiment"),
+        Task(
+            "para",
+            "quora-{split}.csv",
+            ("sentence1", "sentence2"),
+            "is_duplicate",
+            2,
+            0,
+            1,
+            "accuracy",
+            "Predicted_Is_Paraphrase",
+        ),
+        Task(
+            "sts",
+            "sts-{split}.csv",
+            ("sentence1", "sentence2"),
+            "similarity",
+            0,
+            0,
+            5,
+            "pearson",
+            "Predicted_Similiary",  # spelt as the course's own tools expect it
+        ),
+    )
+}
+SPLITS = {"train": "train", "dev": "dev", "test": "test-student"}
+
+
+@dataclass(frozen=True)
+class Examples:
+    """n examples of one split of a task."""
+
+    ids: list  # n str
+    sentences: list  # n str
+    others: list | None  # n str, the second sentences of pairs
+    labels: np.ndarray | None  # (n,) float32; None where the file has no labels (test)
+
+    def __len__(self):
+        return len(self.ids)
+
+    def first(self, n):
+        """The first n of them."""
+        cut = lambda values: None if values is None else values[:n]  # noqa: E731
+        return Examples(self.ids[:n], self.sentences[:n], cut(self.others), cut(self.labels))
+
+
+def read_examples(path, task, labelled=True):
+    """The examples of a file.
+
+    Rows that cannot be used are reported on stderr with file, line and reason, counted, and left out. Raises UserError
+    where the file does not exist, lacks a needed column, or has no usable row.
+    """
+    needed = ["id", *task.columns] + [task.label] * labelled
+    try:
+        with open(path, encoding="utf-8", errors="replace", newline="") as file:
+            reader = csv.reader(_without_nul(file), delimiter="\t")
+            header = next(reader, [])
+            missing = [column for column in needed if column not in header]
+            if missing:
+                raise UserError(f"{path} has no column {missing[0]!r} (it has {header}); see the formats in the README")
+            places = [header.index(column) for column in needed]
+            rows, faults = [], []
+            try:
+                for row in reader:
+                    fault = _fault(row, header, places, task, labelled)
+                    if fault:
+                        faults.append(f"{path}, line {reader.line_num}: {fault}")
+                    else:
+                        rows.append([row[place].strip() for place in places])
+            except csv.Error as error:
+                faults.append(f"{path}, line {reader.line_num}: {error}; the rest of the file is left out")
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; run `make data`, or name the folder with --data") from None
+    for fault in faults[:5]:
+        print(fault, file=sys.stderr)
+    if faults:
+        print(f"{path}: {len(faults)} of {len(faults) + len(rows)} rows left out", file=sys.stderr)
+    if not rows:
+        raise UserError(f"{path} has no usable row; see the formats in the README")
+    columns = list(map(list, zip(*rows, strict=True)))
+    labels = np.array(columns[-1], dtype=np.float32) if labelled else None
+    return Examples(columns[0], columns[1], columns[2] if task.pair else None, labels)
+
+
+def _without_nul(lines):
+    """csv refuses a NUL byte; so does every tokenizer."""
+    return (line.replace("\0", "") for line in lines)
+
+
+def _fault(row, header, places, task, labelled):
+    """Why a row cannot be used, or None."""
+    if len(row) != len(header):
+        return f"{len(row)} columns instead of {len(header)}, its quoting is broken"
+    values = [row[place].strip() for place in places]
+    if not all(values[1 : 1 + len(task.columns)]):
+        return "an empty sentence"
+    if not labelled:
+        return None
+    try:
+        label = float(values[-1])
+    except ValueError:
+        return f"the label {values[-1]!r:.40} is not a number"
+    if not task.low <= label <= task.high or (task.classes and label != int(label)):
+        return f"the label {values[-1]} is not " + (
+            f"one of 0 to {task.classes - 1}" if task.classes else f"in {task.low} to {task.high}"
+        )
+    return None
+
+
+def data_path(folder, task, split):
+    """Where a split's file stands in a data folder: `split` is train, dev or test."""
+    return Path(folder) / task.file.format(split=SPLITS[split])
+
+
+def fingerprint(examples):
+    """A short text that changes with any id, sentence or label: names a data set in a run's records."""
+    digest = hashlib.sha256()
+    for column in (examples.ids, examples.sentences, examples.others or []):
+        digest.update("\0".join(column).encode() + b"\1")
+    if examples.labels is not None:
+        digest.update(examples.labels.tobytes())
+    return digest.hexdigest()[:16]
+
+
+class DataSet:
+    """Examples with their token ids: what training and evaluation draw batches from."""
+
+    def __init__(self, examples, tokenizer, siamese=False):
+        """Args: siamese, True to encode the two sentences of a pair each alone; by default they share one sequence."""
+        self.examples = examples
+        self.encoded, self.encoded_others = [], None
+        if siamese and examples.others is not None:
+            self.encoded = tokenizer.encode(examples.sentences)
+            self.encoded_others = tokenizer.encode(examples.others)
+        else:
+            self.encoded = tokenizer.encode(examples.sentences, examples.others)
+
+    def __len__(self):
+        return len(self.examples)
+
+    def batch(self, numbers):
+        """B examples, packed: B sentences or joint pairs; siamese, B first sentences and then B second ones."""
+        encoded = [self.encoded[i] for i in numbers]
+        if self.encoded_others is not None:
+            encoded += [self.encoded_others[i] for i in numbers]
+        return pack(encoded)
+
+    def labels(self, numbers):
+        """(B,) float32 tensor."""
+        return torch.from_numpy(self.examples.labels[numbers])
+
+    def by_length(self, batch_size):
+        """Lists of example numbers, of similar length in each list, all examples once: the order for evaluation."""
+        lengths = [len(ids) for ids, _ in self.encoded]
+        if self.encoded_others is not None:
+            lengths = [a + len(b) for a, (b, _) in zip(lengths, self.encoded_others, strict=True)]
+        order = sorted(range(len(self)), key=lengths.__getitem__)
+        return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+# ----- which examples, in which order
+
+
+def task_shares(sizes, sampling, epoch, epochs):
+    """The probability p_i of each task in an epoch: p_i ∝ N_i^α (Stickland & Murray, 2019, section 4).
+
+    Args: sizes, examples N_i of each task by name; sampling, `proportional` (α = 1), `sqrt` (1/2), `uniform` and
+    `round_robin` (0), or `annealed`: α = 1 - 0.8 (e - 1) / (E - 1), from proportional to nearly uniform over the
+    epochs e = 1 .. E. Returns a dict of floats that sum to 1.
+    """
+    if sampling == "annealed":
+        alpha = 1 - 0.8 * (epoch - 1) / (epochs - 1) if epochs > 1 else 1.0
+    else:
+        alpha = {"round_robin": 0.0, "uniform": 0.0, "sqrt": 0.5, "proportional": 1.0}[sampling]
+    weights = {name: n**alpha for name, n in sizes.items()}
+    return {name: weight / sum(weights.values()) for name, weight in weights.items()}
+
+
+SAMPLINGS = ("proportional", "sqrt", "annealed", "uniform", "round_robin")
+
+
+def task_order(sizes, sampling, epoch, epochs, steps, seed):
+    """Which task each of the `steps` steps of an epoch takes: a list of names.
+
+    `round_robin` takes the tasks in turn. The others give each task its share p_i of the steps, to the nearest whole
+    step, and shuffle: a draw without the luck of the draw. With `proportional`, an epoch is then exactly one pass over
+    every task. The order depends on the arguments only, so a resumed run finds it again.
+    """
+    names = list(sizes)
+    if sampling == "round_robin":
+        return [names[i % len(names)] for i in range(steps)]
+    shares = task_shares(sizes, sampling, epoch, epochs)
+    counts = {name: int(shares[name] * steps) for name in names}
+    by_remainder = sorted(names, key=lambda name: counts[name] - shares[name] * steps)
+    for name in by_remainder[: steps - sum(counts.values())]:
+        counts[name] += 1
+    order = [name for name in names for _ in range(counts[name])]
+    np.random.default_rng([seed, epoch]).shuffle(order)
+    return order
+
+
+def example_stream(n, seed):
+    """Example numbers below n without end: one random order of all of them after another."""
+    generator = np.random.default_rng(seed)
+    while True:
+        yield from generator.permutation(n).tolist()
+
+
+def training_steps(sizes, batch_size, epochs, sampling="proportional", seed=0, extra=()):
+    """All steps of a training run, in order: (epoch from 1, task name, list of batch_size example numbers).
+
+    Args: sizes, examples of each task by name; sampling, see `task_order`; extra, names of tasks that get one more
+    pass at the end of each epoch (`--extra_sst`). An epoch has as many steps as there are full batches in all tasks
+    together. Each task's examples come in one random order after another, across epochs, so every batch is full. Steps
+    depend on the arguments only: a run that resumes skips those it has done.
+    """
+    steps = epoch_steps(sizes, batch_size)
+    streams = {name: example_stream(n, [seed, i]) for i, (name, n) in enumerate(sizes.items())}
+    for epoch in range(1, epochs + 1):
+        order = task_order(sizes, sampling, epoch, epochs, steps, seed)
+        for name in extra:
+            order += [name] * epoch_steps({name: sizes[name]}, batch_size)
+        for name in order:
+            yield epoch, name, list(itertools.islice(streams[name], batch_size))
+
+
+def epoch_steps(sizes, batch_size):
+    """Steps of an epoch: batches in all tasks together, to the nearest whole one, at least 1."""
+    return max(1, round(sum(sizes.values()) / batch_size))

@@ -1,0 +1,96 @@
+"""Metrics, the dev score, and prediction files.
+
+    accuracy     share of correct classes                               sst, para
+    pearson r    cov(x, y) / (std(x) std(y))                            sts
+    dev score    mean over the tasks of accuracy, or of (1 + r) / 2     0.454, 0.625, 0.546 -> 0.617
+
+A model that gives one and the same answer to everything can have a respectable accuracy (0.625 on Quora): `score`
+says so when it sees it.
+"""
+
+import sys
+
+import numpy as np
+import torch
+
+from data import TASKS
+from weights import replacing
+
+
+def accuracy(predicted, labels):
+    """Two arrays (n,) -> the share of equal entries, a float in [0, 1]."""
+    return float(np.mean(np.asarray(predicted) == np.asarray(labels)))
+
+
+def pearson(predicted, labels):
+    """Two arrays (n,) -> Pearson's r in [-1, 1]; 0 where one of them is constant (r is not defined there)."""
+    x, y = (np.asarray(values, dtype=np.float64) for values in (predicted, labels))
+    x, y = x - x.mean(), y - y.mean()
+    scale = np.sqrt((x @ x) * (y @ y))
+    return float(x @ y / scale) if scale > 0 else 0.0
+
+
+METRICS = {"accuracy": accuracy, "pearson": pearson}
+
+
+def dev_score(metrics):
+    """Args: metrics, a float by task name. Returns the mean, with r counted as (1 + r) / 2."""
+    parts = [(1 + value) / 2 if TASKS[name].metric == "pearson" else value for name, value in metrics.items()]
+    return sum(parts) / len(parts)
+
+
+@torch.inference_mode()
+def outputs(model, task, dataset, batch_size=64):
+    """What a model says of each example, in the order of the data set.
+
+    Returns a float32 array: class probabilities (n, classes) for a classification task (so (n, 2) for `para`), or the
+    predicted values (n,).
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    result = np.zeros((len(dataset), task.classes) if task.classes else len(dataset), dtype=np.float32)
+    for numbers in dataset.by_length(batch_size):
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            logits = model(task.name, dataset.batch(numbers).to(device))
+        result[numbers] = probabilities(task, logits.float()).cpu().numpy()
+    return result
+
+
+def probabilities(task, logits):
+    """logits (B, C), (B, 1) for two classes or a real number -> (B, classes), or (B,) for a real number."""
+    if not task.classes:
+        return logits.squeeze(1)
+    if task.classes == 2:
+        yes = torch.sigmoid(logits)
+        return torch.cat((1 - yes, yes), 1)
+    return torch.softmax(logits, 1)
+
+
+def decide(task, values):
+    """`outputs` -> predictions (n,): the likeliest class, or the value as it is."""
+    return values.argmax(1) if task.classes else values
+
+
+def score(task, values, labels):
+    """`outputs` and labels (n,) -> the task's metric. Warns on stderr of a model that answers the same to all."""
+    predicted = decide(task, values)
+    if len(predicted) > 1 and (predicted == predicted[0]).all():
+        print(
+            f"warning: {task.name} has not learned: it predicts {predicted[0]:.4g} for all {len(predicted)} examples",
+            file=sys.stderr,
+        )
+    return METRICS[task.metric](predicted, labels)
+
+
+def majority(task, labels):
+    """The metric of always predicting the commonest class; 0 for a correlation."""
+    return float(np.unique(labels, return_counts=True)[1].max() / len(labels)) if task.classes else 0.0
+
+
+def write_predictions(path, task, ids, values):
+    """A prediction file as the course's tools read it. Args: ids, n str; values, `outputs` (n, ...)."""
+    lines = [f"id \t {task.output} "]
+    for name, value in zip(ids, decide(task, values), strict=True):
+        lines.append(f"{name} , {value:.4f} " if not task.classes else f"{name} , {value} ")
+    with replacing(path) as file:
+        file.write(("\n".join(lines) + "\n").encode())

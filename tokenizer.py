@@ -1,0 +1,189 @@
+"""Text -> token ids -> a packed batch.
+
+WordPiece (Wu et al., 2016) cuts a word into the longest pieces that stand in a vocabulary: "unaffable" becomes
+"un", "##aff", "##able". The `tokenizers` library does the cutting; this file adds what BERT (Devlin et al., 2019)
+wants around it:
+
+    one sentence      [CLS] a ... a [SEP]
+    a pair            [CLS] a ... a [SEP] b ... b [SEP]      segment 0 up to the first [SEP], 1 after it
+
+and packs many of these into one `Batch`. Sentences differ in length, and the usual way out is to fill the short ones
+up with [PAD] to a rectangle (B, longest). On the data of this project half of that rectangle is padding, and a model
+computes on padding at full price. Here the sentences simply follow each other in one long row:
+
+    ids         [CLS] good film [SEP] [CLS] no [SEP] [CLS] ...      (T,)  T = all tokens of the batch
+    positions     0    1    2     3     0    1   2     0   ...      (T,)
+    cu_seqlens    0                     4              7   ...      (B + 1,)  where each sentence starts, T last
+
+so that hidden states are (T, H), everything that looks at one token at a time (embeddings, feed-forward layers,
+LayerNorm) needs no mask at all, and the [CLS] rows are `hidden_states[batch.cls_rows]`.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+import torch
+
+from console import UserError
+
+MAX_TOKENS = 512  # BERT has this many position embeddings
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B sentences (or pairs) of T tokens in all, packed without padding."""
+
+    ids: torch.Tensor  # (T,) int64, token ids
+    positions: torch.Tensor  # (T,) int64, 0, 1, 2, ... from the start of each sentence
+    segments: torch.Tensor  # (T,) int64, 0 or 1
+    cu_seqlens: torch.Tensor  # (B + 1,) int32, where each sentence starts, and T
+    max_seqlen: int  # tokens of the longest sentence
+
+    def __len__(self):
+        return len(self.cu_seqlens) - 1
+
+    @property
+    def cls_rows(self):
+        """(B,) int64: the row of each sentence's first token."""
+        return self.cu_seqlens[:-1].long()
+
+    def to(self, device):
+        """The same batch on `device`."""
+        tensors = (self.ids, self.positions, self.segments, self.cu_seqlens)
+        return Batch(*(t.to(device, non_blocking=True) for t in tensors), self.max_seqlen)
+
+
+def pack(encoded):
+    """A list of B encoded sentences, each (ids, length of segment 0), to a `Batch`.
+
+    Args: encoded, pairs of an int array (n,) and an int, as `Tokenizer.encode` returns them.
+    """
+    lengths = np.array([len(ids) for ids, _ in encoded], dtype=np.int64)
+    first = np.array([n for _, n in encoded], dtype=np.int64)
+    cu_seqlens = np.concatenate(([0], np.cumsum(lengths)))
+    ids = np.concatenate([ids for ids, _ in encoded]) if encoded else np.zeros(0)
+    positions = np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], lengths)
+    segments = positions >= np.repeat(first, lengths)
+    return Batch(
+        torch.from_numpy(ids.astype(np.int64)),
+        torch.from_numpy(positions),
+        torch.from_numpy(segments.astype(np.int64)),
+        torch.from_numpy(cu_seqlens.astype(np.int32)),
+        int(lengths.max(initial=0)),
+    )
+
+
+def from_padded(input_ids, attention_mask, token_type_ids=None):
+    """The usual padded tensors to a `Batch`.
+
+    Args: input_ids, attention_mask and token_type_ids (B, L), int or bool; the mask is 1 on tokens, 0 on padding.
+    """
+    mask = attention_mask.bool()
+    lengths = mask.sum(1)
+    cu_seqlens = torch.cat((lengths.new_zeros(1), lengths.cumsum(0))).int()
+    segments = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+    positions = mask.long().cumsum(1) - 1
+    longest = int(lengths.max()) if len(lengths) else 0
+    return Batch(input_ids[mask].long(), positions[mask], segments[mask].long(), cu_seqlens, longest)
+
+
+def to_padded(batch, rows, fill=0):
+    """Rows of a packed batch to the usual rectangle: rows (T, ...) -> (B, max_seqlen, ...), and its mask (B, L) bool.
+
+    `to_padded(batch, batch.ids)` gives back (input_ids, attention_mask).
+    """
+    lengths = batch.cu_seqlens.diff()
+    mask = torch.arange(batch.max_seqlen, device=rows.device) < lengths[:, None]
+    padded = rows.new_full((len(batch), batch.max_seqlen, *rows.shape[1:]), fill)
+    padded[mask] = rows
+    return padded, mask
+
+
+class Tokenizer:
+    """WordPiece with the vocabulary of a pretrained model."""
+
+    def __init__(self, folder):
+        """Args: folder, with `tokenizer.json`, or with `vocab.txt` (and `tokenizer_config.json`, if there is one)."""
+        folder = Path(folder)
+        try:
+            if (folder / "tokenizer.json").exists():
+                self.library = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+            else:
+                self.library = _from_vocabulary(folder)
+        except UserError:
+            raise
+        except Exception as error:  # the library raises bare Exception on a file it cannot read
+            raise UserError(f"{folder} has no usable tokenizer ({error}); download the model again") from None
+        self.library.no_padding()
+        self.library.no_truncation()
+        self.cls, self.sep = (self._special(token) for token in ("[CLS]", "[SEP]"))
+
+    def _special(self, token):
+        found = self.library.token_to_id(token)
+        if found is None:
+            raise UserError(f"the tokenizer has no {token} token; use a BERT-style WordPiece vocabulary")
+        return found
+
+    def encode(self, sentences, others=None, max_tokens=MAX_TOKENS):
+        """Sentences, or pairs of sentences, to token ids with [CLS] and [SEP].
+
+        Args: sentences, a list of n str; others, the second sentences or None; max_tokens, at least 3, at most 512:
+        what is longer loses tokens at the end of the longer sentence of its pair, one by one.
+        Returns a list of n tuples: ids, an int32 array, and the length of segment 0 (up to the first [SEP]).
+        """
+        first = self._pieces(sentences)
+        if others is None:
+            encoded = [[self.cls, *a[: max_tokens - 2], self.sep] for a in first]
+            return [(np.array(ids, dtype=np.int32), len(ids)) for ids in encoded]
+        encoded = []
+        for a, b in zip(first, self._pieces(others), strict=True):
+            a, b = truncate_longer_first(a, b, max_tokens - 3)
+            encoded.append((np.array([self.cls, *a, self.sep, *b, self.sep], dtype=np.int32), len(a) + 2))
+        return encoded
+
+    def _pieces(self, sentences):
+        return [e.ids for e in self.library.encode_batch_fast(sentences, add_special_tokens=False)]
+
+    def save(self, folder):
+        """Writes `tokenizer.json`, `vocab.txt` and `tokenizer_config.json`, which `transformers` reads."""
+        folder = Path(folder)
+        self.library.save(str(folder / "tokenizer.json"))
+        words = sorted(self.library.get_vocab().items(), key=lambda item: item[1])
+        (folder / "vocab.txt").write_text("".join(word + "\n" for word, _ in words), encoding="utf-8")
+        lower = json.loads(self.library.to_str())["normalizer"].get("lowercase", True)
+        config = {"tokenizer_class": "BertTokenizer", "do_lower_case": lower, "model_max_length": MAX_TOKENS}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def truncate_longer_first(a, b, room):
+    """Shortens the longer of two lists, one item at a time from its end, until len(a) + len(b) <= room."""
+    cut = max(0, len(a) + len(b) - room)
+    gap = abs(len(a) - len(b))
+    from_longer = min(cut, gap)  # first down to equal length, then in turn, a first
+    rest = cut - from_longer
+    cut_a, cut_b = (rest + 1) // 2, rest // 2
+    if len(a) >= len(b):
+        cut_a += from_longer
+    else:
+        cut_b += from_longer
+    return a[: len(a) - cut_a], b[: len(b) - cut_b]
+
+
+def _from_vocabulary(folder):
+    """The library's tokenizer from `vocab.txt`, one piece a line, as the first BERT models were published."""
+    vocabulary = folder / "vocab.txt"
+    if not vocabulary.exists():
+        raise UserError(f"{folder} has neither tokenizer.json nor vocab.txt; name the folder of a BERT model")
+    config = folder / "tokenizer_config.json"
+    lower = json.loads(config.read_text(encoding="utf-8")).get("do_lower_case", True) if config.exists() else True
+    words = vocabulary.read_text(encoding="utf-8").split("\n")
+    ids = {word.rstrip("\r"): i for i, word in enumerate(words) if word or i + 1 < len(words)}
+    library = tokenizers.Tokenizer(tokenizers.models.WordPiece(ids, unk_token="[UNK]"))
+    library.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lower)
+    library.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    library.decoder = tokenizers.decoders.WordPiece()
+    library.add_special_tokens([t for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if t in ids])
+    return library
