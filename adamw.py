@@ -66,29 +66,31 @@ class AdamW:
             self.steps[group] = 0
 
     def flats(self, groups=None):
-        """The `Flat`s of the named groups (None: of all), in a fixed order."""
-        return [flat for name, flats in self.groups.items() if groups is None or name in groups for flat in flats]
+        """The `Flat`s of the named groups (None: of all)."""
+        return [flat for name in (self.groups if groups is None else groups) for flat in self.groups[name]]
 
     def zero_grad(self):
         for flat in self.flats():
             flat.grad.zero_()
 
     @torch.no_grad()
-    def step(self, lr, groups=None):
-        """One update of the named groups (None: all) at learning rate lr.
+    def step(self, lr):
+        """One update. Args: lr, the learning rate of each group that took part, by its name.
 
         Returns the norm of their gradient before clipping, a float tensor ().
         """
-        flats = self.flats(groups)
+        flats = self.flats(lr)
         if not flats:
             return torch.zeros(())
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(flat.grad) for flat in flats]))
+        blocks = [
+            block for flat in flats for block in flat.grad.split(BLOCK)
+        ]  # one sum of 10⁷ squares would round badly
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(blocks)))
         scale = (self.clip / (norm + 1e-6)).clamp(max=1.0) if self.clip else None
-        for name, group in self.groups.items():
-            if groups is None or name in groups:
-                self.steps[name] += 1
-                for flat in group:
-                    self._update(flat, lr, self.steps[name], scale)
+        for name, rate in lr.items():
+            self.steps[name] += 1
+            for flat in self.groups[name]:
+                self._update(flat, rate, self.steps[name], scale)
         return norm
 
     def _update(self, flat, lr, t, scale):

@@ -80,7 +80,7 @@ def attention_reference(qkv, cu_seqlens, heads):
 
     qkv (T, 3H), cu_seqlens (B + 1,) -> (T, H). Any float dtype; differentiable by autograd.
     """
-    q, k, v = qkv.view(len(qkv), 3, heads, -1).unbind(1)  # each (T, heads, d)
+    q, k, v = qkv.view(len(qkv), 3, heads, qkv.shape[1] // 3 // heads).unbind(1)  # each (T, heads, d)
     bounds, out = cu_seqlens.tolist(), []
     for start, end in itertools.pairwise(bounds):
         rows = slice(start, end)
@@ -128,7 +128,8 @@ class _Attention(torch.autograd.Function):
 
 def _gather(rows, group, parts, heads):
     """rows (T, parts · heads · d) -> the group's `parts` tensors (n, heads, m, d)."""
-    return rows.view(len(rows), parts, heads, -1)[group.take].permute(2, 0, 3, 1, 4).unbind(0)
+    rows = rows.view(len(rows), parts, heads, rows.shape[1] // parts // heads)
+    return rows[group.take].permute(2, 0, 3, 1, 4).unbind(0)
 
 
 def _dropout(x, keep, p):
