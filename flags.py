@@ -6,6 +6,7 @@ import os
 
 import torch
 
+import runs
 from console import Parser, UserError
 from data import SAMPLINGS, SPLITS, TASKS, data_path
 from smart import PRESETS
@@ -70,6 +71,20 @@ def arguments():
             add(f"--{task.name}_{split}_out", default=f"predictions/{task.name}-{split}-output.csv", metavar="FILE",
                 help="where predictions go, relative to --out")  # fmt: skip
     return parser
+
+
+def parse(argv):
+    """The flags of a run, checked, with the defaults that depend on other flags filled in. See `runs.parse_flags`."""
+    parser = arguments()
+    args = parser.parse_args(argv)
+    parser.set_defaults(
+        out=f"runs/{args.option}",
+        lr={"finetune": 1e-4, "pretrain": 1e-3}[args.option],
+        **PRESETS[args.smart or "weak"],
+    )
+    args = runs.parse_flags(parser, argv)
+    check(args)
+    return args
 
 
 def positive(kind, low=None):

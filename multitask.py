@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import flags
 import parallel
 import runs
 from adamw import AdamW, linear_schedule
@@ -36,12 +37,11 @@ from bert import Bert, initialize
 from console import UserError, command, progress, table
 from data import TASKS, joint_steps, load_data, training_steps
 from evaluate import dev_score, majority, outputs, score, write_predictions
-from flags import arguments, check, choose_device
 from kernels.dropout import dropout
 from kernels.gelu import bias_gelu
 from kernels.linear import linear
 from pals import Pals
-from smart import PRESETS, Smart
+from smart import Smart
 from surgery import Surgery
 from tokenizer import Tokenizer
 from weights import find_model, read_safetensors, write_safetensors
@@ -298,16 +298,8 @@ def report(args, model, datasets):
 
 @command
 def main(argv=None):
-    parser = arguments()
-    args = parser.parse_args(argv)
-    parser.set_defaults(
-        out=f"runs/{args.option}",
-        lr={"finetune": 1e-4, "pretrain": 1e-3}[args.option],
-        **PRESETS[args.smart or "weak"],
-    )
-    args = runs.parse_flags(parser, argv)
-    check(args)
-    device = choose_device(args)
+    args = flags.parse(argv)
+    device = flags.choose_device(args)
     parallel.start(args.batch_size)
     siamese = args.pair_encoding == "siamese"
     with parallel.one_after_another():

@@ -91,15 +91,18 @@ def seed_step(seed, step):
 
 @contextlib.contextmanager
 def _patience():
-    """Turns torch.distributed's error for a lost process into a sentence."""
+    """Turns torch.distributed's error for a lost process into a sentence, and the end of this one."""
     try:
         yield
     except RuntimeError as error:
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise UserError(
-            f"process {os.environ.get('RANK', '0')} lost the others, one of them died or was stopped ({reason:.120}); "
-            "start the same command again with --resume"
-        ) from None
+        reason = (str(error).strip().splitlines() or [""])[0].rpartition("] ")[2]
+        print(  # at once: torchrun gives the survivors a tenth of a second
+            f"error: process {os.environ['RANK']} lost the others, one of them died or was stopped ({reason:.100}); "
+            "start the same command again with --resume",
+            file=sys.stderr,
+            flush=True,
+        )
+        raise SystemExit(2) from None
 
 
 def sum_(tensor):
