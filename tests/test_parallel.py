@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 
 import multitask
@@ -39,20 +38,14 @@ def commands(folder, out):
     yield simcse.main, f"{flags} --negatives both --pooling mean --out {out}/simcse".split()
 
 
-def join(rank, port):
-    """What torchrun tells a process."""
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-
-
 def one_of_two(rank, folder):
-    os.environ.update(
-        RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT="29517"
-    )
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))  # as torchrun does
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29517")
     torch.set_num_threads(1)
+    parallel.start(2)
+    parallel.start, parallel.stop = lambda batch_size: None, parallel.barrier  # the same two for all commands
     for main, argv in commands(folder, folder / "two"):
         main(argv)
-        assert not dist.is_initialized()
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +57,14 @@ def both(tmp_path_factory):
     rng = torch.Generator().manual_seed(0)
     draw = lambda: " ".join(tiny.WORDS[i] for i in torch.randint(len(tiny.WORDS), (6,), generator=rng))  # noqa: E731
     (folder / "pairs.tsv").write_text("\n".join(f"{draw()}\t{draw()}\t{draw()}" for _ in range(7)))
-    mp.spawn(one_of_two, (folder,), nprocs=2)
+    two = mp.spawn(one_of_two, (folder,), nprocs=2, join=False)
+    end = time.monotonic() + 90
+    try:
+        while not two.join(timeout=1):
+            assert time.monotonic() < end, "two processes should be done by now"
+    finally:
+        for process in two.processes:
+            process.kill()
     for main, argv in commands(folder, folder / "one"):
         main(argv)
     return folder
@@ -90,17 +90,10 @@ def test_two_processes_have_the_losses_and_the_metrics_of_one(both, name):
             assert len(lines[0]) == len(lines[1])
 
 
-def evaluate_in_two(rank, folder):
-    os.environ.update(
-        RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT="29518"
-    )
-    multitask.main(["--eval_only", "--out", str(folder)])
-
-
 def test_evaluation_shared_by_two_gives_the_predictions_of_one(both):
-    run = both / "one" / "pals"
+    run = both / "two" / "pals"
     before = {path.name: path.read_text() for path in (run / "predictions").iterdir()}
-    mp.spawn(evaluate_in_two, (run,), nprocs=2)
+    multitask.main(["--eval_only", "--out", str(run)])
     assert {path.name: path.read_text() for path in (run / "predictions").iterdir()} == before
 
 
@@ -168,4 +161,7 @@ def test_a_dying_process_ends_the_run_with_a_sentence_and_it_resumes(tmp_path):
         assert last_step(out) > step + 20
     finally:
         resumed.terminate()
-        resumed.communicate(timeout=60)
+        try:
+            resumed.communicate(timeout=30)
+        finally:
+            resumed.kill()
