@@ -205,6 +205,22 @@ class DataSet:
         return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
+def load_data(args, tokenizer, siamese, splits=SPLITS):
+    """The data sets of the run: {task: {split: DataSet}}. A task without a test file has no "test"."""
+    datasets = {}
+    for task in TASKS.values():
+        datasets[task.name] = {}
+        for split in splits:
+            given = getattr(args, f"{task.name}_{split}")
+            path = Path(given or data_path(args.data, task, split))
+            if split == "test" and not given and not path.exists():
+                print(f"{path} does not exist: no test predictions for {task.name}", file=sys.stderr)
+                continue
+            examples = read_examples(path, task, labelled=split != "test")
+            datasets[task.name][split] = DataSet(examples.sample(args.max_examples), tokenizer, siamese)
+    return datasets
+
+
 # ----- which examples, in which order
 
 
@@ -269,6 +285,21 @@ def training_steps(sizes, batch_size, epochs, sampling="proportional", seed=0, e
             order += [name] * epoch_steps({name: sizes[name]}, batch_size)
         for name in order:
             yield epoch, name, list(itertools.islice(streams[name], batch_size))
+
+
+def joint_steps(sizes, batch_size, epochs, seed=0, extra=()):
+    """Like `training_steps`, with a batch of each task in every step: (epoch, {task: example numbers}).
+
+    An epoch has as many examples in all, so fewer steps. The passes of `extra` have steps of their own.
+    """
+    streams = {name: example_stream(n, [seed, i]) for i, (name, n) in enumerate(sizes.items())}
+    steps = max(1, round(epoch_steps(sizes, batch_size) / len(sizes)))
+    for epoch in range(1, epochs + 1):
+        groups = [list(sizes)] * steps
+        for name in extra:
+            groups += [[name]] * epoch_steps({name: sizes[name]}, batch_size)
+        for names in groups:
+            yield epoch, {name: list(itertools.islice(streams[name], batch_size)) for name in names}
 
 
 def epoch_steps(sizes, batch_size):
