@@ -5,6 +5,7 @@ CSV is, the first column an unnamed index. A fourth task is a fourth row.
 """
 
 import csv
+import functools
 import hashlib
 import itertools
 import sys
@@ -31,6 +32,7 @@ class Task:
     high: float
     metric: str  # what the dev score counts: "accuracy" or "pearson"
     output: str  # the name of the value in prediction files
+    symmetric: bool = False  # the label of a pair does not depend on the order of its sentences
 
     @property
     def pair(self):
@@ -52,6 +54,7 @@ TASKS = {
             1,
             "accuracy",
             "Predicted_Is_Paraphrase",
+            symmetric=True,
         ),
         Task(
             "sts",
@@ -63,6 +66,7 @@ TASKS = {
             5,
             "pearson",
             "Predicted_Similiary",  # spelt as the course's own tools expect it
+            symmetric=True,
         ),
     )
 }
@@ -174,7 +178,7 @@ class DataSet:
 
     def __init__(self, examples, tokenizer, siamese=False):
         """Args: siamese, True to encode the two sentences of a pair each alone; by default they share one sequence."""
-        self.examples = examples
+        self.examples, self.tokenizer = examples, tokenizer
         self.encoded, self.encoded_others = [], None
         if siamese and examples.others is not None:
             self.encoded = tokenizer.encode(examples.sentences)
@@ -182,15 +186,24 @@ class DataSet:
         else:
             self.encoded = tokenizer.encode(examples.sentences, examples.others)
 
+    @functools.cached_property
+    def encoded_swapped(self):
+        """The joint pairs with the second sentence first."""
+        return self.tokenizer.encode(self.examples.others, self.examples.sentences)
+
     def __len__(self):
         return len(self.examples)
 
-    def batch(self, numbers):
-        """B examples, packed: B sentences or joint pairs; siamese, B first sentences and then B second ones."""
-        encoded = [self.encoded[i] for i in numbers]
+    def batch(self, numbers, swap=False):
+        """B examples, packed: B sentences or joint pairs; siamese, B first sentences and then B second ones.
+
+        Args: swap, True to give the two sentences of each pair in the other order.
+        """
         if self.encoded_others is not None:
-            encoded += [self.encoded_others[i] for i in numbers]
-        return pack(encoded)
+            parts = [self.encoded, self.encoded_others]
+            return pack([part[i] for part in (reversed(parts) if swap else parts) for i in numbers])
+        encoded = self.encoded_swapped if swap else self.encoded
+        return pack([encoded[i] for i in numbers])
 
     def labels(self, numbers):
         """(B,) float32 tensor."""
