@@ -1,13 +1,14 @@
 """AdamW by hand (Loshchilov & Hutter, 2019, algorithm 2), and the learning-rate schedule.
 
-With gradient g at a parameter's step t = 1, 2, ...:
+With gradient g at a parameter's step t = 1, 2, ..., learning rate lr, weight decay wd (0.01), β₁ = 0.9, β₂ = 0.999,
+ε = 1e-8, and θ the parameter:
 
     m ← β₁ m + (1 - β₁) g            running mean of the gradient
     v ← β₂ v + (1 - β₂) g²           running mean of its square
     θ ← θ - lr · wd · θ              weight decay, decoupled from the gradient; none on biases and LayerNorms
     θ ← θ - lr · m̂ / (√v̂ + ε)        m̂ = m / (1 - β₁ᵗ), v̂ = v / (1 - β₂ᵗ): both start at 0, this takes the bias out
 
-before which g is scaled down where the norm of all gradients together exceeds `clip`.
+before which g is scaled down where the norm of the gradient of all that takes part in the step exceeds `clip`.
 
 The update is a handful of element-wise operations on 23 million numbers (MiniLM), so its speed is that of memory.
 Hence the parameters, gradients, m and v of a group each live in ONE flat tensor, of which the model's own tensors
@@ -128,9 +129,9 @@ class AdamW:
 
 
 def linear_schedule(step, total, warmup):
-    """The learning rate's factor: up from 0 to 1 over the first share `warmup` of `total` steps, then down to 0.
+    """The learning rate's factor: it rises to 1 at step w = warmup · total, then falls to 0, due at step `total`.
 
-    Args: step, from 0; warmup in [0, 1]. Returns a float in (0, 1].
+    Args: step, from 0; warmup in [0, 1). Returns a float in (0, 1], both ways linear.
     """
     rising = warmup * total
     return min((step + 1) / (rising + 1), (total - step) / max(1.0, total - rising))

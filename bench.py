@@ -23,7 +23,7 @@ from adamw import AdamW
 from bert import Bert
 from console import Parser, UserError, command, table
 from data import TASKS, DataSet, data_path, read_examples
-from flags import choose_device, positive
+from flags import add_device, choose_device, positive
 from multitask import MultitaskBert, task_loss
 from tokenizer import Tokenizer
 from weights import MINILM, find_model
@@ -115,6 +115,8 @@ class Theirs:
 def load(args, task):
     """The texts: 40 batches of the task's training file."""
     examples = read_examples(data_path(args.data, task, "train"), task).sample(40 * args.batch_size)
+    if len(examples) < args.batch_size:
+        raise UserError(f"the {task.name} file has {len(examples)} examples; choose a smaller --batch_size")
     return DataSet(examples, Tokenizer(find_model(args.bert)))
 
 
@@ -140,7 +142,11 @@ def compare(args, task):
 def peak_memory(args, task, side, queue):
     """Runs 20 training steps of one side, and puts the process's peak memory in MB on the queue."""
     torch.set_num_threads(args.threads)
-    runner = side(args, TASKS[task])
+    try:
+        runner = side(args, TASKS[task])
+    except UserError as error:
+        queue.put(error)
+        return
     numbers = list(range(len(runner.dataset)))
     for i in range(20):
         runner.train(numbers[i * args.batch_size : (i + 1) * args.batch_size] or numbers[: args.batch_size])
@@ -154,6 +160,8 @@ def in_own_process(args, task, side):
     process.start()
     value = queue.get(timeout=600)
     process.join()
+    if isinstance(value, UserError):
+        raise value
     return value
 
 
@@ -185,8 +193,7 @@ def main(argv=None):
     add("--batch_size", type=positive(int), default=32)
     add("--steps", type=positive(int), default=20, help="how many timed steps of each side")
     add("--threads", type=positive(int), default=torch.get_num_threads())
-    add("--device", choices=("auto", "cpu", "cuda"), default="cpu")
-    add("--use_gpu", action="store_true", help="the same as --device cuda")
+    add_device(parser, "cpu")
     add("--linear", action="store_true", help="matrix products only")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
@@ -194,15 +201,18 @@ def main(argv=None):
     if args.linear:
         print(linear_table())
         return
-    names, rows = [args.task] if args.task else ["sst", "para"], []
+    names, memory, speed = [args.task] if args.task else ["sst", "para"], [], []
     if choose_device(args).type == "cpu":  # first: a new process inherits the high-water mark of the one that starts it
         for name in names:
             ours, theirs = (in_own_process(args, name, side) for side in (Ours, Theirs))
-            rows.append([name, "peak memory, MB", f"{ours:.0f}", f"{theirs:.0f}", f"{ours / theirs:.2f}"])
+            memory.append([name, f"{ours:.0f}", f"{theirs:.0f}", f"{ours / theirs:.2f}"])
     for name in names:
-        rows += compare(args, TASKS[name])
-    print(f"batch {args.batch_size}, {args.threads} threads, {choose_device(args)}, torch {torch.__version__}")
-    print(table(["task", "what", "ours, sentences/s", "transformers, sentences/s", "ratio"], rows))
+        speed += compare(args, TASKS[name])
+    print(f"batch {args.batch_size}, {args.threads} threads, {choose_device(args)}, torch {torch.__version__}\n")
+    print(table(["task", "what", "ours, examples/s", "transformers, examples/s", "times as fast"], speed))
+    if memory:
+        print()
+        print(table(["task", "ours, peak MB", "transformers, peak MB", "ours / theirs"], memory))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@
     pool  = tanh(W h_[CLS] + b)                                              pool:    (B, H) -> (B, H)
 
 SA is multi-head self-attention with an output projection, FFN is Linear, GELU, Linear. `side` is whatever someone
-wants to add beside the feed-forward half of a layer (`pals.py` does); without one this is plain BERT. T is the
-number of tokens in the batch, B of sentences, H the hidden size, L the number of layers.
+wants to add beside the feed-forward half of a layer; without one this is plain BERT. T is the number of tokens in the
+batch, B of sequences, H the hidden size, L the number of layers.
 
 Two things differ from the usual implementation, neither in what is computed:
 
@@ -18,6 +18,7 @@ Two things differ from the usual implementation, neither in what is computed:
 """
 
 import json
+import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -65,11 +66,15 @@ class BertConfig:
             if values.get(key, wanted) != wanted:
                 raise UserError(f"{path} says {key} = {values[key]!r}, and only {wanted!r} is supported")
         numbers = {f.name: values[f.name] for f in fields(cls) if f.name in values}
-        for name, value in numbers.items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-                raise UserError(f"{path}: {name} is {value!r}, and should be a number of at least 0")
+        for field in fields(cls):
+            value = numbers.get(field.name, field.default)
+            right = (
+                type(value) is int and value >= 1 if field.type is int else type(value) in (int, float) and value >= 0
+            )
+            if not right or (field.name.endswith("_prob") and value >= 1):
+                raise UserError(f"{path}: {field.name} cannot be {value!r}; fetch the model again")
         config = cls(**numbers)
-        if config.hidden_size % max(1, config.num_attention_heads):
+        if config.hidden_size % config.num_attention_heads:
             raise UserError(f"{path}: hidden_size {config.hidden_size} is no multiple of num_attention_heads")
         return config
 
@@ -97,7 +102,11 @@ class Layer(nn.Module):
         self.output_norm = nn.LayerNorm(H, eps=config.layer_norm_eps)
 
     def forward(self, h, bounds, side=None, rows=None):
-        """h (T, H), bounds from `plan`, side (T, H) or None, rows (R,) int64 or None -> (T, H) or (R, H)."""
+        """h (T, H) -> (T, H), or (R, H) for the R wanted rows.
+
+        Args: bounds, where sentences start and end, prepared by `plan` for `attention`; side, (T, H) or None; rows,
+        (R,) int64 or None for all.
+        """
         p = self.dropout if self.training else 0.0
         qkv = linear(h, self.qkv.weight, self.qkv.bias)  # (T, 3H)
         a = attention(qkv, bounds, self.heads, self.attention_dropout if self.training else 0.0)  # (T, H)
@@ -179,7 +188,7 @@ class Bert(nn.Module):
 
 
 def initialize(module, std):
-    """Weights of all matrices ~ N(0, std²), biases 0, LayerNorms 1 and 0, as BERT starts its pretraining."""
+    """Weights of all matrices ~ N(0, std²), biases 0, as BERT starts its pretraining (LayerNorms are born 1 and 0)."""
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Embedding):
             nn.init.normal_(part.weight, std=std)
@@ -242,12 +251,14 @@ def from_usual_names(tensors, config, source):
         names = _usual_names(name)
         missing = [n for n in names if n not in found]
         if missing and name.startswith("pooler"):  # many encoders are published without one: start it afresh
+            print(f"{source} has no {names[0]}: it starts at random", file=sys.stderr)
             state[name] = torch.randn(shape) * config.initializer_range if len(shape) == 2 else torch.zeros(shape)
             continue
         if missing:
             raise UserError(f"{source} has no weight {missing[0]}; it is not what its config.json describes")
-        tensor = torch.cat([found[n] for n in names])
-        if tensor.shape != shape:
-            raise UserError(f"{source}: {names[0]} is {tuple(tensor.shape)}, where config.json asks for {tuple(shape)}")
-        state[name] = tensor.float()
+        part = (shape[0] // len(names), *shape[1:])
+        for n in names:
+            if found[n].shape != part:
+                raise UserError(f"{source}: {n} is {tuple(found[n].shape)}, where config.json asks for {part}")
+        state[name] = torch.cat([found[n] for n in names]).float()
     return state

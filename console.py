@@ -60,7 +60,7 @@ def progress(total, initial=0, unit="step", title=""):
     settings["disable"] = os.environ.get("RANK", "0") != "0"
     if sys.stderr.isatty():
         return tqdm(**settings, dynamic_ncols=True)
-    return tqdm(**settings, file=_Lines(), mininterval=30, ascii=True, ncols=100)
+    return tqdm(**settings, file=_Lines(), mininterval=30, maxinterval=30, ascii=True, ncols=100)
 
 
 class _Lines:

@@ -32,6 +32,7 @@ class Task:
     high: float
     metric: str  # what the dev score counts: "accuracy" or "pearson"
     output: str  # the name of the value in prediction files
+    names: tuple = ()  # of the classes, for people
     symmetric: bool = False  # the label of a pair does not depend on the order of its sentences
 
     @property
@@ -43,7 +44,18 @@ class Task:
 TASKS = {
     task.name: task
     for task in (
-        Task("sst", "ids-sst-{split}.csv", ("sentence",), "sentiment", 5, 0, 4, "accuracy", "Predicted_Sentiment"),
+        Task(
+            "sst",
+            "ids-sst-{split}.csv",
+            ("sentence",),
+            "sentiment",
+            5,
+            0,
+            4,
+            "accuracy",
+            "Predicted_Sentiment",
+            names=("very negative", "negative", "neutral", "positive", "very positive"),
+        ),
         Task(
             "para",
             "quora-{split}.csv",
@@ -54,6 +66,7 @@ TASKS = {
             1,
             "accuracy",
             "Predicted_Is_Paraphrase",
+            names=("no", "yes"),
             symmetric=True,
         ),
         Task(
@@ -86,7 +99,7 @@ class Examples:
         return len(self.ids)
 
     def sample(self, n):
-        """n of them, drawn evenly (the files are not in random order), always the same; all of them where n is None."""
+        """n of them at random, always the same (the files are not in random order); all of them where n is None."""
         if n is None or n >= len(self):
             return self
         rows = np.sort(np.random.default_rng(0).permutation(len(self))[:n])
@@ -259,8 +272,8 @@ def task_order(sizes, sampling, epoch, epochs, steps, seed):
     """Which task each of the `steps` steps of an epoch takes: a list of names.
 
     `round_robin` takes the tasks in turn. The others give each task its share p_i of the steps, to the nearest whole
-    step, and shuffle: a draw without the luck of the draw. With `proportional`, an epoch is then exactly one pass over
-    every task. The order depends on the arguments only, so a resumed run finds it again.
+    step, and shuffle: a draw without the luck of the draw. With `proportional`, an epoch is then one pass over
+    every task, to within a batch. The order depends on the arguments only, so a resumed run finds it again.
     """
     names = list(sizes)
     if sampling == "round_robin":
@@ -286,9 +299,9 @@ def training_steps(sizes, batch_size, epochs, sampling="proportional", seed=0, e
     """All steps of a training run, in order: (epoch from 1, task name, list of batch_size example numbers).
 
     Args: sizes, examples of each task by name; sampling, see `task_order`; extra, names of tasks that get one more
-    pass at the end of each epoch (`--extra_sst`). An epoch has as many steps as there are full batches in all tasks
-    together. Each task's examples come in one random order after another, across epochs, so every batch is full. Steps
-    depend on the arguments only: a run that resumes skips those it has done.
+    pass at the end of each epoch (`--extra_sst`). An epoch has as many steps as all tasks together have
+    batches, to the nearest whole one. Each task's examples come in one random order after another, across epochs, so
+    every batch is full. Steps depend on the arguments only: a run that resumes skips those it has done.
     """
     steps = epoch_steps(sizes, batch_size)
     streams = {name: example_stream(n, [seed, i]) for i, (name, n) in enumerate(sizes.items())}

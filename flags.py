@@ -28,7 +28,12 @@ def arguments():
     add("--keep_order", action="store_true", help="do not swap the sentences of symmetric pairs on every second step")
     add("--classifier_layers", type=positive(int, 0), default=2, help="feed-forward layers in a head")
     add("--classifier_size", type=positive(int), default=None, help="their width (default: the hidden size)")
-    add("--hidden_dropout_prob", type=share, default=0.1, help="dropout in the encoder and the heads")
+    add(
+        "--hidden_dropout_prob",
+        type=share,
+        default=0.1,
+        help="dropout in the encoder (but for its attention, which has its own) and the heads",
+    )
 
     add("--epochs", type=positive(int), default=3)
     add("--batch_size", type=positive(int), default=32)
@@ -42,8 +47,7 @@ def arguments():
     add("--sampling", choices=SAMPLINGS, default="proportional", help="how often a step takes each task")
     add("--extra_sst", action="store_true", help="one more pass over SST at the end of each epoch")
     add("--seed", type=positive(int, 0), default=11711)
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    add("--use_gpu", action="store_true", help="the same as --device cuda")
+    add_device(parser)
 
     add("--use_pals", action="store_true", help="projected attention layers for each task (pals.py)")
     add("--pal_size", type=positive(int), default=204, help="their width d_s")
@@ -67,7 +71,7 @@ def arguments():
         type=positive(int),
         default=None,
         metavar="N",
-        help="only N examples of each file, drawn evenly",
+        help="only N examples of each file, drawn at random",
     )
     for task in TASKS.values():
         for split in SPLITS:
@@ -81,6 +85,13 @@ def arguments():
             add(f"--{task.name}_{split}_out", default=f"predictions/{task.name}-{split}-output.csv", metavar="FILE",
                 help="where predictions go, relative to --out")  # fmt: skip
     return parser
+
+
+def add_device(parser, default="auto"):
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default=default)
+    parser.add_argument(
+        "--use_gpu", dest="device", action="store_const", const="cuda", help="the same as --device cuda"
+    )
 
 
 def parse(argv):
@@ -99,9 +110,10 @@ def positive(kind, low=None):
     def parse(text):
         try:
             value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-        if not math.isfinite(value) or value < (low or 0) or (low is None and value == 0):
+            finite = math.isfinite(value) and value < 2**63
+        except (ValueError, OverflowError):
+            raise argparse.ArgumentTypeError(f"{text!r:.40} is not a number") from None
+        if not finite or value < (low or 0) or (low is None and value == 0):
             bound = "greater than 0" if low is None else f"at least {low}"
             raise argparse.ArgumentTypeError(f"{text} is not {bound}")
         return value
@@ -129,10 +141,9 @@ def check(args):
 
 def choose_device(args):
     """The device to train on; under torchrun on a machine with GPUs, each process has one of its own."""
-    wanted = "cuda" if args.use_gpu else args.device
-    if wanted == "cuda" and not torch.cuda.is_available():
+    if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("no CUDA device is available; leave out --use_gpu and --device cuda to run on the CPU")
-    if wanted == "cpu" or not torch.cuda.is_available():
+    if args.device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     number = int(os.environ.get("LOCAL_RANK", "0"))
     if number >= torch.cuda.device_count():

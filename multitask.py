@@ -33,9 +33,9 @@ import flags
 import parallel
 import runs
 from adamw import AdamW, linear_schedule
-from bert import Bert
+from bert import Bert, BertConfig
 from console import UserError, command, progress, table
-from data import TASKS, joint_steps, load_data, training_steps
+from data import TASKS, fingerprint, joint_steps, load_data, training_steps
 from evaluate import dev_score, majority, outputs, score, write_predictions
 from kernels.dropout import dropout
 from kernels.gelu import bias_gelu
@@ -48,7 +48,7 @@ from weights import find_model, read_safetensors, write_safetensors
 
 
 class Head(nn.Module):
-    """(B, in) -> (B, out): `layers` times Linear, GELU, dropout; then Linear."""
+    """(B, in) -> (B, out): dropout; `layers` times Linear, GELU, dropout; then Linear."""
 
     def __init__(self, size_in, size, size_out, layers, p):
         super().__init__()
@@ -80,7 +80,7 @@ class MultitaskBert(nn.Module):
         super().__init__()
         H, p = bert.config.hidden_size, bert.config.hidden_dropout_prob
         self.bert = bert
-        self.shape = {
+        self.options = {
             "pair_encoding": pair_encoding,
             "classifier_layers": classifier_layers,
             "classifier_size": classifier_size or H,
@@ -92,11 +92,11 @@ class MultitaskBert(nn.Module):
             self.heads[task.name] = Head(size_in, classifier_size or H, size_out, classifier_layers, p)
         self.pals = None
         if pal_size:
-            self.shape |= {"pal_size": pal_size, "pal_heads": pal_heads}
+            self.options |= {"pal_size": pal_size, "pal_heads": pal_heads}
             self.pals = nn.ModuleDict({name: Pals(bert.config, pal_size, pal_heads) for name in TASKS})
 
     def siamese(self, task):
-        return task.pair and self.shape["pair_encoding"] == "siamese"
+        return task.pair and self.options["pair_encoding"] == "siamese"
 
     def forward(self, task, batch):
         """The name of a task and a `Batch` of its B examples (`DataSet.batch`) -> logits (B, classes), or (B, 1)."""
@@ -127,21 +127,22 @@ class MultitaskBert(nn.Module):
         write_safetensors(Path(folder) / "heads.safetensors", self.heads.state_dict())
         if self.pals is not None:
             write_safetensors(Path(folder) / "pals.safetensors", self.pals.state_dict())
-        runs.write_json(Path(folder) / "multitask.json", self.shape)
+        runs.write_json(Path(folder) / "multitask.json", self.options)
 
     @classmethod
     def load(cls, folder):
         """From a folder that `save` wrote. Returns (model, tokenizer)."""
         if not (Path(folder) / "multitask.json").exists():
             raise UserError(f"{folder} holds no trained model; name the folder of a run of multitask.py")
-        model = cls(Bert.load(folder), **runs.read_json(Path(folder) / "multitask.json"))
+        bert = Bert.load(folder)
+        model = cls(bert, **runs.read_json(Path(folder) / "multitask.json"))
         try:
             model.heads.load_state_dict(read_safetensors(Path(folder) / "heads.safetensors"))
             if model.pals is not None:
                 model.pals.load_state_dict(read_safetensors(Path(folder) / "pals.safetensors"))
         except RuntimeError:
             raise UserError(f"the heads in {folder} are not those of the tasks of data.py; train again") from None
-        return model, Tokenizer(folder)
+        return model, Tokenizer(folder, bert.config.max_position_embeddings, bert.config.vocab_size)
 
 
 def task_loss(task, logits, labels):
@@ -160,25 +161,25 @@ def task_loss(task, logits, labels):
 def train(args, model, tokenizer, datasets):
     """Trains `model` and leaves the run in args.out; returns True, or False where Ctrl-C stopped it. See `runs.py`."""
     optimizer = AdamW(model.parameter_groups(), weight_decay=args.weight_decay, clip=args.clip)
-    plan = list(training_plan(args, {name: len(splits["train"]) for name, splits in datasets.items()}))
     smart = Smart(model, optimizer, args) if args.use_smart else None
     surgery = Surgery(optimizer, args.seed) if args.gradient_surgery else None
     if smart:
         print("SMART: {} forward and {} backward passes for each batch, in place of 1 and 1".format(*smart.passes()))
     averages = smart.state() if smart else {}
-    position = runs.load_state(args.out, model, optimizer, averages) or {"step": 0, "best": -math.inf, "losses": {}}
+    steps = list(training_plan(args, {name: len(splits["train"]) for name, splits in datasets.items()}))
+    data = {name: fingerprint(splits["train"].examples) for name, splits in datasets.items()}
+    at = runs.load_state(args.out, model, optimizer, averages) or {"step": 0, "best": -math.inf, "data": data}
+    if at["data"] != data:
+        raise UserError(f"the training files are not those that {args.out} was started with; choose another --out")
     writer = parallel.rank() == 0
 
-    losses = collections.defaultdict(list)  # of the epoch so far, by task; with SMART also its penalties
-    losses.update(position["losses"])
     pending = []  # (step, name, value), not read yet: reading a loss waits for the GPU
-    sentences = [sum(map(len, batches.values())) for _, batches in plan]
-    bar = progress(sum(sentences), sum(sentences[: position["step"]]), "sentences", "training")
+    sizes = [sum(map(len, batches.values())) for _, batches in steps]
+    bar = progress(sum(sizes), sum(sizes[: at["step"]]), "examples", "training")
     with runs.Interrupt() as interrupt, bar:
         if writer:
-            runs.rewind_metrics(args.out, position["step"])
-        for step in range(position["step"] + 1, len(plan) + 1):
-            epoch, batches = plan[step - 1]
+            runs.rewind_metrics(args.out, at["step"])
+        for step, (epoch, batches) in enumerate(steps[at["step"] :], at["step"] + 1):
             parallel.seed_step(args.seed, step)
             model.train()
             optimizer.zero_grad()
@@ -188,44 +189,39 @@ def train(args, model, tokenizer, datasets):
                     surgery.take(name)
             parallel.sum_gradients(optimizer, (*batches,) if surgery else ("shared", *batches))
             if surgery:
-                for pair, conflict in surgery.combine(step).items():
-                    losses[f"conflict {pair}"].append(int(conflict))
-            factor = linear_schedule(step - 1, len(plan), args.warmup)
-            optimizer.step({"shared": args.lr * factor} | dict.fromkeys(batches, args.head_lr * factor))
+                conflicts = surgery.combine(step).items()
+                pending += [(step, f"conflict {pair}", torch.tensor(float(found))) for pair, found in conflicts]
+            factor = linear_schedule(step - 1, len(steps), args.warmup)
+            norm = optimizer.step({"shared": args.lr * factor} | dict.fromkeys(batches, args.head_lr * factor))
+            pending.append((step, "gradient norm", norm))
             if smart:
                 smart.after_step(step)
-            bar.update(sentences[step - 1])
+            bar.update(sizes[step - 1])
 
             stop = parallel.any_of(interrupt.asked)
-            end_of_epoch = step == len(plan) or plan[step][0] > epoch
+            end_of_epoch = step == len(steps) or steps[step][0] > epoch
             save = end_of_epoch or stop or step % args.save_every == 0
-            if save or len(pending) >= 20:
-                read_losses(pending, losses)
-                bar.set_postfix_str(" ".join(f"{t} {mean(v[-20:]):.3f}" for t, v in losses.items() if t in TASKS))
+            if save or step % 20 == 0:
+                means = read_values(pending)
+                bar.set_postfix_str(" ".join(f"{t} {v:.3f}" for t, v in means.items() if t in TASKS), refresh=False)
+                if writer:
+                    runs.append_metrics(args.out, kind="train", step=step, epoch=epoch, **means)
             if end_of_epoch:
-                means = {name: mean(values) for name, values in losses.items()}
-                losses.clear()
                 metrics = {t: dev_metric(model, t, splits["dev"]) for t, splits in datasets.items()}
                 dev = dev_score(metrics)
-                bar.write(
-                    f"epoch {epoch}: " + ", ".join(f"{t} {v:.3f}" for t, v in metrics.items()) + f", score {dev:.3f}"
-                )
-                if surgery:
-                    shares = (f"{name[9:]} {v:.0%}" for name, v in means.items() if name.startswith("conflict"))
-                    bar.write(f"epoch {epoch}: gradients in conflict: " + ", ".join(shares))
-                better = dev > position["best"]
-                position["best"] = max(dev, position["best"])
+                bar.write(f"epoch {epoch}: " + ", ".join(f"{t} {v:.3f}" for t, v in (metrics | {"score": dev}).items()))
+                if surgery and writer:
+                    bar.write(f"epoch {epoch}: gradients in conflict: {conflict_shares(args.out, epoch)}")
                 if writer:
-                    loss = {t: means.pop(t) for t in list(means) if t in TASKS}
-                    runs.append_metrics(args.out, kind="train", step=step, epoch=epoch, loss=loss, **means)
                     runs.append_metrics(args.out, kind="dev", step=step, epoch=epoch, **metrics, score=dev)
-                if writer and better:
+                if writer and dev > at["best"]:
                     with runs.replacing_folder(Path(args.out) / "best") as folder:
                         model.save(folder, tokenizer)
+                at["best"] = max(dev, at["best"])
             if save and writer:
-                position |= {"step": step, "losses": losses}
-                runs.save_state(args.out, model, optimizer, averages, **position)
-            if stop and step < len(plan):
+                at["step"] = step
+                runs.save_state(args.out, model, optimizer, averages, **at)
+            if stop and step < len(steps):
                 return False
     return True
 
@@ -264,14 +260,29 @@ def backward(args, step, name, numbers, model, dataset, smart):
     return [(step, key, value.detach() * weight) for key, value in values.items()]
 
 
-def read_losses(pending, losses):
-    """Moves the pending (step, name, value) into `losses`, by name. Raises UserError for one that is not finite."""
-    values = parallel.sum_(torch.stack([value for _, _, value in pending])).tolist()
-    for (step, name, _), value in zip(pending, values, strict=True):
+def read_values(pending):
+    """The mean of the pending (step, name, value) by name; leaves none pending. Sums losses over the processes.
+
+    Raises UserError for a value that is not finite.
+    """
+    values = torch.stack([value.detach().float().cpu() for _, _, value in pending])
+    of_loss = torch.tensor([not name.startswith(("gradient", "conflict")) for _, name, _ in pending])
+    values[of_loss] = parallel.sum_(values[of_loss])  # the others are the same in every process
+    by_name = collections.defaultdict(list)
+    for (step, name, _), value in zip(pending, values.tolist(), strict=True):
         if not math.isfinite(value):
-            raise UserError(f"the loss of {name} became {value} at step {step}; the last state is kept: lower --lr")
-        losses[name].append(value)
+            what = f"the loss of {name}" if name in TASKS else f"the {name}"
+            raise UserError(f"{what} became {value} at step {step}; start again with a lower --lr and another --out")
+        by_name[name].append(value)
     pending.clear()
+    return {name: mean(values) for name, values in by_name.items()}
+
+
+def conflict_shares(out, epoch):
+    """Text: in which share of the epoch's steps the gradients of each two tasks were in conflict (`surgery.py`)."""
+    lines = [line for line in runs.read_metrics(out) if line["kind"] == "train" and line["epoch"] == epoch]
+    pairs = [name for name in lines[0] if name.startswith("conflict ")]
+    return ", ".join(f"{pair[9:]} {mean(line[pair] for line in lines if pair in line):.0%}" for pair in pairs)
 
 
 def dev_metric(model, name, dataset):
@@ -296,7 +307,7 @@ def report(args, model, datasets):
         rows.append([name, task.metric, len(labels), majority(task, labels), metrics[name]])
     rows.append(["dev score", "", "", dev_score({row[0]: row[3] for row in rows}), dev_score(metrics)])
     print(table(["task", "metric", "dev examples", "majority class", "best model"], rows))
-    print(f"the best model is in {args.out}/best, its predictions are in {args.out}/predictions")
+    print(f"the best model is in {args.out}/best, its predictions for dev and test in {path.parent}")
 
 
 # ----- the command line
@@ -308,15 +319,15 @@ def main(argv=None):
     device = flags.choose_device(args)
     parallel.start(args.batch_size)
     siamese = args.pair_encoding == "siamese"
-    with parallel.one_after_another():
-        best = runs.recover_folder(Path(args.out) / "best")
-        folder = None if args.eval_only else find_model(args.bert)
     if args.eval_only:
-        model, tokenizer = MultitaskBert.load(best)
+        model, tokenizer = MultitaskBert.load(runs.best_folder(args.out))
         report(args, model.to(device), load_data(args, tokenizer, siamese, splits=("dev", "test")))
         parallel.stop()
         return
-    tokenizer = Tokenizer(folder)
+    with parallel.one_after_another():
+        folder = find_model(args.bert)
+    config = BertConfig.load(folder)
+    tokenizer = Tokenizer(folder, config.max_position_embeddings, config.vocab_size)
     with parallel.one_voice():
         datasets = load_data(args, tokenizer, siamese)
     torch.manual_seed(args.seed)
@@ -326,6 +337,7 @@ def main(argv=None):
     heads = args.pair_encoding, args.classifier_layers, args.classifier_size
     model = MultitaskBert(bert, *heads, pal_size, args.pal_heads).to(device)
     if parallel.rank() == 0:
+        runs.recover_folder(Path(args.out) / "best")
         runs.write_json(Path(args.out) / "config.json", vars(args))
     describe(model, datasets, device)
     started = time.perf_counter()
@@ -334,7 +346,7 @@ def main(argv=None):
         raise SystemExit(130)
     print(f"trained in {time.perf_counter() - started:.0f} s")
     parallel.barrier()  # the best model is written
-    model, _ = MultitaskBert.load(best)
+    model, _ = MultitaskBert.load(runs.best_folder(args.out))
     report(args, model.to(device), datasets)
     parallel.stop()
 

@@ -11,16 +11,12 @@ Each with `--run DIR`, the folder of a run of `multitask.py`.
 import sys
 from pathlib import Path
 
-import torch
-
 import runs
 from console import Parser, UserError, command
 from data import TASKS, DataSet, Examples
 from evaluate import decide, outputs
-from flags import choose_device
+from flags import add_device, choose_device
 from multitask import MultitaskBert
-
-SENTIMENTS = ("very negative", "negative", "neutral", "positive", "very positive")
 
 
 def describe(model, tokenizer, sentences, others=None):
@@ -39,9 +35,7 @@ def describe(model, tokenizer, sentences, others=None):
 def _words(task, value, decision):
     if not task.classes:
         return f"{min(max(value, task.low), task.high):.2f} on a scale of {task.low} to {task.high}"
-    if task.classes == 2:
-        return f"{'yes' if decision else 'no'} ({value[1]:.1%})"
-    names = SENTIMENTS if task.classes == len(SENTIMENTS) else [str(c) for c in range(task.classes)]
+    names = task.names or range(task.classes)
     every = ", ".join(f"{name} {p:.1%}" for name, p in zip(names, value, strict=True))
     return f"{names[decision]} ({every})"
 
@@ -69,32 +63,29 @@ def describe_lines(model, tokenizer, lines):
 def main(argv=None):
     parser = Parser(prog="predict.py", description="What a trained model says of your sentences.")
     parser.add_argument("sentences", nargs="*", help="one sentence, or the two of a pair")
-    parser.add_argument(
-        "--run", default="runs/finetune", metavar="DIR", help="folder of a run (default: runs/finetune)"
-    )
+    parser.add_argument("--run", default="runs/sample", metavar="DIR", help="folder of a run (default: runs/sample)")
     parser.add_argument(
         "--file", metavar="FILE", help="a sentence a line, or a pair with a tab between; - for standard input"
     )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--use_gpu", action="store_true", help="the same as --device cuda")
+    add_device(parser)
     args = parser.parse_args(argv)
     if len(args.sentences) > 2:
         raise UserError(f"{len(args.sentences)} sentences were given; give one, or two in quotes, or use --file")
-    folder = runs.recover_folder(Path(args.run) / "best")
+    if args.sentences and (args.file or not all(text.strip() for text in args.sentences)):
+        raise UserError("give one sentence, or two, that are not empty, or a --file, but not both")
+    lines = (
+        read_lines(args.file)
+        if args.file
+        else ["\t".join(args.sentences).encode(errors="ignore").decode()]
+        if args.sentences
+        else None
+    )
+    folder = runs.best_folder(args.run)
     if not folder.exists():
         raise UserError(f"{args.run} holds no trained model; train one with `make train`, or name a run with --run")
     model, tokenizer = MultitaskBert.load(folder)
     model.to(choose_device(args))
-    torch.manual_seed(0)
-    if args.sentences:
-        describe_lines(model, tokenizer, ["\t".join(args.sentences)])
-    elif args.file == "-":
-        describe_lines(model, tokenizer, sys.stdin)
-    elif args.file:
-        try:
-            lines = Path(args.file).read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError:
-            raise UserError(f"{args.file} is not UTF-8 text; save it as UTF-8") from None
+    if lines is not None:
         describe_lines(model, tokenizer, lines)
     else:
         print("Type a sentence, or two with a tab (or ' || ') between them. An empty line ends.")
@@ -105,10 +96,20 @@ def main(argv=None):
                 print(error)
 
 
-def _ask():
+def read_lines(file):
+    """The lines of a UTF-8 file, or of standard input where `file` is "-"."""
+    raw = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     try:
-        return input("> ").strip()
-    except EOFError:
+        return raw.decode("utf-8").split("\n")
+    except UnicodeDecodeError:
+        raise UserError(f"{file} is not UTF-8 text; save it as UTF-8") from None
+
+
+def _ask():
+    """The next line that somebody types, without what is not text in it; "" at the end."""
+    try:
+        return input("> ").encode(errors="ignore").decode().strip()
+    except (EOFError, UnicodeDecodeError):
         return ""
 
 

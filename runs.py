@@ -23,8 +23,8 @@ import torch
 from console import UserError
 from weights import open_safetensors, replacing, write_safetensors
 
-# flags that may change when a run is resumed: they say where and how it runs, not what it computes
-FREE_FLAGS = ("out", "resume", "eval_only", "device", "use_gpu", "save_every")
+OWN_FLAGS = ("out", "resume", "eval_only")  # of one command, never taken over from the run
+FREE_FLAGS = (*OWN_FLAGS, "device", "save_every")  # may change: they say where and how it runs, not what it computes
 
 
 def parse_flags(parser, argv):
@@ -38,6 +38,8 @@ def parse_flags(parser, argv):
     if not config.exists():
         if args.eval_only:
             raise UserError(f"{args.out} holds no run; train one first, or name another folder with --out")
+        if (Path(args.out) / "last").exists():
+            raise UserError(f"{args.out} holds a run without its config.json; choose another --out")
         return args
     if not (args.resume or args.eval_only):
         raise UserError(f"{args.out} already holds a run; add --resume to go on with it, or choose another --out")
@@ -45,7 +47,7 @@ def parse_flags(parser, argv):
     unknown = [name for name in saved if name not in vars(args)]
     if unknown or "out" not in saved:
         raise UserError(f"{config} is not a run of {parser.prog}; choose another --out")
-    parser.set_defaults(**{name: value for name, value in saved.items() if name not in FREE_FLAGS})
+    parser.set_defaults(**{name: value for name, value in saved.items() if name not in OWN_FLAGS})
     args = parser.parse_args(argv)
     for name, value in saved.items():
         if name not in FREE_FLAGS and getattr(args, name) != value:
@@ -161,13 +163,18 @@ def replacing_folder(folder):
 
 
 def recover_folder(folder):
-    """Undoes a `replacing_folder` that was killed between its two renames. Returns the folder."""
-    folder = Path(folder)
+    """Undoes a `replacing_folder` that was killed between its two renames. For the process that writes the run."""
     old = folder.with_name(folder.name + ".old")
     if old.exists() and not folder.exists():
         os.rename(old, folder)
     shutil.rmtree(old, ignore_errors=True)
-    return folder
+
+
+def best_folder(run, name="best"):
+    """The folder of a run's best model, for readers: they never change the run, which may still be training."""
+    best = Path(run) / name
+    old = best.with_name(f"{name}.old")
+    return old if old.exists() and not best.exists() else best
 
 
 # ----- Ctrl-C

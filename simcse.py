@@ -44,7 +44,7 @@ from console import Parser, UserError, command, progress, table
 from corpus import batch_of_step, open_corpus
 from data import TASKS, data_path, read_examples
 from evaluate import pearson
-from flags import choose_device, positive, share
+from flags import add_device, choose_device, positive, share
 from kernels.linear import linear
 from tokenizer import MAX_TOKENS, Tokenizer, pack
 from weights import MINILM, find_model, write_safetensors
@@ -261,8 +261,7 @@ def arguments():
     add("--warmup", type=share, default=0.1, help="share of the steps over which the learning rate rises")
     add("--clip", type=positive(float, 0), default=1.0, help="largest norm of the gradient, 0 for no limit")
     add("--seed", type=positive(int, 0), default=11711)
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    add("--use_gpu", action="store_true", help="the same as --device cuda")
+    add_device(parser)
     return parser
 
 
@@ -293,7 +292,7 @@ def main(argv=None):
     parallel.start(args.batch_size)
     sts = TASKS["sts"]
     with parallel.one_after_another():
-        folder = runs.recover_folder(Path(args.out) / "encoder") if args.eval_only else find_model(args.bert)
+        folder = runs.best_folder(args.out, "encoder") if args.eval_only else find_model(args.bert)
     tokenizer = Tokenizer(folder)
     with parallel.one_voice():
         examples = read_examples(data_path(args.data, sts, "dev"), sts)

@@ -7,13 +7,17 @@ wants around it:
     one sentence      [CLS] a ... a [SEP]
     a pair            [CLS] a ... a [SEP] b ... b [SEP]      segment 0 up to the first [SEP], 1 after it
 
-and packs many of these into one `Batch`. Sentences differ in length, and the usual way out is to fill the short ones
-up with [PAD] to a rectangle (B, longest). On the data of this project half of that rectangle is padding, and a model
-computes on padding at full price. Here the sentences simply follow each other in one long row:
+and packs many of these into one `Batch`. In what follows, T is the number of tokens of a batch, B that of its sequences
+(each a sentence, or a pair in one), H how many numbers a model keeps for a token. Sequences differ in length, and the
+usual way out is to fill the short ones up with [PAD] to a rectangle (B, longest). On the data of this project half of
+that rectangle is padding, and a model computes on padding at full price. Here the sequences simply follow each other in
+one long row:
 
     ids         [CLS] good film [SEP] [CLS] no [SEP] [CLS] ...      (T,)  T = all tokens of the batch
     positions     0    1    2     3     0    1   2     0   ...      (T,)
-    cu_seqlens    0                     4              7   ...      (B + 1,)  where each sentence starts, T last
+    cu_seqlens    0                     4              7   ...      (B + 1,)  where each sequence starts, T last
+
+(cumulative sequence lengths: the name comes from FlashAttention),
 
 so that hidden states are (T, H), everything that looks at one token at a time (embeddings, feed-forward layers,
 LayerNorm) needs no mask at all, and the [CLS] rows are `hidden_states[batch.cls_rows]`.
@@ -34,20 +38,20 @@ MAX_TOKENS = 512  # BERT has this many position embeddings
 
 @dataclass(frozen=True)
 class Batch:
-    """B sentences (or pairs) of T tokens in all, packed without padding."""
+    """B sequences of T tokens in all, packed without padding."""
 
     ids: torch.Tensor  # (T,) int64, token ids
-    positions: torch.Tensor  # (T,) int64, 0, 1, 2, ... from the start of each sentence
+    positions: torch.Tensor  # (T,) int64, 0, 1, 2, ... from the start of each sequence
     segments: torch.Tensor  # (T,) int64, 0 or 1
-    cu_seqlens: torch.Tensor  # (B + 1,) int32, where each sentence starts, and T
-    max_seqlen: int  # tokens of the longest sentence
+    cu_seqlens: torch.Tensor  # (B + 1,) int32, where each sequence starts, and T
+    max_seqlen: int  # tokens of the longest sequence
 
     def __len__(self):
         return len(self.cu_seqlens) - 1
 
     @property
     def cls_rows(self):
-        """(B,) int64: the row of each sentence's first token."""
+        """(B,) int64: the row of each sequence's first token."""
         return self.cu_seqlens[:-1].long()
 
     def to(self, device):
@@ -91,7 +95,9 @@ def from_padded(input_ids, attention_mask, token_type_ids=None):
 
 
 def to_padded(batch, rows, fill=0):
-    """Rows of a packed batch to the usual rectangle: rows (T, ...) -> (B, max_seqlen, ...), and its mask (B, L) bool.
+    """Rows of a packed batch to the usual rectangle: rows (T, ...) -> (B, L, ...), and its mask (B, L) bool.
+
+    L is the longest sequence, `batch.max_seqlen`.
 
     `to_padded(batch, batch.ids)` gives back (input_ids, attention_mask).
     """
@@ -105,9 +111,12 @@ def to_padded(batch, rows, fill=0):
 class Tokenizer:
     """WordPiece with the vocabulary of a pretrained model."""
 
-    def __init__(self, folder):
-        """Args: folder, with `tokenizer.json`, or with `vocab.txt` (and `tokenizer_config.json`, if there is one)."""
+    def __init__(self, folder, max_tokens=MAX_TOKENS, vocab_size=None):
+        """Args: folder, with `tokenizer.json`, or with `vocab.txt` (and `tokenizer_config.json`, if there is one);
+        max_tokens, at least 3, how many the model has positions for; vocab_size, how many pieces it knows.
+        """
         folder = Path(folder)
+        self.max_tokens = min(max_tokens, MAX_TOKENS)
         try:
             if (folder / "tokenizer.json").exists():
                 self.library = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -119,22 +128,26 @@ class Tokenizer:
             raise UserError(f"{folder} has no usable tokenizer ({error}); download the model again") from None
         self.library.no_padding()
         self.library.no_truncation()
-        self.cls, self.sep = (self._special(token) for token in ("[CLS]", "[SEP]"))
+        self.cls, self.sep, _ = (self._special(token, folder) for token in ("[CLS]", "[SEP]", "[UNK]"))
+        size = max(self.library.get_vocab().values()) + 1
+        if vocab_size is not None and size > vocab_size:
+            raise UserError(f"the tokenizer in {folder} has {size} pieces, its model {vocab_size}; fetch it again")
 
-    def _special(self, token):
+    def _special(self, token, folder):
         found = self.library.token_to_id(token)
         if found is None:
-            raise UserError(f"the tokenizer has no {token} token; use a BERT-style WordPiece vocabulary")
+            raise UserError(f"the tokenizer in {folder} has no {token} token; use a BERT-style WordPiece vocabulary")
         return found
 
     def encode(self, sentences, others=None, max_tokens=MAX_TOKENS):
         """Sentences, or pairs of sentences, to token ids with [CLS] and [SEP].
 
-        Args: sentences, a list of n str; others, the second sentences or None; max_tokens, at least 3, at most 512:
-        what is longer loses tokens at the end of the longer sentence of its pair, one by one.
+        Args: sentences, a list of n str; others, the second sentences or None; max_tokens, at least 3. What is longer
+        than that, or than the model can take, loses tokens at the end; in a pair, at the end of the longer sentence,
+        one by one.
         Returns a list of n tuples: ids, an int32 array, and the length of segment 0 (up to the first [SEP]).
         """
-        first = self._pieces(sentences)
+        first, max_tokens = self._pieces(sentences), min(max_tokens, self.max_tokens)
         if others is None:
             encoded = [[self.cls, *a[: max_tokens - 2], self.sep] for a in first]
             return [(np.array(ids, dtype=np.int32), len(ids)) for ids in encoded]
@@ -153,8 +166,9 @@ class Tokenizer:
         self.library.save(str(folder / "tokenizer.json"))
         words = sorted(self.library.get_vocab().items(), key=lambda item: item[1])
         (folder / "vocab.txt").write_text("".join(word + "\n" for word, _ in words), encoding="utf-8")
-        lower = json.loads(self.library.to_str())["normalizer"].get("lowercase", True)
-        config = {"tokenizer_class": "BertTokenizer", "do_lower_case": lower, "model_max_length": MAX_TOKENS}
+        normalizer = json.loads(self.library.to_str())["normalizer"] or {}
+        config = {"tokenizer_class": "BertTokenizer", "do_lower_case": bool(normalizer.get("lowercase"))}
+        config["model_max_length"] = self.max_tokens
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

@@ -13,6 +13,7 @@ Pretrained models are folders: `config.json`, `model.safetensors` (or `pytorch_m
 `find_model` turns a name into such a folder.
 """
 
+import contextlib
 import hashlib
 import json
 import mmap
@@ -26,7 +27,7 @@ from pathlib import Path
 
 import torch
 
-from console import UserError
+from console import Parser, UserError, command
 
 DTYPES = {
     "BOOL": torch.bool,
@@ -213,7 +214,10 @@ def find_model(name):
     try:
         fetch(name, aside)
         aside.chmod(0o755)
-        aside.rename(folder)
+        with contextlib.suppress(OSError):  # another process may have been faster
+            aside.rename(folder)
+        if not folder.is_dir():
+            raise UserError(f"{folder} cannot be made; choose another folder with the variable BERT_MODELS")
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return folder
@@ -275,13 +279,21 @@ def read_model(folder):
     if not pickled.exists():
         raise UserError(f"{folder} has neither model.safetensors nor pytorch_model.bin; name the folder of a model")
     try:
-        return torch.load(pickled, map_location="cpu", weights_only=True)
+        tensors = torch.load(pickled, map_location="cpu", weights_only=True)
+        if not isinstance(tensors, dict) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
+            raise ValueError("it is not a dict of tensors")
+        return tensors
     except Exception as error:  # torch.load raises whatever its parser met
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{pickled} is not a checkpoint that can be read safely ({reason}); fetch it again") from None
 
 
-if __name__ == "__main__":
-    from console import command
+@command
+def main(argv=None):
+    parser = Parser(prog="weights.py", description="Fetch a pretrained model, and print its folder.")
+    parser.add_argument("name", nargs="?", default=MINILM, help=f"(default: {MINILM})")
+    print(find_model(parser.parse_args(argv).name))
 
-    command(lambda argv: print(find_model(*(argv or [MINILM]))))(sys.argv[1:])
+
+if __name__ == "__main__":
+    main()

@@ -9,8 +9,14 @@ The backward pass is two more products of the same kind:
     dx = dy W          dW = dyᵀ x          db = Σ_t dy_t
 """
 
+import os
+
 import torch
 import torch.nn.functional as F
+
+# oneDNN keeps code and scratch memory for each shape that it met, 1,024 of them, and T changes with every batch: without
+# a lower bound that grows by gigabytes. A step has about 30 shapes. Read when the first product is taken.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 PART = 768  # oneDNN sums a row in one go, and the rounding error of a float32 sum grows with its length: sum in parts

@@ -30,7 +30,7 @@ def test_a_combination_runs_and_evaluates_the_same_from_disk(tmp_path, capsys, c
     metrics = runs.read_metrics(out)
     assert [line["step"] for line in metrics] == [1, 1]
     assert ("smoothness" in metrics[0]) == chosen[1]
-    assert (len(metrics[0]["loss"]) == 3) == chosen[2]  # surgery's one step took every task
+    assert (metrics[0].keys() >= data.TASKS.keys()) == chosen[2]  # surgery's one step took every task
     assert (out / "best" / "pals.safetensors").exists() == chosen[0]
     frozen = Bert.load(out / "best").state_dict()
     before = Bert.load(bert).state_dict()

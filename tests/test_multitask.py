@@ -167,6 +167,7 @@ def test_wrong_requests_get_one_sentence(finished, flags, tmp_path, capsys):
 
     (tmp_path / "wrong.csv").write_text("\tid\ttext\tsentiment\n0\ta\tb\t1\n")
     (tmp_path / "file").write_text("")
+    (tmp_path / "bytes").write_bytes(b"caf\xe9")
     train = multitask.main
     refused(train, ["--no_such_flag"], "--no_such_flag")
     refused(train, ["--lr", "-1"], "--lr", "greater than 0")
@@ -183,6 +184,9 @@ def test_wrong_requests_get_one_sentence(finished, flags, tmp_path, capsys):
     refused(train, [*flags, "--sst_train", tmp_path / "wrong.csv"], "no column 'sentence'")
     refused(train, [*flags, "--out", tmp_path / "file" / "run"], "file")
     refused(predict.main, ["--run", tmp_path, "A film."], "no trained model")
+    refused(predict.main, ["--run", out, ""], "not empty")
+    refused(predict.main, ["--run", out, "--file", tmp_path / "bytes"], "UTF-8")
+    refused(train, ["--seed", "9" * 400], "--seed", "not a number")
     refused(predict.main, ["--run", out, "--file", tmp_path / "none"], "none")
 
 
