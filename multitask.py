@@ -175,21 +175,11 @@ def train(args, model, tokenizer, datasets):
     with runs.Interrupt() as interrupt, bar:
         for step in range(position["step"] + 1, len(plan) + 1):
             epoch, batches = plan[step - 1]
-            parallel.seed_step(args.seed, step)
-            model.train()
-            optimizer.zero_grad()
-            for name, numbers in batches.items():
-                pending += backward(args, step, name, numbers, model, datasets[name]["train"], smart)
-                if surgery:
-                    surgery.take(name)
-            parallel.sum_gradients(optimizer, (*batches,) if surgery else ("shared", *batches))
-            if surgery:
-                for pair, conflict in surgery.combine(step).items():
-                    losses[f"conflict {pair}"].append(int(conflict))
             lr = args.lr * linear_schedule(step - 1, len(plan), args.warmup)
-            optimizer.step(lr, groups=("shared", *batches))
-            if smart:
-                smart.after_step(step)
+            values, conflicts = training_step(args, step, lr, batches, model, optimizer, datasets, smart, surgery)
+            pending += values
+            for pair, conflict in conflicts.items():
+                losses[f"conflict {pair}"].append(int(conflict))
             bar.update(sentences[step - 1])
 
             stop = parallel.any_of(interrupt.asked)
@@ -233,6 +223,25 @@ def training_plan(args, sizes):
         return joint_steps(sizes, args.batch_size, args.epochs, args.seed, extra)
     steps = training_steps(sizes, args.batch_size, args.epochs, args.sampling, args.seed, extra)
     return ((epoch, {name: numbers}) for epoch, name, numbers in steps)
+
+
+def training_step(args, step, lr, batches, model, optimizer, datasets, smart=None, surgery=None):
+    """One step on `batches`, {task: example numbers}. Returns what `backward` does, and the conflicts of `surgery`."""
+    parallel.seed_step(args.seed, step)
+    model.train()
+    optimizer.zero_grad()
+    values, conflicts = [], {}
+    for name, numbers in batches.items():
+        values += backward(args, step, name, numbers, model, datasets[name]["train"], smart)
+        if surgery:
+            surgery.take(name)
+    parallel.sum_gradients(optimizer, (*batches,) if surgery else ("shared", *batches))
+    if surgery:
+        conflicts = surgery.combine(step)
+    optimizer.step(lr, groups=("shared", *batches))
+    if smart:
+        smart.after_step(step)
+    return values, conflicts
 
 
 def backward(args, step, name, numbers, model, dataset, smart):

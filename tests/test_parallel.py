@@ -18,23 +18,26 @@ import runs
 import simcse
 
 ROOT = Path(__file__).parent.parent
-EPOCHS = 20  # of one to four steps each, mostly one for each task, so that the metrics have the loss of every step
+
+# at least 20 steps; an epoch has one for each task, or one for all, so that the metrics have the loss of every step
 METHODS = {
-    "baseline": "",
-    "uneven": "--batch_size 3 --pair_encoding siamese",
-    "pals": "--use_pals --pal_size 12 --pal_heads 4",
-    "smart": "--use_smart --smart strong",
-    "surgery": "--gradient_surgery",
+    "baseline": "--epochs 7",
+    "uneven": "--epochs 7 --batch_size 3 --pair_encoding siamese",
+    "pals": "--epochs 7 --use_pals --pal_size 12 --pal_heads 4",
+    "smart": "--epochs 7 --use_smart --smart strong",
+    "surgery": "--epochs 20 --gradient_surgery",
 }
 
 
 def commands(folder, out):
     """Each method's program and flags, dropout off."""
-    common = f"--bert {folder}/bert --data {folder}/data --epochs {EPOCHS}"
+    common = f"--bert {folder}/bert --data {folder}/data"
     for name, flags in METHODS.items():
         flags = f"{common} --hidden_dropout_prob 0 --max_examples 4 --batch_size 4 --lr 1e-3 --out {out}/{name} {flags}"
         yield multitask.main, flags.split()
-    flags = f"{common} --dropout 0 --layers 2 --hidden 32 --pairs {folder}/pairs.tsv --batch_size 7 --lr 1e-3"
+    flags = (
+        f"{common} --epochs 20 --dropout 0 --layers 2 --hidden 32 --pairs {folder}/pairs.tsv --batch_size 7 --lr 1e-3"
+    )
     yield simcse.main, f"{flags} --negatives both --pooling mean --out {out}/simcse".split()
 
 
@@ -73,7 +76,7 @@ def both(tmp_path_factory):
 @pytest.mark.parametrize("name", [*METHODS, "simcse"])
 def test_two_processes_have_the_losses_and_the_metrics_of_one(both, name):
     one, two = (runs.read_metrics(both / part / name) for part in ("one", "two"))
-    assert len(one) == len(two) == 2 * EPOCHS
+    assert len(one) == len(two) >= 14
     assert [line["kind"] for line in one] == [line["kind"] for line in two]
     for a, b in zip(one, two, strict=True):
         if a["kind"] == "train":
