@@ -22,7 +22,7 @@ class TextFile:
         """Args: columns, the numbers of sentences that a line may have, all lines the same; keep, a function that says
         of a line's first sentence whether the line counts. Raises UserError for a file without a usable line.
         """
-        self.path, offsets, start, faults = path, array.array("q"), 0, 0
+        offsets, start, faults = array.array("q"), 0, 0
         self.columns = None
         try:
             with open(path, "rb") as file:
@@ -42,6 +42,7 @@ class TextFile:
         if not offsets:
             raise UserError(f"{path} has no usable line; see `python simcse.py --help`")
         self.offsets = np.frombuffer(offsets, dtype=np.int64)
+        self.file = open(path, "rb")  # noqa: SIM115, open as long as the corpus is in use
 
     @staticmethod
     def parse(line):
@@ -53,9 +54,8 @@ class TextFile:
         return len(self.offsets)
 
     def __getitem__(self, i):
-        with open(self.path, "rb") as file:
-            file.seek(self.offsets[i])
-            return self.parse(file.readline())
+        self.file.seek(self.offsets[i])
+        return self.parse(self.file.readline())
 
 
 def open_corpus(args):

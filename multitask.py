@@ -180,22 +180,8 @@ def train(args, model, tokenizer, datasets):
         if writer:
             runs.rewind_metrics(args.out, at["step"])
         for step, (epoch, batches) in enumerate(steps[at["step"] :], at["step"] + 1):
-            parallel.seed_step(args.seed, step)
-            model.train()
-            optimizer.zero_grad()
-            for name, numbers in batches.items():
-                pending += backward(args, step, name, numbers, model, datasets[name]["train"], smart)
-                if surgery:
-                    surgery.take(name)
-            parallel.sum_gradients(optimizer, (*batches,) if surgery else ("shared", *batches))
-            if surgery:
-                conflicts = surgery.combine(step).items()
-                pending += [(step, f"conflict {pair}", torch.tensor(float(found))) for pair, found in conflicts]
             factor = linear_schedule(step - 1, len(steps), args.warmup)
-            norm = optimizer.step({"shared": args.lr * factor} | dict.fromkeys(batches, args.head_lr * factor))
-            pending.append((step, "gradient norm", norm))
-            if smart:
-                smart.after_step(step)
+            pending += training_step(args, step, factor, batches, model, optimizer, datasets, smart, surgery)
             bar.update(sizes[step - 1])
 
             stop = parallel.any_of(interrupt.asked)
@@ -233,6 +219,29 @@ def training_plan(args, sizes):
         return joint_steps(sizes, args.batch_size, args.epochs, args.seed, extra)
     steps = training_steps(sizes, args.batch_size, args.epochs, args.sampling, args.seed, extra)
     return ((epoch, {name: numbers}) for epoch, name, numbers in steps)
+
+
+def training_step(args, step, factor, batches, model, optimizer, datasets, smart=None, surgery=None):
+    """One step on `batches`, {task: example numbers}, at `factor` times the peak learning rates.
+
+    Returns a list of (step, name, value): the losses, the norm of the gradient, what SMART and surgery have to report.
+    """
+    parallel.seed_step(args.seed, step)
+    model.train()
+    optimizer.zero_grad()
+    values = []
+    for name, numbers in batches.items():
+        values += backward(args, step, name, numbers, model, datasets[name]["train"], smart)
+        if surgery:
+            surgery.take(name)
+    parallel.sum_gradients(optimizer, (*batches,) if surgery else ("shared", *batches))
+    if surgery:
+        conflicts = surgery.combine(step).items()
+        values += [(step, f"conflict {pair}", torch.tensor(float(found))) for pair, found in conflicts]
+    norm = optimizer.step({"shared": args.lr * factor} | dict.fromkeys(batches, args.head_lr * factor))
+    if smart:
+        smart.after_step(step)
+    return [*values, (step, "gradient norm", norm)]
 
 
 def backward(args, step, name, numbers, model, dataset, smart):

@@ -23,7 +23,17 @@ and ℓ_s compares two outputs, for each example:
 
 Two readings of "project". The paper's (`--smart_projection ball`) clips x̃ - x to [-ε, ε]. The code that most work
 builds on (`unit`, the default) divides it, token by token, by (its ∞-norm + ε), which leaves a perturbation of size
-almost 1: six orders of magnitude more. @EFFECT@
+almost 1: six orders of magnitude more. What `python bench_methods.py` prints for sst, MiniLM after 60 plain steps on
+data/sample, default settings, beside what dropout alone does:
+
+                            ∞-norm of x̃ - x     cosine with ν     R_s
+    unit                    0.97                1.000             1e-8
+    ball                    1e-6                0.82              3e-15
+    other dropout masks     0                                     1e-4
+
+So `ball` stays below what float32 resolves, and adds nothing to the loss. `unit` adds seven orders more, on this
+barely trained model still little. And at the usual σ and η the noise outweighs η g so far that x̃ - x is simply the
+noise, scaled up: a random direction, not an adversarial one. A larger `--eta` lets the gradient steer.
 
 Four traps, each with a test of its own:
 
@@ -37,7 +47,8 @@ Four traps, each with a test of its own:
   * θ̃ is state: it is saved, and a resumed run ends bit for bit where an uninterrupted one does.
 
 Cost: 3 + T_x forward and 2 + T_x backward passes in place of 1 and 1. The T_x extra backward passes are for x̃ only, so
-they skip the gradients of the weights, half of the work; θ̃ needs no backward pass. @COST@
+they skip the gradients of the weights, half of the work; θ̃ needs no backward pass. That is 2.98 times the plain step
+for MiniLM on one CPU core (`python bench_methods.py`).
 """
 
 import contextlib

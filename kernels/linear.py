@@ -14,8 +14,8 @@ import os
 import torch
 import torch.nn.functional as F
 
-# oneDNN keeps code and scratch memory for each shape that it met, 1,024 of them, and T changes with every batch: without
-# a lower bound that grows by gigabytes. A step has about 30 shapes. Read when the first product is taken.
+# oneDNN keeps code and scratch memory for each shape that it met, up to 1,024, and T changes with every batch: without
+# a lower limit that grows by gigabytes. A step has about 30 shapes. oneDNN reads the limit at its first product.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")

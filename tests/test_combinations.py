@@ -58,7 +58,7 @@ def test_a_fourth_task_is_a_row_and_three_files(tmp_path, monkeypatch, capsys):
         out = tmp_path / f"run{i}"
         multitask.main(f"--bert {bert} --data {files} --out {out} --epochs 2 --batch_size 4 {methods}".split())
         assert "| cfimdb " in capsys.readouterr().out
-        assert "cfimdb" in runs.read_metrics(out)[0]["loss"]
+        assert "cfimdb" in runs.read_metrics(out)[0]
         lines = (out / "predictions" / "cfimdb-test-output.csv").read_text().splitlines()
         assert lines[0] == "id \t Predicted_Liked "
         assert len(lines) == 9

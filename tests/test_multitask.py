@@ -53,8 +53,9 @@ def test_a_run_leaves_what_it_promises(finished):
     assert "dev score" in done.stdout
     assert {p.name for p in out.iterdir()} == {"config.json", "metrics.jsonl", "last", "best", "predictions"}
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert [(line["kind"], line["epoch"]) for line in lines] == [("train", 1), ("dev", 1), ("train", 2), ("dev", 2)]
-    assert lines[1].keys() >= {"step", "score", *TASKS}
+    assert {(line["kind"], line["epoch"]) for line in lines} == {("train", 1), ("dev", 1), ("train", 2), ("dev", 2)}
+    for line in lines:
+        assert line.keys() >= ({"step", "score", *TASKS} if line["kind"] == "dev" else {"step", "gradient norm"})
     for task in TASKS:
         for split in ("dev", "test"):
             text = (out / "predictions" / f"{task}-{split}-output.csv").read_text().splitlines()
@@ -178,7 +179,7 @@ def test_wrong_requests_get_one_sentence(finished, flags, tmp_path, capsys):
     refused(train, ["--eval_only", "--out", tmp_path / "none"], "holds no run")
     refused(train, [*flags, "--data", tmp_path], "does not exist", "make data")
     refused(train, [*flags, "--bert", tmp_path / "none"], "there is no folder")
-    refused(train, [*flags, "--bert", tmp_path], "neither tokenizer.json nor vocab.txt")
+    refused(train, [*flags, "--bert", tmp_path], "no config.json")
     if not torch.cuda.is_available():
         refused(train, [*flags, "--use_gpu"], "no CUDA device")
     refused(train, [*flags, "--sst_train", tmp_path / "wrong.csv"], "no column 'sentence'")
@@ -220,8 +221,8 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(finished, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_task_and_step(flags, tmp_path):
-    done = run("multitask.py", *flags, "--lr", "1e30", "--head_lr", "1e30", "--clip", "0")
-    assert_refused(done, "the loss of", "at step", "--lr")
+    done = run("multitask.py", *flags, "--lr", "1e18", "--head_lr", "1e18", "--clip", "0")
+    assert_refused(done, "became", "at step", "--lr")
 
 
 def test_losses_are_their_formulas():

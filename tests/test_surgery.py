@@ -1,7 +1,5 @@
 """PCGrad: a three-task case worked out by hand, the algorithm on whole vectors, and a training run."""
 
-import json
-
 import numpy as np
 import pytest
 import tiny
@@ -101,7 +99,7 @@ def test_a_run_reports_conflicts_and_resumes_bit_for_bit(tmp_path, monkeypatch):
     multitask.main(["--resume", "--out", str(tmp_path / "parts")])
     whole, parts = (read_safetensors(tmp_path / name / "last" / "state.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
-    metrics = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "parts")]
-    assert metrics[0] == metrics[1]
-    train = json.loads(metrics[0].splitlines()[0])
+    metrics = [runs.read_metrics(tmp_path / name) for name in ("whole", "parts")]
+    assert metrics[0][-1] == metrics[1][-1]
+    train = metrics[0][0]
     assert {f"conflict {pair}" for pair in ("sst-para", "sst-sts", "para-sts")} <= train.keys()
