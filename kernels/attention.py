@@ -18,12 +18,16 @@ as one batched matrix product. Nothing but attention is ever padded, and attenti
 of a layer's arithmetic.
 """
 
+from __future__ import annotations
+
 import itertools
+import math
 from typing import NamedTuple
 
 import torch
 
-from kernels.dropout import keep_mask
+from kernels.dispatch import jit, matmul_dtype, tl, triton, use_triton
+from kernels.dropout import dropout_keep, dropout_key, keep_mask, new_seed, threshold
 
 aten = torch.ops.aten
 
@@ -42,12 +46,12 @@ class Plan(NamedTuple):
 
     cu_seqlens: torch.Tensor  # (B + 1,) int32, where each sentence starts, and T
     max_seqlen: int  # tokens of the longest sentence
-    groups: list  # of `Group`
+    groups: list | None  # of `Group`; None where Triton takes over, which needs none
 
 
 def plan(cu_seqlens, max_seqlen):
     """The `Plan` of a batch, made once and used by every layer. Args: as the fields of `Plan`, on any device."""
-    return Plan(cu_seqlens, max_seqlen, _groups(cu_seqlens))
+    return Plan(cu_seqlens, max_seqlen, None if use_triton(cu_seqlens) else _groups(cu_seqlens))
 
 
 def _groups(cu_seqlens, similar=0.6):
@@ -142,6 +146,213 @@ def _keep(probs, p):
         return None
     return keep_mask(probs.shape, p) if probs.device.type == "cpu" else torch.rand_like(probs) >= p
 
+# ----- Triton
+
+
+@jit
+def _tile(matrix, first, m, stride: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, BLOCK: tl.constexpr):
+    """Rows first .. first + BLOCK of a matrix (m, D), as a block (BLOCK, D_PAD) with zeros beyond its edges."""
+    row, column = first + tl.arange(0, BLOCK), tl.arange(0, D_PAD)
+    inside = (row < m)[:, None] & (column < D)[None, :]
+    return tl.load(matrix + row[:, None] * stride + column[None, :], mask=inside, other=0.0)
+
+
+@jit
+def _store(matrix, x, first, m, stride: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, BLOCK: tl.constexpr):
+    """The opposite of `_tile`: writes what of the block x (BLOCK, D_PAD) lies inside the matrix (m, D)."""
+    row, column = first + tl.arange(0, BLOCK), tl.arange(0, D_PAD)
+    inside = (row < m)[:, None] & (column < D)[None, :]
+    tl.store(matrix + row[:, None] * stride + column[None, :], x.to(matrix.dtype.element_ty), mask=inside)
+
+
+@jit
+def _forward(
+    qkv,  # (T, 3, HEADS, D)
+    cu_seqlens,  # (B + 1,) int32
+    seed,  # (1,) int64, or None without dropout
+    out,  # (T, HEADS, D)
+    lse,  # (T, HEADS) float32: log₂ Σ_j 2^s_ij, for the backward pass
+    scale,  # log₂(e) / √d: exponentials are taken to base 2, which is what the hardware computes
+    HEADS: tl.constexpr,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,  # the power of two that holds D
+    BLOCK: tl.constexpr,
+    DROP: tl.constexpr,
+    MATMUL: tl.constexpr,  # the type of the operands of matrix products
+    PRECISION: tl.constexpr,
+):
+    """One program: one sentence, one head, BLOCK queries; it walks over the keys, BLOCK at a time."""
+    sentence, head, first = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS, tl.program_id(1) * BLOCK
+    start = tl.load(cu_seqlens + sentence)
+    m = tl.load(cu_seqlens + sentence + 1) - start
+    if first >= m:
+        return
+    qkv += start.to(tl.int64) * (3 * HEADS * D) + head * D
+    out += start.to(tl.int64) * (HEADS * D) + head * D
+    i = first + tl.arange(0, BLOCK)
+    if DROP:
+        key = dropout_key(seed, (start + i) * HEADS + head)
+
+    q = _tile(qkv, first, m, 3 * HEADS * D, D, D_PAD, BLOCK).to(MATMUL)
+    top = tl.full([BLOCK], -float("inf"), tl.float32)  # the largest score of each row so far
+    total = tl.zeros([BLOCK], tl.float32)  # Σ 2^(s - top) so far
+    acc = tl.zeros([BLOCK, D_PAD], tl.float32)  # Σ 2^(s - top) v so far
+    for other in range(0, m, BLOCK):
+        j = other + tl.arange(0, BLOCK)
+        k = _tile(qkv + HEADS * D, other, m, 3 * HEADS * D, D, D_PAD, BLOCK).to(MATMUL)
+        v = _tile(qkv + 2 * HEADS * D, other, m, 3 * HEADS * D, D, D_PAD, BLOCK).to(MATMUL)
+        s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale  # (BLOCK, BLOCK)
+        s = tl.where((j < m)[None, :], s, -float("inf"))
+        new_top = tl.maximum(top, tl.max(s, 1))
+        shrink = tl.exp2(top - new_top)  # what was summed against the old top counts this much against the new
+        e = tl.exp2(s - new_top[:, None])
+        total = total * shrink + tl.sum(e, 1)
+        if DROP:
+            e = tl.where(dropout_keep(key[:, None], j[None, :], DROP), e, 0.0)
+        acc = acc * shrink[:, None] + tl.dot(e.to(MATMUL), v, input_precision=PRECISION)
+        top = new_top
+    acc = acc / (total * (1 - DROP / 4294967296))[:, None]
+    _store(out, acc, first, m, HEADS * D, D, D_PAD, BLOCK)
+    tl.store(lse + (start + i) * HEADS + head, top + tl.log2(total), mask=i < m)
+
+
+@jit
+def _backward(
+    qkv,  # (T, 3, HEADS, D)
+    cu_seqlens,  # (B + 1,) int32
+    seed,  # (1,) int64, or None without dropout
+    out,  # (T, HEADS, D)
+    lse,  # (T, HEADS) float32
+    dout,  # (T, HEADS, D)
+    dqkv,  # (T, 3, HEADS, D)
+    scale,  # log₂(e) / √d
+    HEADS: tl.constexpr,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DROP: tl.constexpr,
+    MATMUL: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One program: one sentence, one head, BLOCK rows; first dk and dv of these rows as keys, then dq as queries."""
+    sentence, head, first = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS, tl.program_id(1) * BLOCK
+    start = tl.load(cu_seqlens + sentence)
+    m = tl.load(cu_seqlens + sentence + 1) - start
+    if first >= m:
+        return
+    qkv += start.to(tl.int64) * (3 * HEADS * D) + head * D
+    dqkv += start.to(tl.int64) * (3 * HEADS * D) + head * D
+    out += start.to(tl.int64) * (HEADS * D) + head * D
+    dout += start.to(tl.int64) * (HEADS * D) + head * D
+    lse += start * HEADS + head
+    rescale = 1 / (1 - DROP / 4294967296)
+    root = scale * 0.6931471805599453  # 1 / √d
+
+    # These rows are keys. Scores stand transposed, (keys, queries), so that dv and dk need no transposition.
+    j = first + tl.arange(0, BLOCK)
+    k = _tile(qkv + HEADS * D, first, m, 3 * HEADS * D, D, D_PAD, BLOCK).to(MATMUL)
+    v = _tile(qkv + 2 * HEADS * D, first, m, 3 * HEADS * D, D, D_PAD, BLOCK).to(MATMUL)
+    dk = tl.zeros([BLOCK, D_PAD], tl.float32)
+    dv = tl.zeros([BLOCK, D_PAD], tl.float32)
+    for other in range(0, m, BLOCK):
+        i = other + tl.arange(0, BLOCK)
+        q = _tile(qkv, other, m, 3 * HEADS * D, D, D_PAD, BLOCK).to(MATMUL)
+        o = _tile(out, other, m, HEADS * D, D, D_PAD, BLOCK)
+        do = _tile(dout, other, m, HEADS * D, D, D_PAD, BLOCK)
+        delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
+        do = do.to(MATMUL)
+        s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale
+        prob = tl.exp2(s - tl.load(lse + i * HEADS, mask=i < m, other=0.0)[None, :])
+        prob = tl.where((j < m)[:, None], prob, 0.0)
+        dprob = tl.dot(v, tl.trans(do), input_precision=PRECISION)
+        dropped = prob
+        if DROP:
+            key = dropout_key(seed, (start + i) * HEADS + head)
+            keep = dropout_keep(key[None, :], j[:, None], DROP)
+            dropped = tl.where(keep, prob * rescale, 0.0)
+            dprob = tl.where(keep, dprob * rescale, 0.0)
+        dv += tl.dot(dropped.to(MATMUL), do, input_precision=PRECISION)
+        ds = (prob * (dprob - delta[None, :])).to(MATMUL)
+        dk += tl.dot(ds, q, input_precision=PRECISION)
+        if m <= BLOCK:  # the only tile of a short sentence holds all that dq needs
+            dq = tl.dot(tl.trans(ds), k, input_precision=PRECISION)
+            _store(dqkv, dq * root, first, m, 3 * HEADS * D, D, D_PAD, BLOCK)
+    _store(dqkv + HEADS * D, dk * root, first, m, 3 * HEADS * D, D, D_PAD, BLOCK)
+    _store(dqkv + 2 * HEADS * D, dv, first, m, 3 * HEADS * D, D, D_PAD, BLOCK)
+    if m <= BLOCK:
+        return
+
+    # The same rows are queries.
+    i = first + tl.arange(0, BLOCK)
+    q = _tile(qkv, first, m, 3 * HEADS * D, D, D_PAD, BLOCK).to(MATMUL)
+    o = _tile(out, first, m, HEADS * D, D, D_PAD, BLOCK)
+    do = _tile(dout, first, m, HEADS * D, D, D_PAD, BLOCK)
+    delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
+    do = do.to(MATMUL)
+    row_lse = tl.load(lse + i * HEADS, mask=i < m, other=0.0)
+    if DROP:
+        key = dropout_key(seed, (start + i) * HEADS + head)
+    dq = tl.zeros([BLOCK, D_PAD], tl.float32)
+    for other in range(0, m, BLOCK):
+        j = other + tl.arange(0, BLOCK)
+        k = _tile(qkv + HEADS * D, other, m, 3 * HEADS * D, D, D_PAD, BLOCK).to(MATMUL)
+        v = _tile(qkv + 2 * HEADS * D, other, m, 3 * HEADS * D, D, D_PAD, BLOCK).to(MATMUL)
+        s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+        prob = tl.where((j < m)[None, :], tl.exp2(s - row_lse[:, None]), 0.0)
+        dprob = tl.dot(do, tl.trans(v), input_precision=PRECISION)
+        if DROP:
+            dprob = tl.where(dropout_keep(key[:, None], j[None, :], DROP), dprob * rescale, 0.0)
+        ds = (prob * (dprob - delta[:, None])).to(MATMUL)
+        dq += tl.dot(ds, k, input_precision=PRECISION)
+    _store(dqkv, dq * root, first, m, 3 * HEADS * D, D, D_PAD, BLOCK)
+
+
+def launch_options(d, max_seqlen, dtype):
+    """How the kernels are cut for heads of size d: their constexprs by name, and num_warps."""
+    block = 16 if max_seqlen <= 16 else 32 if max_seqlen <= 32 or dtype == torch.float32 else 64
+    return {
+        "D": d,
+        "D_PAD": max(16, triton.next_power_of_2(d)),
+        "BLOCK": block,
+        "PRECISION": "ieee",
+        "num_warps": 4,
+    }
+
+
+def _launch(kernel, tensors, plan, heads, p):
+    """tensors start with qkv (T, 3H); the kernel's other pointer arguments follow cu_seqlens and the seed."""
+    qkv, seed, *others = tensors
+    d = qkv.shape[1] // 3 // heads
+    options = launch_options(d, plan.max_seqlen, qkv.dtype)
+    grid = ((len(plan.cu_seqlens) - 1) * heads, triton.cdiv(plan.max_seqlen, options["BLOCK"]))
+    scale = math.log2(math.e) / math.sqrt(d)
+    kernel[grid](
+        qkv, plan.cu_seqlens, seed, *others, scale, HEADS=heads, DROP=threshold(p), MATMUL=matmul_dtype(qkv), **options
+    )
+
+
+class _FusedAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, qkv, plan, heads, p):
+        qkv = qkv.contiguous()
+        seed = new_seed(qkv, p)
+        out = torch.empty(len(qkv), qkv.shape[1] // 3, dtype=qkv.dtype, device=qkv.device)
+        lse = torch.empty(len(qkv), heads, device=qkv.device)
+        _launch(_forward, (qkv, seed, out, lse), plan, heads, p)
+        ctx.plan, ctx.heads, ctx.p = plan, heads, p
+        ctx.save_for_backward(qkv, seed, out, lse)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dout):
+        dqkv = torch.empty_like(ctx.saved_tensors[0])
+        _launch(_backward, (*ctx.saved_tensors, dout.contiguous(), dqkv), ctx.plan, ctx.heads, ctx.p)
+        return dqkv, None, None, None
+
+
+# ----- what the model calls
+
 
 def attention(qkv, plan, heads, p=0.0):
     """Self-attention over a packed batch.
@@ -149,4 +360,6 @@ def attention(qkv, plan, heads, p=0.0):
     Args: qkv (T, 3H) with q, k, v side by side and the heads side by side in each; plan, the batch's `Plan`; heads, a
     divisor of H; p, the dropout probability. Returns (T, H) in qkv's dtype.
     """
-    return _Attention.apply(qkv, plan.groups, heads, p)
+    if use_triton(qkv):
+        return _FusedAttention.apply(qkv, plan, heads, p)
+    return _Attention.apply(qkv, plan.groups or _groups(plan.cu_seqlens), heads, p)
