@@ -146,6 +146,7 @@ def _keep(probs, p):
         return None
     return keep_mask(probs.shape, p) if probs.device.type == "cpu" else torch.rand_like(probs) >= p
 
+
 # ----- Triton
 
 
@@ -314,6 +315,7 @@ def launch_options(d, max_seqlen, dtype):
         "D": d,
         "D_PAD": max(16, triton.next_power_of_2(d)),
         "BLOCK": block,
+        "MATMUL": matmul_dtype(dtype),
         "PRECISION": "ieee",
         "num_warps": 4,
     }
@@ -326,9 +328,7 @@ def _launch(kernel, tensors, plan, heads, p):
     options = launch_options(d, plan.max_seqlen, qkv.dtype)
     grid = ((len(plan.cu_seqlens) - 1) * heads, triton.cdiv(plan.max_seqlen, options["BLOCK"]))
     scale = math.log2(math.e) / math.sqrt(d)
-    kernel[grid](
-        qkv, plan.cu_seqlens, seed, *others, scale, HEADS=heads, DROP=threshold(p), MATMUL=matmul_dtype(qkv), **options
-    )
+    kernel[grid](qkv, plan.cu_seqlens, seed, *others, scale, HEADS=heads, DROP=threshold(p), **options)
 
 
 class _FusedAttention(torch.autograd.Function):

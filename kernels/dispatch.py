@@ -29,9 +29,9 @@ def use_triton(x):
     return triton is not None and x.dtype != torch.float64 and (x.is_cuda or INTERPRET)
 
 
-def matmul_dtype(x):
-    """The constexpr type in which a kernel multiplies tiles of x: that of x.
+def matmul_dtype(dtype):
+    """The type (a constexpr) in which a kernel multiplies tiles of a tensor's dtype: the same.
 
     The interpreter keeps bfloat16 as bare 16-bit integers and would multiply those, so there it is float32.
     """
-    return tl.bfloat16 if x.dtype == torch.bfloat16 and not INTERPRET else tl.float32
+    return tl.bfloat16 if dtype == torch.bfloat16 and not INTERPRET else tl.float32
