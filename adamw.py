@@ -10,9 +10,9 @@ With gradient g at a parameter's step t = 1, 2, ...:
 before which g is scaled down where the norm of all gradients together exceeds `clip`.
 
 The parameters, gradients, m and v of a group each live in ONE flat tensor, of which the model's own tensors become
-views. The update is a handful of element-wise operations on 23 million numbers (MiniLM), so its speed is that of memory,
-and `kernels/adamw.py` goes over a flat tensor once. The flat gradient also makes zeroing it, its norm, and its sum over
-several processes one operation each.
+views. The update is a handful of element-wise operations on 23 million numbers (MiniLM), so its speed is that of
+memory, and `kernels/adamw.py` goes over a flat tensor once. The flat gradient also makes zeroing it, its norm, and its
+sum over several processes one operation each.
 
 A group is what trains together: the encoder is one, and what belongs to one task only is another. A step names the
 groups that took part; the rest stay as they are, as if they had no gradient.

@@ -24,7 +24,7 @@ import torch
 from kernels.dispatch import jit, tl, triton, use_triton
 
 CACHED = 1 << 18  # elements of a block of the plain form
-PROGRAMS = 256  # partial sums of squares per flat tensor
+PROGRAMS = 256  # at most so many partial sums of squares per flat tensor
 BLOCK = 4096  # elements of a block of the Triton form
 
 
@@ -65,11 +65,11 @@ def adamw_plain(updates, clip, betas):
 @jit
 def _squares(
     grad,  # (n,)
-    partial,  # (PROGRAMS,)
+    partial,  # (programs,)
     n,
     BLOCK: tl.constexpr,
 ):
-    """One program: every PROGRAMS-th block of the gradient."""
+    """One program: every programs-th block of the gradient."""
     total = tl.zeros([BLOCK], tl.float32)
     for first in range(tl.program_id(0) * BLOCK, n, tl.num_programs(0) * BLOCK):
         place = first + tl.arange(0, BLOCK)
@@ -84,9 +84,10 @@ def _update(
     grad,  # (n,)
     m,  # (n,)
     v,  # (n,)
-    partial,  # (PARTS,): sums of squares of all the step's gradients
+    partial,  # (parts,): sums of squares of all the step's gradients
     norm,  # (): their norm, written by the first program
     n,
+    parts,
     clip,  # 0 for no limit
     rate,
     eps,
@@ -95,8 +96,7 @@ def _update(
     beta2,
     gain1,  # 1 - β₁ and 1 - β₂, which in float32 would lose four digits to cancellation
     gain2,
-    PARTS: tl.constexpr,
-    PARTS_PAD: tl.constexpr,
+    PARTS_PAD: tl.constexpr,  # the power of two that holds `parts`
     BLOCK: tl.constexpr,
 ):
     """One program: one block of parameters."""
@@ -107,7 +107,7 @@ def _update(
     m_old = tl.load(m + place, mask=inside, other=0.0)
     v_old = tl.load(v + place, mask=inside, other=0.0)
     part = tl.arange(0, PARTS_PAD)
-    total = tl.sqrt(tl.sum(tl.load(partial + part, mask=part < PARTS, other=0.0), 0))
+    total = tl.sqrt(tl.sum(tl.load(partial + part, mask=part < parts, other=0.0), 0))
     if tl.program_id(0) == 0:
         tl.store(norm, total)
     g = tl.where((clip > 0) & (total + 1e-6 > clip), g * (clip / (total + 1e-6)), g)
@@ -121,15 +121,16 @@ def _update(
 def adamw_fused(updates, clip, betas):
     """Two launches for each flat tensor; arguments and result as those of `adamw`."""
     device = updates[0].param.device
-    partial = torch.empty(len(updates), PROGRAMS, device=device)
+    programs = [min(PROGRAMS, triton.cdiv(u.grad.numel(), BLOCK)) for u in updates]
+    partial = torch.empty(sum(programs), device=device)
     norm = torch.empty((), device=device)
-    for u, row in zip(updates, partial, strict=True):
-        _squares[(PROGRAMS,)](u.grad, row, u.grad.numel(), BLOCK=BLOCK, num_warps=8)
-    parts = partial.numel()
-    options = {"PARTS": parts, "PARTS_PAD": triton.next_power_of_2(parts), "BLOCK": BLOCK, "num_warps": 8}
+    for u, row in zip(updates, partial.split(programs), strict=True):
+        _squares[(len(row),)](u.grad, row, u.grad.numel(), BLOCK=BLOCK, num_warps=8)
+    options = {"PARTS_PAD": triton.next_power_of_2(len(partial)), "BLOCK": BLOCK, "num_warps": 8}
     for u in updates:
         n, (b1, b2) = u.param.numel(), betas
-        _update[(triton.cdiv(n, BLOCK),)](*u[:4], partial, norm, n, clip, *u[4:], b1, b2, 1 - b1, 1 - b2, **options)
+        numbers = (n, len(partial), clip, *u[4:], b1, b2, 1 - b1, 1 - b2)
+        _update[(triton.cdiv(n, BLOCK),)](*u[:4], partial, norm, *numbers, **options)
     return norm
 
 

@@ -109,15 +109,15 @@ def _backward(
     DROP: tl.constexpr,
 ):
     """One program: ROWS rows, one after the other; the sums over them stay in registers until the end."""
-    first = tl.program_id(0) * ROWS
+    first = tl.program_id(0).to(tl.int64) * ROWS
     column = tl.arange(0, BLOCK)
     inside = column < H
     gamma = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
     dbias = tl.zeros([BLOCK], tl.float32)
     dgamma = tl.zeros([BLOCK], tl.float32)
     dbeta = tl.zeros([BLOCK], tl.float32)
-    for t in range(first, tl.minimum(first + ROWS, T)):
-        row = t.to(tl.int64)
+    for n in range(0, tl.minimum(ROWS, T - first)):
+        row = first + n
         z, factor = _row(x, bias, residual, side, seed, row, column, inside, H, DROP)
         r = tl.load(rstd + row)
         x_hat = (z - tl.load(mean + row)) * r

@@ -177,12 +177,13 @@ def _forward(
     HEADS: tl.constexpr,
     D: tl.constexpr,
     D_PAD: tl.constexpr,  # the power of two that holds D
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr,  # rows of a program
+    INNER: tl.constexpr,  # rows that it takes at a time on its walk
     DROP: tl.constexpr,
     MATMUL: tl.constexpr,  # the type of the operands of matrix products
     PRECISION: tl.constexpr,
 ):
-    """One program: one sentence, one head, BLOCK queries; it walks over the keys, BLOCK at a time."""
+    """One program: one sentence, one head, BLOCK queries; it walks over the keys, INNER at a time."""
     sentence, head, first = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS, tl.program_id(1) * BLOCK
     start = tl.load(cu_seqlens + sentence)
     m = tl.load(cu_seqlens + sentence + 1) - start
@@ -198,11 +199,11 @@ def _forward(
     top = tl.full([BLOCK], -float("inf"), tl.float32)  # the largest score of each row so far
     total = tl.zeros([BLOCK], tl.float32)  # Σ 2^(s - top) so far
     acc = tl.zeros([BLOCK, D_PAD], tl.float32)  # Σ 2^(s - top) v so far
-    for other in range(0, m, BLOCK):
-        j = other + tl.arange(0, BLOCK)
-        k = _tile(qkv + HEADS * D, other, m, 3 * HEADS * D, D, D_PAD, BLOCK).to(MATMUL)
-        v = _tile(qkv + 2 * HEADS * D, other, m, 3 * HEADS * D, D, D_PAD, BLOCK).to(MATMUL)
-        s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale  # (BLOCK, BLOCK)
+    for other in range(0, m, INNER):
+        j = other + tl.arange(0, INNER)
+        k = _tile(qkv + HEADS * D, other, m, 3 * HEADS * D, D, D_PAD, INNER).to(MATMUL)
+        v = _tile(qkv + 2 * HEADS * D, other, m, 3 * HEADS * D, D, D_PAD, INNER).to(MATMUL)
+        s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale  # (BLOCK, INNER)
         s = tl.where((j < m)[None, :], s, -float("inf"))
         new_top = tl.maximum(top, tl.max(s, 1))
         shrink = tl.exp2(top - new_top)  # what was summed against the old top counts this much against the new
@@ -231,6 +232,7 @@ def _backward(
     D: tl.constexpr,
     D_PAD: tl.constexpr,
     BLOCK: tl.constexpr,
+    INNER: tl.constexpr,
     DROP: tl.constexpr,
     MATMUL: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -249,17 +251,17 @@ def _backward(
     rescale = 1 / (1 - DROP / 4294967296)
     root = scale * 0.6931471805599453  # 1 / √d
 
-    # These rows are keys. Scores stand transposed, (keys, queries), so that dv and dk need no transposition.
+    # These rows are keys. Scores stand transposed, (BLOCK keys, INNER queries), as dv and dk want them.
     j = first + tl.arange(0, BLOCK)
     k = _tile(qkv + HEADS * D, first, m, 3 * HEADS * D, D, D_PAD, BLOCK).to(MATMUL)
     v = _tile(qkv + 2 * HEADS * D, first, m, 3 * HEADS * D, D, D_PAD, BLOCK).to(MATMUL)
     dk = tl.zeros([BLOCK, D_PAD], tl.float32)
     dv = tl.zeros([BLOCK, D_PAD], tl.float32)
-    for other in range(0, m, BLOCK):
-        i = other + tl.arange(0, BLOCK)
-        q = _tile(qkv, other, m, 3 * HEADS * D, D, D_PAD, BLOCK).to(MATMUL)
-        o = _tile(out, other, m, HEADS * D, D, D_PAD, BLOCK)
-        do = _tile(dout, other, m, HEADS * D, D, D_PAD, BLOCK)
+    for other in range(0, m, INNER):
+        i = other + tl.arange(0, INNER)
+        q = _tile(qkv, other, m, 3 * HEADS * D, D, D_PAD, INNER).to(MATMUL)
+        o = _tile(out, other, m, HEADS * D, D, D_PAD, INNER)
+        do = _tile(dout, other, m, HEADS * D, D, D_PAD, INNER)
         delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
         do = do.to(MATMUL)
         s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale
@@ -275,15 +277,15 @@ def _backward(
         dv += tl.dot(dropped.to(MATMUL), do, input_precision=PRECISION)
         ds = (prob * (dprob - delta[None, :])).to(MATMUL)
         dk += tl.dot(ds, q, input_precision=PRECISION)
-        if m <= BLOCK:  # the only tile of a short sentence holds all that dq needs
+        if m <= BLOCK:  # these are all keys of a short sentence, so dq of the queries at hand is complete
             dq = tl.dot(tl.trans(ds), k, input_precision=PRECISION)
-            _store(dqkv, dq * root, first, m, 3 * HEADS * D, D, D_PAD, BLOCK)
+            _store(dqkv, dq * root, other, m, 3 * HEADS * D, D, D_PAD, INNER)
     _store(dqkv + HEADS * D, dk * root, first, m, 3 * HEADS * D, D, D_PAD, BLOCK)
     _store(dqkv + 2 * HEADS * D, dv, first, m, 3 * HEADS * D, D, D_PAD, BLOCK)
     if m <= BLOCK:
         return
 
-    # The same rows are queries.
+    # The same rows are queries; scores are (BLOCK queries, INNER keys).
     i = first + tl.arange(0, BLOCK)
     q = _tile(qkv, first, m, 3 * HEADS * D, D, D_PAD, BLOCK).to(MATMUL)
     o = _tile(out, first, m, HEADS * D, D, D_PAD, BLOCK)
@@ -294,30 +296,36 @@ def _backward(
     if DROP:
         key = dropout_key(seed, (start + i) * HEADS + head)
     dq = tl.zeros([BLOCK, D_PAD], tl.float32)
-    for other in range(0, m, BLOCK):
-        j = other + tl.arange(0, BLOCK)
-        k = _tile(qkv + HEADS * D, other, m, 3 * HEADS * D, D, D_PAD, BLOCK).to(MATMUL)
-        v = _tile(qkv + 2 * HEADS * D, other, m, 3 * HEADS * D, D, D_PAD, BLOCK).to(MATMUL)
-        s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-        prob = tl.where((j < m)[None, :], tl.exp2(s - row_lse[:, None]), 0.0)
-        dprob = tl.dot(do, tl.trans(v), input_precision=PRECISION)
+    for other in range(0, m, INNER):
+        column = other + tl.arange(0, INNER)
+        k_other = _tile(qkv + HEADS * D, other, m, 3 * HEADS * D, D, D_PAD, INNER).to(MATMUL)
+        v_other = _tile(qkv + 2 * HEADS * D, other, m, 3 * HEADS * D, D, D_PAD, INNER).to(MATMUL)
+        s = tl.dot(q, tl.trans(k_other), input_precision=PRECISION) * scale
+        prob = tl.where((column < m)[None, :], tl.exp2(s - row_lse[:, None]), 0.0)
+        dprob = tl.dot(do, tl.trans(v_other), input_precision=PRECISION)
         if DROP:
-            dprob = tl.where(dropout_keep(key[:, None], j[None, :], DROP), dprob * rescale, 0.0)
+            dprob = tl.where(dropout_keep(key[:, None], column[None, :], DROP), dprob * rescale, 0.0)
         ds = (prob * (dprob - delta[:, None])).to(MATMUL)
-        dq += tl.dot(ds, k, input_precision=PRECISION)
+        dq += tl.dot(ds, k_other, input_precision=PRECISION)
     _store(dqkv, dq * root, first, m, 3 * HEADS * D, D, D_PAD, BLOCK)
 
 
 def launch_options(d, max_seqlen, dtype):
-    """How the kernels are cut for heads of size d: their constexprs by name, and num_warps."""
+    """How the kernels are cut for heads of size d: their constexprs by name, num_warps and num_stages.
+
+    A short sentence is one tile of one program, so a batch of them is heads times sentences small programs, of which
+    a multiprocessor runs several at once. Longer ones are worth a larger tile, and a pipeline of num_stages loads.
+    """
     block = 16 if max_seqlen <= 16 else 32 if max_seqlen <= 32 or dtype == torch.float32 else 64
     return {
         "D": d,
-        "D_PAD": max(16, triton.next_power_of_2(d)),
+        "D_PAD": max(16, triton.next_power_of_2(d)),  # 16 is the least that tl.dot takes
         "BLOCK": block,
+        "INNER": min(block, 16 if dtype == torch.float32 else 32),
         "MATMUL": matmul_dtype(dtype),
-        "PRECISION": "ieee",
+        "PRECISION": "ieee",  # not the 10-bit products (TF32) that tensor cores make of float32
         "num_warps": 4,
+        "num_stages": 1 if max_seqlen <= block and dtype != torch.float32 else 2,
     }
 
 

@@ -24,7 +24,7 @@ from triton.compiler import ASTSource
 from kernels import adamw, add_norm, attention, gelu
 from kernels.dropout import threshold
 
-# Per multiprocessor: bytes of shared memory, programs, warps, registers (CUDA C Programming Guide, compute capabilities)
+# Of a multiprocessor: bytes of shared memory, programs, warps, registers (CUDA C Programming Guide)
 LIMITS = {80: (164 * 1024, 32, 64, 65536), 90: (228 * 1024, 32, 64, 65536)}
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int64: "*i64"}
 
@@ -44,12 +44,12 @@ def cases(dtypes=(torch.float32, torch.bfloat16)):
     for x in dtypes:
         short = str(x).removeprefix("torch.")
         for model, heads, d in (("BERT-base", 12, 64), ("MiniLM", 12, 32), ("PALs", 12, 17)):
-            for max_seqlen in (24, 512):
+            for max_seqlen in (12, 24, 512):
                 options = attention.launch_options(d, max_seqlen, x)
                 options |= {"HEADS": heads, "DROP": threshold(0.1)}
                 forward = {"qkv": x, "cu_seqlens": torch.int32, "seed": torch.int64, "out": x, "lse": f32}
                 backward = forward | {"dout": x, "dqkv": x, "scale": "fp32"}
-                name = f"{model} {short} d {d}, tiles of {options['BLOCK']}"
+                name = f"{model} {short} d {d}, up to {max_seqlen} tokens"
                 yield Case(f"attention forward   {name}", attention._forward, forward | {"scale": "fp32"}, options)
                 yield Case(f"attention backward  {name}", attention._backward, backward, options)
         for model, width in (("BERT-base", 768), ("MiniLM", 384), ("PALs", 204)):
@@ -69,16 +69,16 @@ def cases(dtypes=(torch.float32, torch.bfloat16)):
             yield Case(f"gelu backward       {model} {short} F {width}", gelu._backward, backward, options)
     options = {"BLOCK": adamw.BLOCK, "num_warps": 8}
     yield Case("adamw squares", adamw._squares, {"grad": f32, "partial": f32, "n": "i32"}, options)
-    flat = dict.fromkeys(("param", "grad", "m", "v", "partial", "norm"), f32) | {"n": "i32"}
+    flat = dict.fromkeys(("param", "grad", "m", "v", "partial", "norm"), f32) | {"n": "i32", "parts": "i32"}
     numbers = dict.fromkeys(("clip", "rate", "eps", "shrink", "beta1", "beta2", "gain1", "gain2"), "fp32")
-    options = options | {"PARTS": 4 * adamw.PROGRAMS, "PARTS_PAD": 4 * adamw.PROGRAMS}
+    options = options | {"PARTS_PAD": 4 * adamw.PROGRAMS}
     yield Case("adamw update", adamw._update, flat | numbers, options)
 
 
 def compile_case(case, arch):
     """Compiles a `Case` for compute capability `arch` (80, 90). Returns (registers, bytes spilled, bytes shared)."""
     options = dict(case.options)
-    warps = options.pop("num_warps")
+    launch = {name: options.pop(name) for name in ("num_warps", "num_stages") if name in options}
     absent = {name: None for name, kind in case.arguments.items() if kind is None}
     signature = dict.fromkeys(case.kernel.arg_names, "constexpr")
     signature |= {name: POINTERS.get(kind, kind) for name, kind in case.arguments.items() if kind is not None}
@@ -87,7 +87,7 @@ def compile_case(case, arch):
     source = ASTSource(case.kernel, signature, options | absent, attributes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps})
+        compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=launch)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()

@@ -67,12 +67,12 @@ def _backward(
     BLOCK_F: tl.constexpr,
 ):
     """One program: ROWS rows of BLOCK_F columns, BLOCK_T rows at a time."""
-    first = tl.program_id(0) * ROWS
+    first = tl.program_id(0).to(tl.int64) * ROWS
     column = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
     b = tl.load(bias + column, mask=column < F, other=0.0).to(tl.float32)
     dbias = tl.zeros([BLOCK_F], tl.float32)
-    for start in range(first, tl.minimum(first + ROWS, T), BLOCK_T):
-        row = start.to(tl.int64) + tl.arange(0, BLOCK_T)
+    for n in range(0, tl.minimum(ROWS, T - first), BLOCK_T):
+        row = first + n + tl.arange(0, BLOCK_T)
         inside = (row < T)[:, None] & (column < F)[None, :]
         place = row[:, None] * F + column[None, :]
         z = tl.load(x + place, mask=inside, other=0.0).to(tl.float32) + b[None, :]
