@@ -65,29 +65,28 @@ class AdamW:
             self.steps[group] = 0
 
     def flats(self, groups=None):
-        """The `Flat`s of the named groups (None: of all), in a fixed order."""
-        return [flat for name, flats in self.groups.items() if groups is None or name in groups for flat in flats]
+        """The `Flat`s of the named groups (None: of all)."""
+        return [flat for name in (self.groups if groups is None else groups) for flat in self.groups[name]]
 
     def zero_grad(self):
         for flat in self.flats():
             flat.grad.zero_()
 
     @torch.no_grad()
-    def step(self, lr, groups=None):
-        """One update of the named groups (None: all) at learning rate lr.
+    def step(self, lr):
+        """One update. Args: lr, the learning rate of each group that took part, by its name.
 
         Returns the norm of their gradient before clipping, a float tensor ().
         """
         (b1, b2), updates = self.betas, []
-        for name, flats in self.groups.items():
-            if groups is None or name in groups:
-                self.steps[name] += 1
-                # m̂ / (√v̂ + ε) = [√(1 - β₂ᵗ) / (1 - β₁ᵗ)] · m / (√v + ε √(1 - β₂ᵗ)): one pass less
-                root = math.sqrt(1 - b2 ** self.steps[name])
-                rate = lr * root / (1 - b1 ** self.steps[name])
-                for flat in flats:
-                    shrink = 1 - lr * self.weight_decay if flat.decay else 1.0
-                    updates.append(Update(flat.param, flat.grad, flat.m, flat.v, rate, self.eps * root, shrink))
+        for name, rate in lr.items():
+            self.steps[name] += 1
+            # m̂ / (√v̂ + ε) = [√(1 - β₂ᵗ) / (1 - β₁ᵗ)] · m / (√v + ε √(1 - β₂ᵗ)): one pass less
+            root = math.sqrt(1 - b2 ** self.steps[name])
+            step_size = rate * root / (1 - b1 ** self.steps[name])
+            for flat in self.groups[name]:
+                shrink = 1 - rate * self.weight_decay if flat.decay else 1.0
+                updates.append(Update(flat.param, flat.grad, flat.m, flat.v, step_size, self.eps * root, shrink))
         return adamw(updates, self.clip, self.betas) if updates else torch.zeros(())
 
     def state_dict(self):

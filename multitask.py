@@ -158,7 +158,7 @@ def train(args, model, tokenizer, datasets):
             optimizer.zero_grad()
             loss.backward()
             lr = args.lr * linear_schedule(step - 1, len(plan), args.warmup)
-            optimizer.step(lr, groups=("shared", name))
+            optimizer.step({"shared": lr, name: lr})
             pending.append((step, name, loss.detach()))
             bar.update(len(numbers))
 

@@ -43,7 +43,8 @@ class Update(NamedTuple):
 def adamw_plain(updates, clip, betas):
     """The formula in place; arguments and result as those of `adamw`."""
     b1, b2 = betas
-    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(u.grad) for u in updates]))
+    blocks = [block for u in updates for block in u.grad.split(CACHED)]  # one sum of 10⁷ squares would round badly
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(blocks)))
     scale = (clip / (norm + 1e-6)).clamp(max=1.0) if clip else None
     for u in updates:
         buffer = torch.empty_like(u.param[:CACHED])

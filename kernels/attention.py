@@ -16,6 +16,27 @@ Backward. Given do, the gradient of a scalar loss with respect to o, the chain r
 On the CPU, sentences of similar length are gathered into a group, padded to the longest of the group, and treated
 as one batched matrix product. Nothing but attention is ever padded, and attention is cheap: for 20 tokens it is 1 %
 of a layer's arithmetic.
+
+On a GPU, S and P would be written to memory and read back several times, and that traffic takes longer than the
+arithmetic. The Triton kernels keep them on the chip (FlashAttention; Dao et al., 2022). Each program takes one
+sentence, one head and a tile of rows; it finds them by cu_seqlens and by strides, so nothing is copied or padded.
+
+Forward. A program holds a tile of queries and walks over the keys, a tile at a time. Softmax needs the whole row, but
+its sum can be kept up to date (the online softmax; Milakov & Gimelshein, 2018): with the largest score so far, t,
+
+    l = Σ_j exp(s_j - t)        a = Σ_j exp(s_j - t) v_j        over the keys seen so far, so o = a / l at the end
+
+and when a tile brings a larger score t', both sums are corrected by the one factor exp(t - t'). Dropout multiplies the
+terms of a, not of l: it comes after the softmax. What the backward pass needs of a row is one number, t + log l, from
+which P_ij = exp(s_ij - (t + log l)) comes back at once.
+
+Backward. dv and dk of a key sum over all queries, dq of a query over all keys. Programs that added to each other's
+sums would need atomic additions, in an order that changes from run to run; instead each program owns a tile of rows
+and walks twice: first these rows are keys, and dk and dv grow as queries pass by; then they are queries, and dq grows.
+The scores are computed twice, the result is the same bits every time. A sentence that fits one tile (most do) needs
+only the first walk, because there all keys of its queries are at hand. And δ needs no row of P:
+
+    δ_i = Σ_j P_ij dP_ij = Σ_j D_ij (do_i · v_j) = do_i · Σ_j D_ij v_j = do_i · o_i
 """
 
 from __future__ import annotations
@@ -84,7 +105,7 @@ def attention_reference(qkv, cu_seqlens, heads):
 
     qkv (T, 3H), cu_seqlens (B + 1,) -> (T, H). Any float dtype; differentiable by autograd.
     """
-    q, k, v = qkv.view(len(qkv), 3, heads, -1).unbind(1)  # each (T, heads, d)
+    q, k, v = qkv.view(len(qkv), 3, heads, qkv.shape[1] // 3 // heads).unbind(1)  # each (T, heads, d)
     bounds, out = cu_seqlens.tolist(), []
     for start, end in itertools.pairwise(bounds):
         rows = slice(start, end)
@@ -132,7 +153,8 @@ class _Attention(torch.autograd.Function):
 
 def _gather(rows, group, parts, heads):
     """rows (T, parts · heads · d) -> the group's `parts` tensors (n, heads, m, d)."""
-    return rows.view(len(rows), parts, heads, -1)[group.take].permute(2, 0, 3, 1, 4).unbind(0)
+    rows = rows.view(len(rows), parts, heads, rows.shape[1] // parts // heads)
+    return rows[group.take].permute(2, 0, 3, 1, 4).unbind(0)
 
 
 def _dropout(x, keep, p):
