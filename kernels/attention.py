@@ -287,8 +287,8 @@ def _backward(
         delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
         do = do.to(MATMUL)
         s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale
+        s = tl.where((j < m)[:, None], s, -float("inf"))
         prob = tl.exp2(s - tl.load(lse + i * HEADS, mask=i < m, other=0.0)[None, :])
-        prob = tl.where((j < m)[:, None], prob, 0.0)
         dprob = tl.dot(v, tl.trans(do), input_precision=PRECISION)
         dropped = prob
         if DROP:
@@ -323,7 +323,7 @@ def _backward(
         k_other = _tile(qkv + HEADS * D, other, m, 3 * HEADS * D, D, D_PAD, INNER).to(MATMUL)
         v_other = _tile(qkv + 2 * HEADS * D, other, m, 3 * HEADS * D, D, D_PAD, INNER).to(MATMUL)
         s = tl.dot(q, tl.trans(k_other), input_precision=PRECISION) * scale
-        prob = tl.where((column < m)[None, :], tl.exp2(s - row_lse[:, None]), 0.0)
+        prob = tl.exp2(tl.where((column < m)[None, :], s, -float("inf")) - row_lse[:, None])
         dprob = tl.dot(do, tl.trans(v_other), input_precision=PRECISION)
         if DROP:
             dprob = tl.where(dropout_keep(key[:, None], column[None, :], DROP), dprob * rescale, 0.0)
