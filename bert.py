@@ -59,11 +59,17 @@ class BertConfig:
             raise UserError(f"{folder} has no config.json; name the folder of a BERT model") from None
         except ValueError as error:
             raise UserError(f"{path} is not valid JSON ({error}); fetch the model again") from None
+        if not isinstance(values, dict):
+            raise UserError(f"{path} is not a JSON object; fetch the model again")
         for key, wanted in {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}.items():
             if values.get(key, wanted) != wanted:
                 raise UserError(f"{path} says {key} = {values[key]!r}, and only {wanted!r} is supported")
-        config = cls(**{f.name: f.type(values[f.name]) for f in fields(cls) if f.name in values})
-        if config.hidden_size % config.num_attention_heads:
+        numbers = {f.name: values[f.name] for f in fields(cls) if f.name in values}
+        for name, value in numbers.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+                raise UserError(f"{path}: {name} is {value!r}, and should be a number of at least 0")
+        config = cls(**numbers)
+        if config.hidden_size % max(1, config.num_attention_heads):
             raise UserError(f"{path}: hidden_size {config.hidden_size} is no multiple of num_attention_heads")
         return config
 

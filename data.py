@@ -81,10 +81,14 @@ class Examples:
     def __len__(self):
         return len(self.ids)
 
-    def first(self, n):
-        """The first n of them."""
-        cut = lambda values: None if values is None else values[:n]  # noqa: E731
-        return Examples(self.ids[:n], self.sentences[:n], cut(self.others), cut(self.labels))
+    def sample(self, n):
+        """n of them, drawn evenly (the files are not in random order), always the same; all of them where n is None."""
+        if n is None or n >= len(self):
+            return self
+        rows = np.sort(np.random.default_rng(0).permutation(len(self))[:n])
+        pick = lambda values: None if values is None else [values[i] for i in rows]  # noqa: E731
+        labels = None if self.labels is None else self.labels[rows]
+        return Examples(pick(self.ids), pick(self.sentences), pick(self.others), labels)
 
 
 def read_examples(path, task, labelled=True):

@@ -32,7 +32,7 @@ from torch import nn
 
 import runs
 from adamw import AdamW, linear_schedule
-from bert import Bert, initialize
+from bert import Bert
 from console import Parser, UserError, command, progress, table
 from data import SAMPLINGS, SPLITS, TASKS, DataSet, data_path, read_examples, training_steps
 from evaluate import dev_score, majority, outputs, score, write_predictions
@@ -52,6 +52,11 @@ class Head(nn.Module):
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
         self.output = nn.Linear(sizes[-1], size_out)
         self.p = p
+        for layer in self.hidden:  # He et al. (2015): the signal keeps its size through the layers
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+        nn.init.normal_(self.output.weight, std=0.02)
+        nn.init.zeros_(self.output.bias)
 
     def forward(self, x):
         p = self.p if self.training else 0.0
@@ -79,7 +84,6 @@ class MultitaskBert(nn.Module):
             size_in = 2 * H if self.siamese(task) else H
             size_out = task.classes if task.classes > 2 else 1
             self.heads[task.name] = Head(size_in, classifier_size or H, size_out, classifier_layers, p)
-        initialize(self.heads, bert.config.initializer_range)
 
     def siamese(self, task):
         return task.pair and self.shape["pair_encoding"] == "siamese"
@@ -141,13 +145,12 @@ def train(args, model, tokenizer, datasets):
     extra = ("sst",) if args.extra_sst else ()
     plan = list(training_steps(sizes, args.batch_size, args.epochs, args.sampling, args.seed, extra))
     position = runs.load_state(args.out, model, optimizer) or {"step": 0, "best": -math.inf, "losses": {}}
-    runs.rewind_metrics(args.out, position["step"])
-
     losses = collections.defaultdict(list)  # of the epoch so far, by task
     losses.update(position["losses"])
     pending = []  # (step, task, loss), not read yet: reading a loss waits for the GPU
     bar = progress(len(plan) * args.batch_size, position["step"] * args.batch_size, "sentences", "training")
     with runs.Interrupt() as interrupt, bar:
+        runs.rewind_metrics(args.out, position["step"])
         for step in range(position["step"] + 1, len(plan) + 1):
             epoch, name, numbers = plan[step - 1]
             dataset = datasets[name]["train"]
@@ -157,8 +160,8 @@ def train(args, model, tokenizer, datasets):
             loss = task_loss(TASKS[name], logits, dataset.labels(numbers).to(device))
             optimizer.zero_grad()
             loss.backward()
-            lr = args.lr * linear_schedule(step - 1, len(plan), args.warmup)
-            optimizer.step({"shared": lr, name: lr})
+            factor = linear_schedule(step - 1, len(plan), args.warmup)
+            optimizer.step({"shared": args.lr * factor, name: args.head_lr * factor})
             pending.append((step, name, loss.detach()))
             bar.update(len(numbers))
 
@@ -169,7 +172,7 @@ def train(args, model, tokenizer, datasets):
                 bar.set_postfix_str(" ".join(f"{t} {mean(v[-20:]):.3f}" for t, v in losses.items()))
             if end_of_epoch:
                 loss = {t: mean(v) for t, v in losses.items()}
-                runs.append_metrics(args.out, kind="train", step=step, epoch=epoch, lr=lr, loss=loss)
+                runs.append_metrics(args.out, kind="train", step=step, epoch=epoch, loss=loss)
                 losses.clear()
                 metrics = {t: dev_metric(model, t, splits["dev"]) for t, splits in datasets.items()}
                 dev = dev_score(metrics)
@@ -243,7 +246,8 @@ def arguments():
 
     add("--epochs", type=positive(int), default=3)
     add("--batch_size", type=positive(int), default=32)
-    add("--lr", type=positive(float), default=None, help="peak learning rate (default: 1e-4 finetune, 1e-3 pretrain)")
+    add("--lr", type=positive(float), default=1e-4, help="peak learning rate of the encoder")
+    add("--head_lr", type=positive(float), default=1e-3, help="peak learning rate of what starts untrained: the heads")
     add("--weight_decay", type=positive(float, 0), default=0.01)
     add("--warmup", type=share, default=0.1, help="share of the steps over which the learning rate rises")
     add("--clip", type=positive(float, 0), default=1.0, help="largest norm of the gradient, 0 for no limit")
@@ -254,7 +258,13 @@ def arguments():
     add("--use_gpu", action="store_true", help="the same as --device cuda")
 
     add("--data", default="data/sample", metavar="DIR", help="folder of the task files")
-    add("--max_examples", type=positive(int), default=None, metavar="N", help="the first N examples of each file only")
+    add(
+        "--max_examples",
+        type=positive(int),
+        default=None,
+        metavar="N",
+        help="only N examples of each file, drawn evenly",
+    )
     for task in TASKS.values():
         for split in SPLITS:
             add(
@@ -312,7 +322,7 @@ def load_data(args, tokenizer, siamese, splits=SPLITS):
                 print(f"{path} does not exist: no test predictions for {task.name}", file=sys.stderr)
                 continue
             examples = read_examples(path, task, labelled=split != "test")
-            datasets[task.name][split] = DataSet(examples.first(args.max_examples), tokenizer, siamese)
+            datasets[task.name][split] = DataSet(examples.sample(args.max_examples), tokenizer, siamese)
     return datasets
 
 
@@ -320,10 +330,7 @@ def load_data(args, tokenizer, siamese, splits=SPLITS):
 def main(argv=None):
     parser = arguments()
     args = parser.parse_args(argv)
-    parser.set_defaults(
-        out=f"runs/{args.option}",
-        lr={"finetune": 1e-4, "pretrain": 1e-3}[args.option],
-    )
+    parser.set_defaults(out=f"runs/{args.option}")
     args = runs.parse_flags(parser, argv)
     device = choose_device(args)
     best = runs.recover_folder(Path(args.out) / "best")

@@ -171,16 +171,18 @@ class replacing:
         self.file = open(self.aside, "wb")
         return self.file
 
-    def __exit__(self, kind, *_):
+    def __exit__(self, kind, error, _):
         try:
             self.file.close()  # what was still buffered may not fit the disk either
-        except OSError:
-            self.aside.unlink(missing_ok=True)
+            if kind is None:
+                os.replace(self.aside, self.path)
+        except OSError as late:
+            error = late
             raise
-        if kind is None:
-            os.replace(self.aside, self.path)
-        else:
+        finally:
             self.aside.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.filename is None:  # a failed write does not say where
+                error.filename = str(self.path)
 
 
 # ----- pretrained models
@@ -238,22 +240,21 @@ def _fetch_from_hub(name, folder):
     import huggingface_hub  # imported here: it takes a second, and only this function needs it
 
     try:
-        names = huggingface_hub.list_repo_files(name)
+        files = {file.rfilename: file for file in huggingface_hub.model_info(name, files_metadata=True).siblings}
         wanted = ["config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.json"]
-        wanted.append("model.safetensors" if "model.safetensors" in names else "pytorch_model.bin")
+        wanted.append("model.safetensors" if "model.safetensors" in files else "pytorch_model.bin")
         for file in wanted:
-            if file in names:
+            if file in files:
                 huggingface_hub.hf_hub_download(name, file, local_dir=folder)
-        info = huggingface_hub.model_info(name, files_metadata=True)
     except Exception as error:  # no network, no such model, no access: the library has a class for each
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"{name} is no local folder, and the Hugging Face Hub did not give it ({reason}); "
             f"check the name and the network, or use {MINILM}"
         ) from None
-    for sibling in info.siblings:
-        if sibling.lfs is not None and (folder / sibling.rfilename).exists():
-            check_sha256(folder / sibling.rfilename, sibling.lfs.sha256)
+    for file in wanted:
+        if file in files and files[file].lfs is not None:
+            check_sha256(folder / file, files[file].lfs.sha256)
     shutil.rmtree(folder / ".cache", ignore_errors=True)
 
 

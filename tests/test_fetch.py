@@ -1,0 +1,59 @@
+"""`make data` against a server on 127.0.0.1."""
+
+import http.server
+import threading
+
+import pytest
+from conftest import assert_refused, run, write_task_files
+
+
+class Files(http.server.BaseHTTPRequestHandler):
+    folder = None
+    cut = 0  # the next answer stops after this many bytes
+
+    def do_GET(self):
+        path = self.folder / self.path.split("/")[-1]
+        if not path.exists():
+            return self.send_error(404)
+        body, start = path.read_bytes(), 0
+        if wanted := self.headers["Range"]:
+            start = int(wanted.removeprefix("bytes=").rstrip("-"))
+            if start >= len(body):
+                return self.send_error(416)
+        self.send_response(206 if wanted else 200)
+        self.send_header("Content-Length", str(len(body) - start))
+        self.end_headers()
+        end, Files.cut = (start + Files.cut, 0) if Files.cut else (len(body), 0)
+        self.wfile.write(body[start:end])
+
+    def log_message(self, *_):
+        return
+
+
+@pytest.fixture
+def server(tmp_path):
+    Files.folder = tmp_path / "there"
+    Files.folder.mkdir()
+    write_task_files(Files.folder)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Files)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/data"
+    server.shutdown()
+
+
+def test_a_fetch_that_was_cut_short_goes_on(server, tmp_path):
+    out = tmp_path / "here"
+    Files.cut = 100
+    assert_refused(run("data/fetch.py", "--out", out, "--url", server), "stopped after 100 bytes", "again")
+    done = run("data/fetch.py", "--out", out, "--url", server)
+    assert done.returncode == 0, done.stderr
+    for path in Files.folder.iterdir():
+        assert (out / path.name).read_bytes() == path.read_bytes()
+    assert not list(out.glob("*.part"))
+    assert "is there" in run("data/fetch.py", "--out", out, "--url", server).stdout
+
+
+def test_no_network_and_a_missing_file_are_one_sentence(server, tmp_path):
+    assert_refused(run("data/fetch.py", "--out", tmp_path / "x", "--url", "http://127.0.0.1:9/"), "no network")
+    (Files.folder / "sts-dev.csv").unlink()
+    assert_refused(run("data/fetch.py", "--out", tmp_path / "y", "--url", server), "sts-dev.csv", "404")

@@ -1,0 +1,255 @@
+"""The command line, as a user meets it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, assert_refused, run, tiny_config
+from test_bert import random_batch
+
+import multitask
+import predict
+from bert import Bert
+from data import TASKS
+from multitask import Head, MultitaskBert, task_loss
+from weights import read_safetensors
+
+
+def weights_of(folder):
+    """All tensors that a run ended with: the last state's model and optimizer, and the best model's."""
+    tensors = {}
+    for path in sorted(folder.glob("last/*.safetensors")) + sorted(folder.glob("best/*.safetensors")):
+        tensors |= {f"{path.name} {name}": t.clone() for name, t in read_safetensors(path).items()}
+    return tensors
+
+
+def assert_same_end(a, b):
+    first, second = weights_of(a), weights_of(b)
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_encoder, task_files, tmp_path_factory):
+    """A run of two epochs, its flags, and what it printed."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    flags = ["--bert", tiny_encoder, "--data", task_files, "--batch_size", "8", "--epochs", "2", "--extra_sst"]
+    done = run("multitask.py", *flags, "--out", out)
+    assert done.returncode == 0, done.stderr
+    return out, flags, done
+
+
+def test_a_run_leaves_what_it_promises(finished):
+    out, _, done = finished
+    for task in TASKS:
+        assert f"| {task} " in done.stdout
+    assert "dev score" in done.stdout
+    assert {p.name for p in out.iterdir()} == {"config.json", "metrics.jsonl", "last", "best", "predictions"}
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["kind"], line["epoch"]) for line in lines] == [("train", 1), ("dev", 1), ("train", 2), ("dev", 2)]
+    assert lines[1].keys() >= {"step", "score", *TASKS}
+    for task in TASKS:
+        for split in ("dev", "test"):
+            text = (out / "predictions" / f"{task}-{split}-output.csv").read_text().splitlines()
+            assert text[0].startswith("id \t Predicted_")
+            assert len(text) == 25
+
+
+def test_eval_only_says_the_same_again(finished):
+    out, _, done = finished
+    shutil.rmtree(out / "predictions")
+    again = run("multitask.py", "--eval_only", "--out", out)
+    assert again.returncode == 0, again.stderr
+    table = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert table == [line for line in again.stdout.splitlines() if line.startswith("|")]
+    assert len(list((out / "predictions").iterdir())) == 6
+
+
+def test_predict_answers_one_sentence_a_pair_a_file_and_a_dialogue(finished, tmp_path):
+    out, _, _ = finished
+    one = run("predict.py", "--run", out, "A good film.")
+    assert one.stdout.count("%") == 5
+    pair = run("predict.py", "--run", out, "Good film?", "Bad film?")
+    assert "is_duplicate: " in pair.stdout
+    assert "similarity: " in pair.stdout
+    (tmp_path / "lines").write_text("A good film.\n\nGood film?\tBad film?\n")
+    many = run("predict.py", "--run", out, "--file", tmp_path / "lines")
+    assert many.stdout == one.stdout + pair.stdout
+    command = [sys.executable, ROOT / "predict.py", "--run", out]
+    talk = subprocess.run(command, input="A good film.\nGood film? || Bad film?\n\n", capture_output=True, text=True)
+    assert talk.returncode == 0, talk.stderr
+    assert one.stdout.splitlines()[1] in talk.stdout
+    assert pair.stdout.splitlines()[1] in talk.stdout
+
+
+@pytest.mark.parametrize("pair_encoding", ["joint", "siamese"])
+def test_pretrain_leaves_the_encoder_bitwise_as_it_was(tiny_encoder, flags, tmp_path, pair_encoding):
+    done = run("multitask.py", *flags, "--option", "pretrain", "--epochs", "1", "--pair_encoding", pair_encoding)
+    assert done.returncode == 0, done.stderr
+    before = read_safetensors(tiny_encoder / "model.safetensors")
+    after = read_safetensors(tmp_path / "run" / "best" / "model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert before.keys() == after.keys()
+
+
+def test_a_run_killed_at_any_instant_resumes_to_the_same_weights(finished, tmp_path):
+    """`make soak` does this twenty times with MiniLM."""
+    out, flags, _ = finished
+    command = [sys.executable, ROOT / "multitask.py", *map(str, flags), "--out", tmp_path / "run", "--save_every", "2"]
+    rng = np.random.default_rng(0)
+    kills = 0
+    while kills < 6:
+        process = subprocess.Popen(
+            [*command, "--resume"], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        state = tmp_path / "run" / "metrics.jsonl"
+        while not state.exists() and process.poll() is None:  # imports are over: from here on it trains and writes
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.4))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+    done = run("multitask.py", *flags, "--out", tmp_path / "run", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert_same_end(out, tmp_path / "run")
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(finished, tmp_path):
+    out, flags, _ = finished
+    command = [sys.executable, ROOT / "multitask.py", *map(str, flags), "--out", tmp_path / "run"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True
+    )
+    while not (tmp_path / "run" / "metrics.jsonl").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"python multitask.py --resume --out {tmp_path}/run" in said
+    done = run("multitask.py", "--resume", "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert_same_end(out, tmp_path / "run")
+
+
+def test_a_finished_run_is_not_overwritten_and_resumes_to_itself(finished):
+    out, flags, _ = finished
+    assert_refused(run("multitask.py", *flags, "--out", out), "already holds a run", "--resume")
+    before = weights_of(out)
+    assert run("multitask.py", "--resume", "--out", out).returncode == 0
+    after = weights_of(out)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_wrong_request_ends_with_code_2_and_no_traceback(finished):
+    out, _, _ = finished
+    assert_refused(run("multitask.py", "--option", "finetun"), "finetun", "finetune")
+    assert_refused(run("predict.py", "--run", out, "a", "b", "c"), "3 sentences")
+
+
+def test_wrong_requests_get_one_sentence(finished, flags, tmp_path, capsys):
+    out, _, _ = finished
+
+    def refused(main, arguments, *words):
+        with pytest.raises(SystemExit) as stopped:
+            main([str(argument) for argument in arguments])
+        assert stopped.value.code == 2
+        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(said) == 1
+        assert all(str(word) in said[0] for word in words), said
+
+    (tmp_path / "wrong.csv").write_text("\tid\ttext\tsentiment\n0\ta\tb\t1\n")
+    (tmp_path / "file").write_text("")
+    train = multitask.main
+    refused(train, ["--no_such_flag"], "--no_such_flag")
+    refused(train, ["--lr", "-1"], "--lr", "greater than 0")
+    refused(train, ["--lr", "nan"], "--lr", "greater than 0")
+    refused(train, ["--batch_size", "many"], "--batch_size", "not a number")
+    refused(train, ["--hidden_dropout_prob", "1"], "below 1")
+    refused(train, ["--resume", "--out", out, "--lr", "0.5"], "--lr", "was started with")
+    refused(train, ["--eval_only", "--out", tmp_path / "none"], "holds no run")
+    refused(train, [*flags, "--data", tmp_path], "does not exist", "make data")
+    refused(train, [*flags, "--bert", tmp_path / "none"], "there is no folder")
+    refused(train, [*flags, "--bert", tmp_path], "neither tokenizer.json nor vocab.txt")
+    if not torch.cuda.is_available():
+        refused(train, [*flags, "--use_gpu"], "no CUDA device")
+    refused(train, [*flags, "--sst_train", tmp_path / "wrong.csv"], "no column 'sentence'")
+    refused(train, [*flags, "--out", tmp_path / "file" / "run"], "file")
+    refused(predict.main, ["--run", tmp_path, "A film."], "no trained model")
+    refused(predict.main, ["--run", out, "--file", tmp_path / "none"], "none")
+
+
+def test_a_run_of_another_model_is_refused(finished, tmp_path, tiny_encoder):
+    out, _, _ = finished
+    shutil.copytree(out, tmp_path / "run")
+    Bert(tiny_config(num_hidden_layers=1)).save(tmp_path / "encoder")
+    shutil.copy(tiny_encoder / "vocab.txt", tmp_path / "encoder")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["bert"] = str(tmp_path / "encoder")
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    assert_refused(run("multitask.py", "--resume", "--out", tmp_path / "run"), "belongs to another model")
+
+
+def test_a_full_disk_is_one_sentence_and_loses_nothing(finished, tmp_path):
+    out, flags, _ = finished
+    command = " ".join(map(str, [sys.executable, ROOT / "multitask.py", *flags, "--out", tmp_path / "run"]))
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(  # no file may grow beyond 200 KB: to the program, that is a disk that is full
+        ["bash", "-c", f"trap '' XFSZ; ulimit -f 200; exec {command}"],
+        capture_output=True,
+        text=True,
+        env=env,
+        cwd=ROOT,
+    )
+    assert_refused(done, "state.safetensors")
+    assert not list((tmp_path / "run").rglob("*.part"))
+    done = run("multitask.py", *flags, "--out", tmp_path / "run", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert_same_end(out, tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_task_and_step(flags, tmp_path):
+    done = run("multitask.py", *flags, "--lr", "1e30", "--head_lr", "1e30", "--clip", "0")
+    assert_refused(done, "the loss of", "at step", "--lr")
+
+
+def test_losses_are_their_formulas():
+    torch.manual_seed(0)
+    z, labels = torch.randn(6, 5, dtype=torch.float64), torch.tensor([0.0, 4, 2, 1, 3, 3])
+    expected = -sum(torch.log(torch.softmax(z[i], 0)[int(labels[i])]) for i in range(6)) / 6
+    assert torch.allclose(task_loss(TASKS["sst"], z, labels).double(), expected, atol=1e-6)
+    z, labels = torch.randn(6, 1), torch.tensor([0.0, 1, 1, 0, 0, 1])
+    p = torch.sigmoid(z[:, 0])
+    assert torch.allclose(
+        task_loss(TASKS["para"], z, labels), -(labels * p.log() + (1 - labels) * (1 - p).log()).mean()
+    )
+    assert torch.allclose(task_loss(TASKS["sts"], z, labels), ((z[:, 0] - labels) ** 2).mean())
+
+
+def test_a_head_is_linear_gelu_linear_gelu_linear():
+    torch.manual_seed(0)
+    head = Head(6, 7, 3, 2, 0.1).eval()
+    assert [tuple(layer.weight.shape) for layer in head.hidden] == [(7, 6), (7, 7)]
+    x = torch.randn(4, 6)
+    y = x
+    for layer in head.hidden:
+        y = torch.nn.functional.gelu(y @ layer.weight.T + layer.bias)
+    assert torch.allclose(head(x), y @ head.output.weight.T + head.output.bias, atol=1e-6)
+
+
+def test_a_siamese_pair_is_the_two_vectors_side_by_side():
+    torch.manual_seed(0)
+    model = MultitaskBert(Bert(tiny_config(initializer_range=0.3)), "siamese").eval()
+    batch = random_batch((4, 6, 5, 3))  # two pairs: first sentences, then second ones
+    with torch.no_grad():
+        _, pooled = model.bert(batch)
+        expected = model.heads["sts"](torch.cat((pooled[:2], pooled[2:]), 1))
+        assert torch.allclose(model("sts", batch), expected, atol=1e-6)
+        assert model("sst", batch).shape == (4, 5)

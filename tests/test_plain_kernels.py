@@ -1,0 +1,119 @@
+"""The plain forms of kernels/, which the CPU uses, against slow ones in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.autograd import gradcheck
+
+from kernels.add_norm import add_norm
+from kernels.attention import attention, attention_reference, plan
+from kernels.dropout import dropout, keep_mask
+from kernels.gelu import bias_gelu
+from kernels.linear import linear
+
+
+def bounds(lengths):
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int()
+    return cu_seqlens, plan(cu_seqlens, max(lengths, default=0))
+
+
+@pytest.mark.parametrize(("heads", "d"), [(1, 1), (2, 17), (12, 32)])
+@pytest.mark.parametrize("lengths", [[1], [5, 3, 9, 1, 40, 2, 11], [7] * 4, [200, 1, 1], []])
+def test_attention_is_the_formula_forward_and_backward(heads, d, lengths):
+    torch.manual_seed(0)
+    cu_seqlens, its_plan = bounds(lengths)
+    fast = torch.randn(sum(lengths), 3 * heads * d, requires_grad=True)
+    slow = fast.detach().double().requires_grad_()
+    weights = torch.randn(sum(lengths), heads * d)
+    out, expected = attention(fast, its_plan, heads), attention_reference(slow, cu_seqlens, heads)
+    assert torch.allclose(out.double(), expected, atol=1e-5)
+    if lengths:
+        (out * weights).sum().backward()
+        (expected * weights).sum().backward()
+        assert torch.allclose(fast.grad.double(), slow.grad, atol=1e-5)
+
+
+def test_attention_s_gradient_is_that_of_finite_differences_with_dropout_on():
+    _, its_plan = bounds([3, 1, 4])
+    qkv = torch.randn(8, 3 * 6, dtype=torch.float64, requires_grad=True)
+
+    def same_masks(x):
+        torch.manual_seed(5)
+        return attention(x, its_plan, 2, 0.3)
+
+    assert gradcheck(same_masks, (qkv,))
+
+
+def test_attention_of_one_sentence_does_not_see_the_others():
+    torch.manual_seed(0)
+    _, its_plan = bounds([6, 4])
+    qkv = torch.randn(10, 24)
+    out = attention(qkv, its_plan, 2)
+    qkv[6:] = torch.nan
+    assert torch.equal(attention(qkv, its_plan, 2)[:6], out[:6])
+
+
+@pytest.mark.parametrize("shape", [(700, 384, 1536), (33, 1536, 384), (5, 3072, 7), (1, 1, 1)])
+def test_linear_is_the_product_and_its_gradients(shape):
+    torch.manual_seed(0)
+    T, size_in, size_out = shape
+    x, w = torch.randn(T, size_in, requires_grad=True), torch.randn(size_out, size_in, requires_grad=True)
+    b = torch.randn(size_out, requires_grad=True)
+    slow = [t.detach().double().requires_grad_() for t in (x, w, b)]
+    weights = torch.randn(T, size_out)
+    y, expected = linear(x, w, b), F.linear(*slow)
+    assert torch.allclose(y.double(), expected, atol=1e-3 if size_in > 1000 else 2e-4)
+    (y * weights).sum().backward()
+    (expected * weights).sum().backward()
+    for ours, theirs in zip((x, w, b), slow, strict=True):
+        assert torch.allclose(ours.grad.double(), theirs.grad, rtol=1e-4, atol=1e-3)
+
+
+def test_linear_takes_a_slice_an_empty_batch_and_frozen_weights():
+    wide, w = torch.randn(6, 20), torch.randn(4, 10)
+    assert torch.allclose(linear(wide[:, :10], w), wide[:, :10] @ w.T, atol=1e-5)
+    assert linear(torch.randn(0, 10), w).shape == (0, 4)
+    x = torch.randn(3, 10, requires_grad=True)
+    linear(x, w).sum().backward()
+    assert torch.allclose(x.grad, w.sum(0).expand(3, 10), atol=1e-5)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.3, 0.5])
+def test_dropout_keeps_the_right_share_and_scales_it(p):
+    torch.manual_seed(0)
+    x = torch.ones(1000, 1001)
+    y = dropout(x, p)
+    kept = (y != 0).double().mean().item()
+    assert abs(kept - (1 - p)) < 4 * (p * (1 - p) / x.numel()) ** 0.5 + 1e-5
+    assert torch.allclose(y[y != 0], torch.tensor(1 / (1 - p)))
+    neighbours = (y[:, 1:] != 0).double() * (y[:, :-1] != 0)  # four numbers come from one draw: are they independent?
+    assert abs(neighbours.mean().item() - (1 - p) ** 2) < 2e-3
+
+
+def test_dropout_follows_the_seed_and_uses_the_same_mask_backward():
+    x = torch.randn(50, 7, requires_grad=True)
+    torch.manual_seed(3)
+    y = dropout(x, 0.4)
+    torch.manual_seed(3)
+    assert torch.equal(dropout(x, 0.4), y)
+    assert not torch.equal(dropout(x, 0.4), y)
+    y.sum().backward()
+    assert torch.allclose(x.grad, (y != 0) / 0.6)
+    assert dropout(x, 0) is x
+    assert keep_mask((0, 3), 0.1).shape == (0, 3)
+
+
+def test_gelu_and_add_norm_are_their_formulas():
+    torch.manual_seed(0)
+    x, b, r, side = (torch.randn(s, dtype=torch.float64) for s in ((6, 8), (8,), (6, 8), (6, 8)))
+    z = x + b
+    assert torch.allclose(bias_gelu(x, b), z * (1 + torch.erf(z / 2**0.5)) / 2)
+    norm = torch.nn.LayerNorm(8, eps=1e-12, dtype=torch.float64)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    for s in (None, side):
+        z = r + x + b + (0 if s is None else s)
+        expected = (z - z.mean(1, keepdim=True)) / z.var(
+            1, keepdim=True, unbiased=False
+        ).sqrt() * norm.weight + norm.bias
+        assert torch.allclose(add_norm(x, b, r, norm, 0.0, s), expected)
