@@ -338,7 +338,8 @@ def launch_options(d, max_seqlen, dtype):
     A short sentence is one tile of one program, so a batch of them is heads times sentences small programs, of which
     a multiprocessor runs several at once. Longer ones are worth a larger tile, and a pipeline of num_stages loads.
     """
-    block = 16 if max_seqlen <= 16 else 32 if max_seqlen <= 32 or dtype == torch.float32 else 64
+    largest = (32 if dtype == torch.float32 else 64) // (1 if d <= 64 else 2)  # more would not fit into registers
+    block = min(largest, max(16, triton.next_power_of_2(max_seqlen)))
     return {
         "D": d,
         "D_PAD": max(16, triton.next_power_of_2(d)),  # 16 is the least that tl.dot takes
