@@ -15,6 +15,7 @@ import torch
 from conftest import ROOT, tiny_config
 from torch import nn
 
+import bench_gpu
 from adamw import AdamW
 from bert import Bert
 from kernels import add_norm as add_norm_module
@@ -52,7 +53,7 @@ def test_kernels_compile_without_a_gpu_and_spill_nothing(arch):
     from kernels import compile as ahead
 
     wanted = (
-        "forward   BERT-base bfloat16 d 64, tiles of 64",
+        "backward  BERT-base bfloat16 d 64, up to 512",
         "add_norm backward   BERT-base bfloat16",
         "adamw update",
     )
@@ -405,3 +406,11 @@ def test_the_plain_attention_agrees_too():
     qkv = torch.randn(sum(lengths), 3 * 34, device=DEVICE)
     plain = _Attention.apply(qkv, _groups(bounds_of(lengths)), 2, 0.0)
     assert_near(attention(qkv, plan(bounds_of(lengths), 40), 2), plain, torch.float32)
+
+
+@pytest.mark.skipif(not INTERPRET, reason="the interpreter is what --toy is for")
+def test_the_benchmark_runs_at_toy_size(capsys):
+    bench_gpu.main(["--kernels", "--toy"])
+    rows = capsys.readouterr().out.splitlines()
+    for kernel in ("attention sst", "attention quora", "add_norm", "gelu", "adamw"):
+        assert any(row.startswith(f"| {kernel}") and "Triton" in row for row in rows)
