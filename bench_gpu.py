@@ -18,6 +18,7 @@ Lengths are in tokens with [CLS] and [SEP]; log-normal, fitted to the training f
 at 16,384, the difference is the price of launching.
 """
 
+import functools
 import itertools
 import platform
 import statistics
@@ -34,6 +35,7 @@ from adamw import AdamW
 from bert import Bert, BertConfig
 from console import Parser, UserError, command, table
 from data import TASKS, DataSet, data_path, read_examples
+from graphs import GraphedStep
 from kernels.adamw import Update, adamw_fused, adamw_plain
 from kernels.add_norm import add_norm, add_norm_plain
 from kernels.attention import attention, plan
@@ -97,13 +99,13 @@ def forward_backward(call, inputs):
 
 
 def attention_forms(setting, lengths, p):
-    """Attention on one batch: (name, forward, both passes), ours first."""
+    """Attention on one batch: (name, function, its inputs), ours first."""
     heads, H = setting.config.num_attention_heads, setting.config.hidden_size
     d, B, longest = H // heads, len(lengths), max(lengths)
     bounds = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=setting.device)
     new = lambda *shape: torch.randn(*shape, device=setting.device, dtype=setting.dtype).requires_grad_()  # noqa: E731
     qkv, batch_plan = new(sum(lengths), 3 * H), plan(bounds, longest)
-    yield "Triton, packed", *forward_backward(lambda x: attention(x, batch_plan, heads, p), [qkv])
+    yield "Triton, packed", lambda x: attention(x, batch_plan, heads, p), [qkv]
 
     place = torch.arange(longest, device=setting.device)
     mask = (place < bounds.diff()[:, None])[:, None, None, :]  # (B, 1, 1, longest)
@@ -112,18 +114,18 @@ def attention_forms(setting, lengths, p):
         q, k, v = x.view(B, longest, 3, heads, d).permute(2, 0, 3, 1, 4)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
 
-    yield "SDPA, padded", *forward_backward(padded, [new(B, longest, 3 * H)])
-    if setting.device.type != "cuda":
-        return
+    yield "SDPA, padded", padded, [new(B, longest, 3 * H)]
     if setting.compiled:
-        yield "SDPA, padded, compiled", *forward_backward(torch.compile(padded), [new(B, longest, 3 * H)])
+        yield "SDPA, padded, compiled", torch.compile(padded), [new(B, longest, 3 * H)]
 
     def nested(x):
-        jagged = torch.nested.nested_tensor_from_jagged(x.view(-1, 3, heads, d), bounds, max_seqlen=longest)
-        q, k, v = (part.transpose(1, 2) for part in jagged.unbind(2))
+        jagged = functools.partial(
+            torch.nested.nested_tensor_from_jagged, offsets=bounds.long(), min_seqlen=min(lengths), max_seqlen=longest
+        )
+        q, k, v = (jagged(part.contiguous()).transpose(1, 2) for part in x.view(-1, 3, heads, d).unbind(1))
         return F.scaled_dot_product_attention(q, k, v, dropout_p=p).transpose(1, 2).values()
 
-    yield "SDPA, nested tensor", *forward_backward(nested, [qkv])
+    yield "SDPA, nested tensor", nested, [qkv]
     try:
         from flash_attn import flash_attn_varlen_qkvpacked_func
     except ImportError:
@@ -132,7 +134,7 @@ def attention_forms(setting, lengths, p):
     def flash(x):
         return flash_attn_varlen_qkvpacked_func(x.view(-1, 3, heads, d), bounds, longest, dropout_p=p)
 
-    yield "flash-attn, varlen", *forward_backward(flash, [qkv])
+    yield "flash-attn, varlen", flash, [qkv]
 
 
 def row_forms(setting, T):
@@ -153,10 +155,10 @@ def row_forms(setting, T):
         return bias_gelu_plain(x, b.to(x.dtype))
 
     def forms(ours, theirs, inputs):
-        yield "Triton", *forward_backward(ours, inputs)
-        yield "PyTorch", *forward_backward(theirs, inputs)
+        yield "Triton", ours, inputs
+        yield "PyTorch", theirs, inputs
         if setting.compiled:
-            yield "PyTorch, compiled", *forward_backward(torch.compile(theirs), inputs)
+            yield "PyTorch, compiled", torch.compile(theirs), inputs
 
     yield f"add_norm {T} x {H}", 3 * T * H, 8 * T * H, forms(fused, plain, rows + weights)
     yield f"gelu {T} x {wide}", 2 * T * wide, 5 * T * wide, forms(bias_gelu, plain_gelu, [new(T, wide), wide_bias])
@@ -169,9 +171,16 @@ def bench_kernels(setting):
     heads, H, rows = setting.config.num_attention_heads, setting.config.hidden_size, []
 
     def measure(kernel, forms, floors):
-        for name, forward, both in forms:
-            for passes, call, floor in (("forward", forward, floors[0]), ("both", both, floors[1])):
-                ms = milliseconds(call, setting)
+        for name, function, inputs in forms:
+            try:
+                calls = forward_backward(function, inputs)
+                times = [milliseconds(call, setting) for call in calls]
+            except RuntimeError as error:
+                if name.startswith("Triton"):
+                    raise
+                rows.append([kernel, name, f"does not run here: {error}".splitlines()[0][:60], "", ""])
+                continue
+            for passes, ms, floor in zip(("forward", "both"), times, floors, strict=True):
                 rows.append([kernel, name, passes, ms, f"{floor / ms:.0%}"])
 
     for name, batches in setting.lengths.items():
@@ -194,19 +203,28 @@ def bench_kernels(setting):
 # ----- the whole step
 
 
-def packed_step(setting):
-    """A training step of this project: a function of a `Batch` and labels (B,)."""
+def packed_step(setting, graphed):
+    """A training step of this project, as CUDA graphs or not: a function of a `Batch` and labels (B,)."""
     model = Bert(setting.config).to(setting.device).train()
     head = nn.Linear(setting.config.hidden_size, 5, device=setting.device)
     named = [*model.named_parameters(), *((f"head.{name}", p) for name, p in head.named_parameters())]
     optimizer = AdamW({"all": named})
 
-    def step(batch, labels):
+    def logits_of(task, batch):
         with torch.autocast(setting.device.type, setting.dtype, enabled=setting.dtype != torch.float32):
-            hidden = model.encode(model.embed(batch), batch, rows=batch.cls_rows)
-            logits = head(model.pool(hidden))
+            return head(model.pool(model.encode(model.embed(batch), batch, rows=batch.cls_rows)))
+
+    def loss_of(task, logits, labels):
+        return F.cross_entropy(logits.float(), labels)
+
+    def eager(task, batch, labels):
         optimizer.zero_grad()
-        F.cross_entropy(logits.float(), labels).backward()
+        loss_of(task, logits_of(task, batch), labels).backward()
+
+    passes = GraphedStep(logits_of, loss_of, optimizer.zero_grad) if graphed else eager
+
+    def step(batch, labels):
+        passes("sst", batch, labels)
         optimizer.step({"all": 1e-5})
 
     return step
@@ -245,7 +263,9 @@ def bench_step(setting):
     config, rows = setting.config, []
     encoder = config.num_hidden_layers * (4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size)
     n = sum(p.numel() for p in Bert(config).parameters())
-    forms = {"this project": packed_step(setting), "transformers, SDPA": padded_step(setting, False)}
+    forms = {"this project": packed_step(setting, False), "transformers, SDPA": padded_step(setting, False)}
+    if setting.device.type == "cuda":
+        forms["this project, CUDA graphs"] = packed_step(setting, True)
     if setting.compiled:
         forms["transformers, SDPA, compiled"] = padded_step(setting, True)
     for name, batches in setting.lengths.items():
@@ -260,8 +280,8 @@ def bench_step(setting):
         work = 6 * encoder * tokens + 14 * config.num_hidden_layers * squares * config.hidden_size
         floor, first = work / flops + 32 * n / bandwidth, None
         for form, step in forms.items():
-            inputs = itertools.cycle(packed if form == "this project" else padded)
-            for batch in packed if form == "this project" else padded:  # compiles what each shape asks for
+            inputs = itertools.cycle(packed if form.startswith("this project") else padded)
+            for batch in packed if form.startswith("this project") else padded:  # compiles what each shape asks for
                 step(batch, labels)
             arguments = zip(inputs, itertools.repeat(labels))
             ms = milliseconds(lambda step=step, arguments=arguments: step(*next(arguments)), setting)
