@@ -23,7 +23,8 @@ from adamw import AdamW
 from bert import Bert
 from console import Parser, UserError, command, table
 from data import TASKS, DataSet, data_path, read_examples
-from multitask import MultitaskBert, choose_device, positive, task_loss
+from flags import choose_device, positive
+from multitask import MultitaskBert, task_loss
 from tokenizer import Tokenizer
 from weights import MINILM, find_model
 

@@ -10,6 +10,7 @@ Every command of this project is wrapped in `command`, so that
 
 import argparse
 import functools
+import os
 import sys
 
 from tqdm import tqdm
@@ -52,13 +53,14 @@ def command(main):
 def progress(total, initial=0, unit="step", title=""):
     """A tqdm bar on a terminal; without one (a log file, a pipe), the same line printed every 30 seconds.
 
-    Args: total and initial in units. Returns a tqdm object: call `.update(n)` and `.set_postfix_str(text)`.
+    Under torchrun only the first process shows one. Args: total and initial in units. Returns a tqdm object: call
+    `.update(n)` and `.set_postfix_str(text)`.
     """
+    settings = {"total": total, "initial": initial, "unit": unit, "desc": title}
+    settings["disable"] = os.environ.get("RANK", "0") != "0"
     if sys.stderr.isatty():
-        return tqdm(total=total, initial=initial, unit=unit, desc=title, dynamic_ncols=True)
-    return tqdm(
-        total=total, initial=initial, unit=unit, desc=title, file=_Lines(), mininterval=30, ascii=True, ncols=100
-    )
+        return tqdm(**settings, dynamic_ncols=True)
+    return tqdm(**settings, file=_Lines(), mininterval=30, ascii=True, ncols=100)
 
 
 class _Lines:

@@ -5,6 +5,7 @@ CSV is, the first column an unnamed index. A fourth task is a fourth row.
 """
 
 import csv
+import functools
 import hashlib
 import itertools
 import sys
@@ -31,6 +32,7 @@ class Task:
     high: float
     metric: str  # what the dev score counts: "accuracy" or "pearson"
     output: str  # the name of the value in prediction files
+    symmetric: bool = False  # the label of a pair does not depend on the order of its sentences
 
     @property
     def pair(self):
@@ -52,6 +54,7 @@ TASKS = {
             1,
             "accuracy",
             "Predicted_Is_Paraphrase",
+            symmetric=True,
         ),
         Task(
             "sts",
@@ -63,6 +66,7 @@ TASKS = {
             5,
             "pearson",
             "Predicted_Similiary",  # spelt as the course's own tools expect it
+            symmetric=True,
         ),
     )
 }
@@ -174,7 +178,7 @@ class DataSet:
 
     def __init__(self, examples, tokenizer, siamese=False):
         """Args: siamese, True to encode the two sentences of a pair each alone; by default they share one sequence."""
-        self.examples = examples
+        self.examples, self.tokenizer = examples, tokenizer
         self.encoded, self.encoded_others = [], None
         if siamese and examples.others is not None:
             self.encoded = tokenizer.encode(examples.sentences)
@@ -182,15 +186,24 @@ class DataSet:
         else:
             self.encoded = tokenizer.encode(examples.sentences, examples.others)
 
+    @functools.cached_property
+    def encoded_swapped(self):
+        """The joint pairs with the second sentence first."""
+        return self.tokenizer.encode(self.examples.others, self.examples.sentences)
+
     def __len__(self):
         return len(self.examples)
 
-    def batch(self, numbers):
-        """B examples, packed: B sentences or joint pairs; siamese, B first sentences and then B second ones."""
-        encoded = [self.encoded[i] for i in numbers]
+    def batch(self, numbers, swap=False):
+        """B examples, packed: B sentences or joint pairs; siamese, B first sentences and then B second ones.
+
+        Args: swap, True to give the two sentences of each pair in the other order.
+        """
         if self.encoded_others is not None:
-            encoded += [self.encoded_others[i] for i in numbers]
-        return pack(encoded)
+            parts = [self.encoded, self.encoded_others]
+            return pack([part[i] for part in (reversed(parts) if swap else parts) for i in numbers])
+        encoded = self.encoded_swapped if swap else self.encoded
+        return pack([encoded[i] for i in numbers])
 
     def labels(self, numbers):
         """(B,) float32 tensor."""
@@ -203,6 +216,22 @@ class DataSet:
             lengths = [a + len(b) for a, (b, _) in zip(lengths, self.encoded_others, strict=True)]
         order = sorted(range(len(self)), key=lengths.__getitem__)
         return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+def load_data(args, tokenizer, siamese, splits=SPLITS):
+    """The data sets of the run: {task: {split: DataSet}}. A task without a test file has no "test"."""
+    datasets = {}
+    for task in TASKS.values():
+        datasets[task.name] = {}
+        for split in splits:
+            given = getattr(args, f"{task.name}_{split}")
+            path = Path(given or data_path(args.data, task, split))
+            if split == "test" and not given and not path.exists():
+                print(f"{path} does not exist: no test predictions for {task.name}", file=sys.stderr)
+                continue
+            examples = read_examples(path, task, labelled=split != "test")
+            datasets[task.name][split] = DataSet(examples.sample(args.max_examples), tokenizer, siamese)
+    return datasets
 
 
 # ----- which examples, in which order
@@ -269,6 +298,21 @@ def training_steps(sizes, batch_size, epochs, sampling="proportional", seed=0, e
             order += [name] * epoch_steps({name: sizes[name]}, batch_size)
         for name in order:
             yield epoch, name, list(itertools.islice(streams[name], batch_size))
+
+
+def joint_steps(sizes, batch_size, epochs, seed=0, extra=()):
+    """Like `training_steps`, with a batch of each task in every step: (epoch, {task: example numbers}).
+
+    An epoch has as many examples in all, so fewer steps. The passes of `extra` have steps of their own.
+    """
+    streams = {name: example_stream(n, [seed, i]) for i, (name, n) in enumerate(sizes.items())}
+    steps = max(1, round(epoch_steps(sizes, batch_size) / len(sizes)))
+    for epoch in range(1, epochs + 1):
+        groups = [list(sizes)] * steps
+        for name in extra:
+            groups += [[name]] * epoch_steps({name: sizes[name]}, batch_size)
+        for names in groups:
+            yield epoch, {name: list(itertools.islice(streams[name], batch_size)) for name in names}
 
 
 def epoch_steps(sizes, batch_size):

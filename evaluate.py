@@ -13,6 +13,7 @@ import sys
 import numpy as np
 import torch
 
+import parallel
 from data import TASKS
 from weights import replacing
 
@@ -44,15 +45,16 @@ def outputs(model, task, dataset, batch_size=64):
     """What a model says of each example, in the order of the data set.
 
     Returns a float32 array: class probabilities (n, classes) for a classification task (so (n, 2) for `para`), or the
-    predicted values (n,).
+    predicted values (n,). Under torchrun, each process takes some of the batches, and all get the whole result.
     """
     model.eval()
     device = next(model.parameters()).device
     result = np.zeros((len(dataset), task.classes) if task.classes else len(dataset), dtype=np.float32)
-    for numbers in dataset.by_length(batch_size):
+    for numbers in dataset.by_length(batch_size)[parallel.rank() :: parallel.world()]:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             logits = model(task.name, dataset.batch(numbers).to(device))
         result[numbers] = probabilities(task, logits.float()).cpu().numpy()
+    parallel.sum_(torch.from_numpy(result))  # in place, zeros where another process has the values
     return result
 
 
@@ -74,7 +76,7 @@ def decide(task, values):
 def score(task, values, labels):
     """`outputs` and labels (n,) -> the task's metric. Warns on stderr of a model that answers the same to all."""
     predicted = decide(task, values)
-    if len(predicted) > 1 and (predicted == predicted[0]).all():
+    if parallel.rank() == 0 and len(predicted) > 1 and (predicted == predicted[0]).all():
         print(
             f"warning: {task.name} has not learned: it predicts {predicted[0]:.4g} for all {len(predicted)} examples",
             file=sys.stderr,

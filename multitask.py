@@ -14,14 +14,13 @@ feed-forward layers with GELU and dropout, then a linear layer) makes of it
     para     1 logit z        binary cross-entropy    -log σ(z) if label = 1, -log(1 - σ(z)) if 0
     sts      1 number z       squared error           (z - label)²
 
-Each step draws a batch of one task (`data.training_steps`).
+Each step draws a batch of one task (`data.training_steps`). `--use_pals`, `--use_smart` and `--gradient_surgery` are
+explained in `pals.py`, `smart.py` and `surgery.py`, training in several processes (torchrun) in `parallel.py`.
 """
 
-import argparse
 import collections
 import itertools
 import math
-import sys
 import time
 from pathlib import Path
 from statistics import mean
@@ -30,17 +29,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import flags
+import parallel
 import runs
 from adamw import AdamW, linear_schedule
 from bert import Bert
-from console import Parser, UserError, command, progress, table
-from data import SAMPLINGS, SPLITS, TASKS, DataSet, data_path, read_examples, training_steps
+from console import UserError, command, progress, table
+from data import TASKS, joint_steps, load_data, training_steps
 from evaluate import dev_score, majority, outputs, score, write_predictions
 from kernels.dropout import dropout
 from kernels.gelu import bias_gelu
 from kernels.linear import linear
+from pals import Pals
+from smart import Smart
+from surgery import Surgery
 from tokenizer import Tokenizer
-from weights import MINILM, find_model, read_safetensors, write_safetensors
+from weights import find_model, read_safetensors, write_safetensors
 
 
 class Head(nn.Module):
@@ -67,10 +71,12 @@ class Head(nn.Module):
 
 
 class MultitaskBert(nn.Module):
-    """One encoder, one head per task."""
+    """One encoder, one head per task, and with `pal_size` one set of PALs per task."""
 
-    def __init__(self, bert, pair_encoding="joint", classifier_layers=2, classifier_size=None):
-        """Args: classifier_size, the width of the heads, None for the encoder's hidden size."""
+    def __init__(
+        self, bert, pair_encoding="joint", classifier_layers=2, classifier_size=None, pal_size=None, pal_heads=12
+    ):
+        """Args: classifier_size, the width of the heads, None for the hidden size; pal_size, None for no PALs."""
         super().__init__()
         H, p = bert.config.hidden_size, bert.config.hidden_dropout_prob
         self.bert = bert
@@ -84,31 +90,43 @@ class MultitaskBert(nn.Module):
             size_in = 2 * H if self.siamese(task) else H
             size_out = task.classes if task.classes > 2 else 1
             self.heads[task.name] = Head(size_in, classifier_size or H, size_out, classifier_layers, p)
+        self.pals = None
+        if pal_size:
+            self.shape |= {"pal_size": pal_size, "pal_heads": pal_heads}
+            self.pals = nn.ModuleDict({name: Pals(bert.config, pal_size, pal_heads) for name in TASKS})
 
     def siamese(self, task):
         return task.pair and self.shape["pair_encoding"] == "siamese"
 
     def forward(self, task, batch):
         """The name of a task and a `Batch` of its B examples (`DataSet.batch`) -> logits (B, classes), or (B, 1)."""
-        x = self.bert.embed(batch)
-        h_cls = self.bert.encode(x, batch, rows=batch.cls_rows)  # (B, H), siamese (2B, H)
+        return self.classify(task, self.bert.embed(batch), batch)
+
+    def classify(self, task, x, batch):
+        """The rest of `forward`, from the embeddings x (T, H) on."""
+        side = None if self.pals is None else self.pals[task]
+        h_cls = self.bert.encode(x, batch, side, rows=batch.cls_rows)  # (B, H), siamese (2B, H)
         pooled = self.bert.pool(h_cls)
         if self.siamese(TASKS[task]):
             pooled = torch.cat(pooled.chunk(2), 1)  # (B, 2H)
         return self.heads[task](pooled)
 
     def parameter_groups(self):
-        """What steps together (see `adamw.py`): the encoder on every step, a head when its task is drawn."""
+        """What steps together (see `adamw.py`): the encoder on every step, a task's own when it is drawn."""
         groups = {"shared": [(f"bert.{name}", p) for name, p in self.bert.named_parameters()]}
         for task, head in self.heads.items():
             groups[task] = [(f"heads.{task}.{name}", p) for name, p in head.named_parameters()]
+            if self.pals is not None:
+                groups[task] += [(f"pals.{task}.{name}", p) for name, p in self.pals[task].named_parameters()]
         return groups
 
     def save(self, folder, tokenizer):
-        """A folder that `transformers` opens as a `BertModel`, with the heads in a file of their own beside it."""
+        """A folder that `transformers` opens as a `BertModel`, with heads and PALs in files of their own beside it."""
         self.bert.save(folder)
         tokenizer.save(folder)
         write_safetensors(Path(folder) / "heads.safetensors", self.heads.state_dict())
+        if self.pals is not None:
+            write_safetensors(Path(folder) / "pals.safetensors", self.pals.state_dict())
         runs.write_json(Path(folder) / "multitask.json", self.shape)
 
     @classmethod
@@ -119,6 +137,8 @@ class MultitaskBert(nn.Module):
         model = cls(Bert.load(folder), **runs.read_json(Path(folder) / "multitask.json"))
         try:
             model.heads.load_state_dict(read_safetensors(Path(folder) / "heads.safetensors"))
+            if model.pals is not None:
+                model.pals.load_state_dict(read_safetensors(Path(folder) / "pals.safetensors"))
         except RuntimeError:
             raise UserError(f"the heads in {folder} are not those of the tasks of data.py; train again") from None
         return model, Tokenizer(folder)
@@ -139,63 +159,115 @@ def task_loss(task, logits, labels):
 
 def train(args, model, tokenizer, datasets):
     """Trains `model` and leaves the run in args.out; returns True, or False where Ctrl-C stopped it. See `runs.py`."""
-    device = next(model.parameters()).device
     optimizer = AdamW(model.parameter_groups(), weight_decay=args.weight_decay, clip=args.clip)
-    sizes = {name: len(splits["train"]) for name, splits in datasets.items()}
-    extra = ("sst",) if args.extra_sst else ()
-    plan = list(training_steps(sizes, args.batch_size, args.epochs, args.sampling, args.seed, extra))
-    position = runs.load_state(args.out, model, optimizer) or {"step": 0, "best": -math.inf, "losses": {}}
-    losses = collections.defaultdict(list)  # of the epoch so far, by task
-    losses.update(position["losses"])
-    pending = []  # (step, task, loss), not read yet: reading a loss waits for the GPU
-    bar = progress(len(plan) * args.batch_size, position["step"] * args.batch_size, "sentences", "training")
-    with runs.Interrupt() as interrupt, bar:
-        runs.rewind_metrics(args.out, position["step"])
-        for step in range(position["step"] + 1, len(plan) + 1):
-            epoch, name, numbers = plan[step - 1]
-            dataset = datasets[name]["train"]
-            model.train()
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                logits = model(name, dataset.batch(numbers).to(device))
-            loss = task_loss(TASKS[name], logits, dataset.labels(numbers).to(device))
-            optimizer.zero_grad()
-            loss.backward()
-            factor = linear_schedule(step - 1, len(plan), args.warmup)
-            optimizer.step({"shared": args.lr * factor, name: args.head_lr * factor})
-            pending.append((step, name, loss.detach()))
-            bar.update(len(numbers))
+    plan = list(training_plan(args, {name: len(splits["train"]) for name, splits in datasets.items()}))
+    smart = Smart(model, optimizer, args) if args.use_smart else None
+    surgery = Surgery(optimizer, args.seed) if args.gradient_surgery else None
+    if smart:
+        print("SMART: {} forward and {} backward passes for each batch, in place of 1 and 1".format(*smart.passes()))
+    averages = smart.state() if smart else {}
+    position = runs.load_state(args.out, model, optimizer, averages) or {"step": 0, "best": -math.inf, "losses": {}}
+    writer = parallel.rank() == 0
 
+    losses = collections.defaultdict(list)  # of the epoch so far, by task; with SMART also its penalties
+    losses.update(position["losses"])
+    pending = []  # (step, name, value), not read yet: reading a loss waits for the GPU
+    sentences = [sum(map(len, batches.values())) for _, batches in plan]
+    bar = progress(sum(sentences), sum(sentences[: position["step"]]), "sentences", "training")
+    with runs.Interrupt() as interrupt, bar:
+        if writer:
+            runs.rewind_metrics(args.out, position["step"])
+        for step in range(position["step"] + 1, len(plan) + 1):
+            epoch, batches = plan[step - 1]
+            parallel.seed_step(args.seed, step)
+            model.train()
+            optimizer.zero_grad()
+            for name, numbers in batches.items():
+                pending += backward(args, step, name, numbers, model, datasets[name]["train"], smart)
+                if surgery:
+                    surgery.take(name)
+            parallel.sum_gradients(optimizer, (*batches,) if surgery else ("shared", *batches))
+            if surgery:
+                for pair, conflict in surgery.combine(step).items():
+                    losses[f"conflict {pair}"].append(int(conflict))
+            factor = linear_schedule(step - 1, len(plan), args.warmup)
+            optimizer.step({"shared": args.lr * factor} | dict.fromkeys(batches, args.head_lr * factor))
+            if smart:
+                smart.after_step(step)
+            bar.update(sentences[step - 1])
+
+            stop = parallel.any_of(interrupt.asked)
             end_of_epoch = step == len(plan) or plan[step][0] > epoch
-            save = end_of_epoch or interrupt.asked or step % args.save_every == 0
-            if save or len(pending) == 20:
+            save = end_of_epoch or stop or step % args.save_every == 0
+            if save or len(pending) >= 20:
                 read_losses(pending, losses)
-                bar.set_postfix_str(" ".join(f"{t} {mean(v[-20:]):.3f}" for t, v in losses.items()))
+                bar.set_postfix_str(" ".join(f"{t} {mean(v[-20:]):.3f}" for t, v in losses.items() if t in TASKS))
             if end_of_epoch:
-                loss = {t: mean(v) for t, v in losses.items()}
-                runs.append_metrics(args.out, kind="train", step=step, epoch=epoch, loss=loss)
+                means = {name: mean(values) for name, values in losses.items()}
                 losses.clear()
                 metrics = {t: dev_metric(model, t, splits["dev"]) for t, splits in datasets.items()}
                 dev = dev_score(metrics)
-                runs.append_metrics(args.out, kind="dev", step=step, epoch=epoch, **metrics, score=dev)
                 bar.write(
                     f"epoch {epoch}: " + ", ".join(f"{t} {v:.3f}" for t, v in metrics.items()) + f", score {dev:.3f}"
                 )
-                if dev > position["best"]:
-                    position["best"] = dev
+                if surgery:
+                    shares = (f"{name[9:]} {v:.0%}" for name, v in means.items() if name.startswith("conflict"))
+                    bar.write(f"epoch {epoch}: gradients in conflict: " + ", ".join(shares))
+                better = dev > position["best"]
+                position["best"] = max(dev, position["best"])
+                if writer:
+                    loss = {t: means.pop(t) for t in list(means) if t in TASKS}
+                    runs.append_metrics(args.out, kind="train", step=step, epoch=epoch, loss=loss, **means)
+                    runs.append_metrics(args.out, kind="dev", step=step, epoch=epoch, **metrics, score=dev)
+                if writer and better:
                     with runs.replacing_folder(Path(args.out) / "best") as folder:
                         model.save(folder, tokenizer)
-            if save:
+            if save and writer:
                 position |= {"step": step, "losses": losses}
-                runs.save_state(args.out, model, optimizer, **position)
-            if interrupt.asked and step < len(plan):
+                runs.save_state(args.out, model, optimizer, averages, **position)
+            if stop and step < len(plan):
                 return False
     return True
 
 
+def training_plan(args, sizes):
+    """All steps of the run: (epoch, {task: example numbers}), of one task, or with gradient surgery of all."""
+    extra = ("sst",) if args.extra_sst else ()
+    if args.gradient_surgery:
+        return joint_steps(sizes, args.batch_size, args.epochs, args.seed, extra)
+    steps = training_steps(sizes, args.batch_size, args.epochs, args.sampling, args.seed, extra)
+    return ((epoch, {name: numbers}) for epoch, name, numbers in steps)
+
+
+def backward(args, step, name, numbers, model, dataset, smart):
+    """Adds the gradient of one task's batch, or of this process's share of it, to that which stands in the parameters.
+
+    Returns a list of (step, name, value): the loss, and SMART's penalties; tensors, weighted with the share.
+    """
+    task, device = TASKS[name], next(model.parameters()).device
+    mine = parallel.share(numbers)
+    weight = len(mine) / len(numbers)
+    # a paraphrase is one both ways round: every second step sees its pairs the other way, and overfits later
+    swap = task.symmetric and not args.keep_order and step % 2 == 0
+    batch, labels = dataset.batch(mine, swap).to(device), dataset.labels(mine).to(device)
+    if smart:
+        logits, smoothness, bregman = smart.forward(task, batch, step, parallel.first_of_share(len(numbers)))
+        loss = task_loss(task, logits, labels)
+        values = {name: loss, "smoothness": smoothness, "bregman": bregman}
+        total = loss + args.lambda_s * smoothness + args.mu * bregman
+    else:
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            logits = model(name, batch)
+        total = task_loss(task, logits, labels)
+        values = {name: total}
+    (total * weight).backward()
+    return [(step, key, value.detach() * weight) for key, value in values.items()]
+
+
 def read_losses(pending, losses):
-    """Moves the pending (step, task, loss) into `losses`, by task. Raises UserError for one that is not finite."""
-    for step, name, loss in pending:
-        value = loss.item()
+    """Moves the pending (step, name, value) into `losses`, by name. Raises UserError for one that is not finite."""
+    values = parallel.sum_(torch.stack([value for _, _, value in pending])).tolist()
+    for (step, name, _), value in zip(pending, values, strict=True):
         if not math.isfinite(value):
             raise UserError(f"the loss of {name} became {value} at step {step}; the last state is kept: lower --lr")
         losses[name].append(value)
@@ -214,9 +286,10 @@ def report(args, model, datasets):
         task = TASKS[name]
         for split in ("dev", "test"):
             if split in splits:
-                values = outputs(model, task, splits[split])
+                values = outputs(model, task, splits[split])  # all processes take part; one writes
                 path = Path(args.out) / getattr(args, f"{name}_{split}_out")
-                write_predictions(path, task, splits[split].examples.ids, values)
+                if parallel.rank() == 0:
+                    write_predictions(path, task, splits[split].examples.ids, values)
                 if split == "dev":
                     metrics[name] = score(task, values, splits["dev"].examples.labels)
         labels = splits["dev"].examples.labels
@@ -229,134 +302,51 @@ def report(args, model, datasets):
 # ----- the command line
 
 
-def arguments():
-    parser = Parser(prog="multitask.py", description="Fine-tune one BERT on all tasks.")
-    add = parser.add_argument
-    add("--option", choices=("finetune", "pretrain"), default="finetune", help="train all, or only the heads")
-    add("--bert", default=MINILM, help="pretrained encoder: a folder or a name")
-    add("--out", default=None, help="folder of the run (default: runs/OPTION)")
-    add("--resume", action="store_true", help="go on with the run in --out, if there is one")
-    add("--eval_only", action="store_true", help="score the best model of the run in --out, write its predictions")
-    add("--save_every", type=positive(int), default=1000, metavar="N", help="save every N steps, besides epoch ends")
-
-    add("--pair_encoding", choices=("joint", "siamese"), default="joint", help="sentences of a pair together or alone")
-    add("--classifier_layers", type=positive(int, 0), default=2, help="feed-forward layers in a head")
-    add("--classifier_size", type=positive(int), default=None, help="their width (default: the hidden size)")
-    add("--hidden_dropout_prob", type=share, default=0.1, help="dropout in the encoder and the heads")
-
-    add("--epochs", type=positive(int), default=3)
-    add("--batch_size", type=positive(int), default=32)
-    add("--lr", type=positive(float), default=1e-4, help="peak learning rate of the encoder")
-    add("--head_lr", type=positive(float), default=1e-3, help="peak learning rate of what starts untrained: the heads")
-    add("--weight_decay", type=positive(float, 0), default=0.01)
-    add("--warmup", type=share, default=0.1, help="share of the steps over which the learning rate rises")
-    add("--clip", type=positive(float, 0), default=1.0, help="largest norm of the gradient, 0 for no limit")
-    add("--sampling", choices=SAMPLINGS, default="proportional", help="how often each task is drawn")
-    add("--extra_sst", action="store_true", help="one more pass over SST at the end of each epoch")
-    add("--seed", type=positive(int, 0), default=11711)
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    add("--use_gpu", action="store_true", help="the same as --device cuda")
-
-    add("--data", default="data/sample", metavar="DIR", help="folder of the task files")
-    add(
-        "--max_examples",
-        type=positive(int),
-        default=None,
-        metavar="N",
-        help="only N examples of each file, drawn evenly",
-    )
-    for task in TASKS.values():
-        for split in SPLITS:
-            add(
-                f"--{task.name}_{split}",
-                default=None,
-                metavar="FILE",
-                help=f"(default: {data_path('DATA', task, split)})",
-            )
-        for split in ("dev", "test"):
-            add(f"--{task.name}_{split}_out", default=f"predictions/{task.name}-{split}-output.csv", metavar="FILE",
-                help="where predictions go, relative to --out")  # fmt: skip
-    return parser
-
-
-def positive(kind, low=None):
-    """An argparse type: a finite number greater than 0, or at least `low`."""
-
-    def parse(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-        if not math.isfinite(value) or value < (low or 0) or (low is None and value == 0):
-            bound = "greater than 0" if low is None else f"at least {low}"
-            raise argparse.ArgumentTypeError(f"{text} is not {bound}")
-        return value
-
-    return parse
-
-
-def share(text):
-    """An argparse type: a number in [0, 1)."""
-    value = positive(float, 0)(text)
-    if value >= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not below 1")
-    return value
-
-
-def choose_device(args):
-    wanted = "cuda" if args.use_gpu else args.device
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("no CUDA device is available; leave out --use_gpu and --device cuda to run on the CPU")
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def load_data(args, tokenizer, siamese, splits=SPLITS):
-    """The data sets of the run: {task: {split: DataSet}}. A task without a test file has no "test"."""
-    datasets = {}
-    for task in TASKS.values():
-        datasets[task.name] = {}
-        for split in splits:
-            given = getattr(args, f"{task.name}_{split}")
-            path = Path(given or data_path(args.data, task, split))
-            if split == "test" and not given and not path.exists():
-                print(f"{path} does not exist: no test predictions for {task.name}", file=sys.stderr)
-                continue
-            examples = read_examples(path, task, labelled=split != "test")
-            datasets[task.name][split] = DataSet(examples.sample(args.max_examples), tokenizer, siamese)
-    return datasets
-
-
 @command
 def main(argv=None):
-    parser = arguments()
-    args = parser.parse_args(argv)
-    parser.set_defaults(out=f"runs/{args.option}")
-    args = runs.parse_flags(parser, argv)
-    device = choose_device(args)
-    best = runs.recover_folder(Path(args.out) / "best")
+    args = flags.parse(argv)
+    device = flags.choose_device(args)
+    parallel.start(args.batch_size)
     siamese = args.pair_encoding == "siamese"
+    with parallel.one_after_another():
+        best = runs.recover_folder(Path(args.out) / "best")
+        folder = None if args.eval_only else find_model(args.bert)
     if args.eval_only:
         model, tokenizer = MultitaskBert.load(best)
         report(args, model.to(device), load_data(args, tokenizer, siamese, splits=("dev", "test")))
+        parallel.stop()
         return
-    folder = find_model(args.bert)
     tokenizer = Tokenizer(folder)
-    datasets = load_data(args, tokenizer, siamese)
+    with parallel.one_voice():
+        datasets = load_data(args, tokenizer, siamese)
     torch.manual_seed(args.seed)
     bert = Bert.load(folder, hidden_dropout_prob=args.hidden_dropout_prob)
     bert.requires_grad_(args.option == "finetune")
-    model = MultitaskBert(bert, args.pair_encoding, args.classifier_layers, args.classifier_size).to(device)
-    runs.write_json(Path(args.out) / "config.json", vars(args))
-    counts = [sum(p.numel() for p in part.parameters()) for part in (model.bert, model.heads)]
-    sizes = ", ".join(f"{name} {len(splits['train'])}" for name, splits in datasets.items())
-    print(f"encoder {counts[0]:,} parameters, heads {counts[1]:,}; training examples: {sizes}; on {device}")
+    pal_size = args.pal_size if args.use_pals else None
+    heads = args.pair_encoding, args.classifier_layers, args.classifier_size
+    model = MultitaskBert(bert, *heads, pal_size, args.pal_heads).to(device)
+    if parallel.rank() == 0:
+        runs.write_json(Path(args.out) / "config.json", vars(args))
+    describe(model, datasets, device)
     started = time.perf_counter()
     if not train(args, model, tokenizer, datasets):
         print(f"stopped and saved; go on with: python multitask.py --resume --out {args.out}")
         raise SystemExit(130)
     print(f"trained in {time.perf_counter() - started:.0f} s")
+    parallel.barrier()  # the best model is written
     model, _ = MultitaskBert.load(best)
     report(args, model.to(device), datasets)
+    parallel.stop()
+
+
+def describe(model, datasets, device):
+    """Prints what is about to be trained, on what."""
+    count = lambda module: f"{sum(p.numel() for p in module.parameters()):,}"  # noqa: E731
+    pals = f", PALs {count(next(iter(model.pals.values())))} a task" if model.pals is not None else ""
+    sizes = ", ".join(f"{name} {len(splits['train'])}" for name, splits in datasets.items())
+    processes = f" in {parallel.world()} processes" if parallel.world() > 1 else ""
+    print(f"encoder {count(model.bert)} parameters, heads {count(model.heads)}{pals}")
+    print(f"training examples: {sizes}; on {device}{processes}")
 
 
 if __name__ == "__main__":

@@ -15,9 +15,10 @@ import torch
 
 import runs
 from console import Parser, UserError, command
-from data import TASKS, Examples
+from data import TASKS, DataSet, Examples
 from evaluate import decide, outputs
-from multitask import DataSet, MultitaskBert, choose_device
+from flags import choose_device
+from multitask import MultitaskBert
 
 SENTIMENTS = ("very negative", "negative", "neutral", "positive", "very positive")
 

@@ -98,11 +98,15 @@ def rewind_metrics(folder, step):
 # ----- last/
 
 
-def save_state(folder, model, optimizer, **position):
-    """Writes `last/state.safetensors`. Args: position, JSON values: the step, the best dev score so far, ..."""
+def save_state(folder, model, optimizer, others=None, **position):
+    """Writes `last/state.safetensors`.
+
+    Args: others, more tensors that belong to the state, by name; position, JSON values: the step, the best dev score
+    so far, ...
+    """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     moments, steps = optimizer.state_dict()
-    tensors |= moments
+    tensors |= moments | (others or {})
     tensors["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
@@ -110,8 +114,11 @@ def save_state(folder, model, optimizer, **position):
     write_safetensors(Path(folder) / "last" / "state.safetensors", tensors, metadata)
 
 
-def load_state(folder, model, optimizer):
-    """Takes over `last/state.safetensors`, if there is one. Returns the position, or None for a run that must start."""
+def load_state(folder, model, optimizer, others=None):
+    """Takes over `last/state.safetensors`, if there is one, into the arguments (see `save_state`).
+
+    Returns the position, or None for a run that must start.
+    """
     path = Path(folder) / "last" / "state.safetensors"
     if not path.exists():
         return None
@@ -123,6 +130,8 @@ def load_state(folder, model, optimizer):
     with torch.no_grad():
         for name, tensor in own.items():  # in place: the optimizer's flat tensors are what these are views of
             tensor.copy_(saved[name])
+        for name, tensor in (others or {}).items():
+            tensor.copy_(tensors[name])
     optimizer.load_state_dict(tensors, json.loads(metadata["optimizer_steps"]))
     torch.set_rng_state(tensors["random.cpu"].clone())
     if "random.cuda" in tensors and torch.cuda.is_available():

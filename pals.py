@@ -1,0 +1,57 @@
+"""Projected attention layers, PALs (Stickland & Murray, 2019, section 3.2): a small part of every layer for each task.
+
+Beside the feed-forward half of each BERT layer, a task adds a narrow self-attention of its own,
+
+    PAL(h) = LN(h_att + FFN(h_att) + TS(h)),        TS(h) = V_D SA(V_E h)
+
+    V_E   (d_s, H)     from H = 768 down to d_s = 204     one for each task, shared by its layers
+    SA                 12 heads of size 17, with query, key and value matrices (d_s, d_s) for each task and layer, and
+                       no output projection
+    V_D   (H, d_s)     back up to H                       one for each task, shared by its layers
+
+where h (T, H) is the layer's input. `bert.py` calls this its `side`.
+
+V_D starts at zero, so TS(h) = 0: a model to which PALs were just added computes bit for bit what it did before. (Its
+gradient is not zero, dV_D = Σ_t dTS_t SA(V_E h)_tᵀ, so it moves with the first step, and the rest with the second.)
+
+What it costs for bert-base, per task. With the biases that the authors' code has in all five maps:
+
+    V_E, V_D               2 · 768 · 204 + 204 + 768      =   314,316
+    query, key, value     12 · 3 · (204 · 204 + 204)      = 1,505,520
+                                                            1,819,836      (1,811,520 without any bias)
+
+1.7 % of the encoder, for each task. The price in time is higher, because narrow matrices use a processor badly:
+`python bench_methods.py` prints it.
+"""
+
+from torch import nn
+
+from bert import initialize
+from console import UserError
+from kernels.attention import attention
+from kernels.linear import linear
+
+
+class Pals(nn.Module):
+    """The projected attention layers of one task, for all layers of an encoder."""
+
+    def __init__(self, config, size=204, heads=12):
+        """Args: config, the encoder's `BertConfig`; size, d_s; heads, a divisor of it, else UserError."""
+        super().__init__()
+        if size % heads:
+            raise UserError(f"--pal_size {size} is no multiple of --pal_heads {heads}; choose 204 and 12, for instance")
+        self.heads = heads
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.encode = nn.Linear(config.hidden_size, size)  # V_E
+        self.decode = nn.Linear(size, config.hidden_size)  # V_D
+        self.qkv = nn.ModuleList(nn.Linear(size, 3 * size) for _ in range(config.num_hidden_layers))
+        initialize(self, config.initializer_range)
+        nn.init.zeros_(self.decode.weight)
+
+    def forward(self, i, h, bounds):
+        """TS(h) of layer i. h (T, H), bounds from `kernels.attention.plan` -> (T, H)."""
+        qkv = self.qkv[i]
+        e = linear(h, self.encode.weight, self.encode.bias)  # (T, d_s)
+        e = linear(e, qkv.weight, qkv.bias)  # (T, 3 d_s)
+        e = attention(e, bounds, self.heads, self.attention_dropout if self.training else 0.0)  # (T, d_s)
+        return linear(e, self.decode.weight, self.decode.bias)

@@ -1,0 +1,180 @@
+"""SMART, smoothness-inducing adversarial regularization (Jiang et al., 2020): small changes, small consequences.
+
+    loss = L + λ_s R_s + μ D_Breg
+
+R_s asks that the model says nearly the same of a slightly moved input. With x (T, H), the embeddings, and f the rest of
+the model (section 3.1; the input moves where f changes most, found by T_x steps of gradient ascent):
+
+    x̃ = x + ν,  ν ~ N(0, σ²)
+    T_x times:   g = ∂ℓ_s(f(x̃), f(x)) / ∂x̃,   x̃ ← project(x̃ + η g)
+    R_s = ℓ_s(f(x̃), f(x))                               gradient through both
+
+D_Breg asks that a step does not change much what the model says (section 3.2, Bregman proximal point with momentum):
+
+    D_Breg = ℓ_s(f(x; θ), f(x; θ̃)),       θ̃ ← β θ̃ + (1 - β) θ  after every S steps
+
+and ℓ_s compares two outputs, for each example:
+
+    sst    KL(p‖q) + KL(q‖p) = Σ_c (p_c - q_c) (log p_c - log q_c)
+    para   the same for the two classes of one logit = (σ(a) - σ(b)) (a - b)
+    sts    (a - b)²
+
+`--smart weak` is μ = 0.02, ε = 1e-6; `strong` is μ = 2, ε = 1e-5.
+
+Two readings of "project". The paper's (`--smart_projection ball`) clips x̃ - x to [-ε, ε]. The code that most work
+builds on (`unit`, the default) divides it, token by token, by (its ∞-norm + ε), which leaves a perturbation of size
+almost 1: six orders of magnitude more. @EFFECT@
+
+Four traps, each with a test of its own:
+
+  * Dropout is a perturbation too, and a far larger one. All passes of a step see the same masks: the random state of
+    the first is set back before each of the others.
+  * A perturbation of 1e-6 does not survive bfloat16, which has three digits. With SMART all passes run in float32, on
+    a GPU as well, and the KL is taken as the product above: both factors shrink with the perturbation, where
+    the textbook form is a difference of two nearly equal sums.
+  * β = 0 is the plain proximal point, θ̃ = θ before the step. D_Breg is at its minimum there, 0 with gradient 0,
+    so with S = 1 it does nothing, ever. The momentum keeps θ̃ behind.
+  * θ̃ is state: it is saved, and a resumed run ends bit for bit where an uninterrupted one does.
+
+Cost: 3 + T_x forward and 2 + T_x backward passes in place of 1 and 1. The T_x extra backward passes are for x̃ only, so
+they skip the gradients of the weights, half of the work; θ̃ needs no backward pass. @COST@
+"""
+
+import contextlib
+import copy
+
+import numpy as np
+import torch
+
+PRESETS = {"weak": {"mu": 0.02, "epsilon": 1e-6}, "strong": {"mu": 2.0, "epsilon": 1e-5}}
+
+
+def divergence(task, a, b):
+    """ℓ_s of two outputs of the model, example by example.
+
+    Args: task, its row in data.TASKS; a and b, logits (B, C), or (B, 1) for two classes or a number. Returns (B,).
+    """
+    a, b = a.float(), b.float()
+    if task.classes > 2:
+        log_p, log_q = torch.log_softmax(a, 1), torch.log_softmax(b, 1)
+        return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(1)
+    a, b = a.squeeze(1), b.squeeze(1)
+    return (torch.sigmoid(a) - torch.sigmoid(b)) * (a - b) if task.classes else (a - b) ** 2
+
+
+def project(delta, epsilon, projection):
+    """The perturbation delta (T, H), brought to its allowed size. Args: projection, "ball" or "unit", see above."""
+    if projection == "ball":
+        return delta.clamp(-epsilon, epsilon)
+    return delta / (delta.abs().amax(1, keepdim=True) + epsilon)
+
+
+def normal_noise(batch, width, seed, first):
+    """ν / σ: standard normal noise (T, width) for a batch, on the CPU.
+
+    The noise of a sentence depends on `seed` (a list of int) and on its place in the whole batch of the step only, so
+    it does not matter over how many processes that is spread. Args: first, the place of the batch's first sentence.
+    """
+    rows = []
+    for i, length in enumerate(batch.cu_seqlens.diff().tolist()):
+        generator = np.random.default_rng([*seed, first + i])
+        rows.append(generator.standard_normal((length, width), dtype=np.float32))
+    return torch.from_numpy(np.concatenate(rows))
+
+
+class Smart:
+    """The two penalties for a model in training."""
+
+    def __init__(self, model, optimizer, args):
+        """Args: model, a `MultitaskBert`; optimizer, its `AdamW`; args, the flags `lambda_s`, `mu`, `epsilon`, `sigma`,
+        `eta`, `T_x`, `S`, `beta`, `smart_projection` and `seed`.
+        """
+        self.model, self.args = model, args
+        self.twin = None  # the model with the weights θ̃
+        self.averages = []  # (θ̃, θ), both flat, for all that trains
+        if args.mu:
+            self.twin = copy.deepcopy(model).requires_grad_(False).train()
+            twin = dict(self.twin.named_parameters())
+            for name, p in model.named_parameters():
+                if not p.requires_grad:
+                    twin[name].data = p.data  # what does not train is its own average
+            for flat in optimizer.flats():
+                average = flat.param.clone()
+                for name, view in zip(flat.names, flat.views(average), strict=True):
+                    twin[name].data = view
+                self.averages.append((average, flat.param))
+
+    def passes(self):
+        """(forward, backward): how many passes a batch takes, where it would be 1 and 1 without SMART."""
+        adversarial = 1 + self.args.T_x if self.args.lambda_s else 0
+        return 1 + adversarial + bool(self.args.mu), 1 + adversarial
+
+    def state(self):
+        """The tensors of θ̃ that a resumed run needs, by name. Not copies: writing to them sets θ̃."""
+        return {f"average.{i}": average for i, (average, _) in enumerate(self.averages)}
+
+    def forward(self, task, batch, step, first=0):
+        """The model's output for a batch, and both penalties.
+
+        Args: task, its row in data.TASKS; step, the number of the training step; first, the place of the batch's
+        first sentence in the whole batch of the step. Returns logits (B, C), and R_s and D_Breg, means over the
+        batch, scalars.
+        """
+        model, args = self.model, self.args
+        x = model.bert.embed(batch)
+        masks = _random_state(x.device)
+        logits = model.classify(task.name, x, batch)
+        smoothness = bregman = logits.new_zeros(())
+        if args.lambda_s:
+            noise = args.sigma * normal_noise(batch, x.shape[1], [args.seed, step], first).to(x.device)
+            delta = self.perturbation(task, batch, x.detach(), logits.detach(), noise, masks)
+            _set_random_state(masks)
+            smoothness = divergence(task, model.classify(task.name, x + delta, batch), logits).mean()
+        if args.mu:
+            _set_random_state(masks)
+            with torch.no_grad():
+                before = self.twin(task.name, batch)
+            bregman = divergence(task, logits, before).mean()
+        return logits, smoothness, bregman
+
+    def perturbation(self, task, batch, x, logits, noise, masks):
+        """x̃ - x (T, H) after T_x steps uphill from x + noise."""
+        delta = noise
+        with _frozen(self.model):
+            for _ in range(self.args.T_x):
+                moved = (x + delta).requires_grad_()
+                _set_random_state(masks)
+                distance = divergence(task, self.model.classify(task.name, moved, batch), logits).sum()
+                (g,) = torch.autograd.grad(distance, moved)
+                delta = project(delta + self.args.eta * g, self.args.epsilon, self.args.smart_projection)
+        return delta
+
+    @torch.no_grad()
+    def after_step(self, step):
+        """Call after the optimizer's step, from 1: moves θ̃."""
+        if step % self.args.S == 0:
+            for average, param in self.averages:
+                average.lerp_(param, 1 - self.args.beta)
+
+
+@contextlib.contextmanager
+def _frozen(model):
+    """Within it, backward passes compute no gradients of the weights."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for p in trained:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in trained:
+            p.requires_grad_(True)
+
+
+def _random_state(device):
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def _set_random_state(state):
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1])

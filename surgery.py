@@ -1,0 +1,78 @@
+"""Gradient surgery, PCGrad (Yu et al., 2020, algorithm 1): tasks that pull the shared encoder in opposite directions.
+
+A step draws one batch of EACH task, and has one gradient g_i of the shared parameters from each. Two tasks conflict
+where g_i · g_j < 0: a step along one undoes the other. Each g_i is then projected onto the plane on which the other
+stands upright,
+
+    for each task i:   p ← g_i
+        for each other task j, in random order:
+            if p · g_j < 0:   p ← p - (p · g_j) / ‖g_j‖² g_j
+        g_i^PC ← p                                              g = Σ_i g_i^PC
+
+Heads and PALs belong to one task, so nothing can conflict there; they keep their gradient.
+
+All of this happens in the span of n = 3 vectors, so the 110 million numbers of each are read only for the Gram matrix
+G_ij = g_i · g_j and for the final sum. In between p = Σ_k c_k g_k is three coefficients:
+
+    p · g_j = Σ_k c_k G_kj            p ← p - a g_j   is   c_j ← c_j - a
+"""
+
+import itertools
+
+import numpy as np
+import torch
+
+import parallel
+
+
+def project(gram, generator):
+    """The coefficients of Σ_i g_i^PC in the gradients themselves.
+
+    Args: gram (n, n) float64 array, G_ij = g_i · g_j; generator, a numpy Generator, which draws the order of the
+    projections. Returns (n,) float64: g = Σ_k c_k g_k.
+    """
+    n = len(gram)
+    total = np.zeros(n)
+    for i in range(n):
+        c = np.zeros(n)
+        c[i] = 1.0
+        for j in generator.permutation([j for j in range(n) if j != i]):
+            dot = c @ gram[:, j]
+            if dot < 0:
+                c[j] -= dot / gram[j, j]
+        total += c
+    return total
+
+
+class Surgery:
+    """PCGrad on the "shared" group of an `AdamW`."""
+
+    def __init__(self, optimizer, seed):
+        self.flats = optimizer.flats(("shared",))
+        self.seed = seed
+        self.gradients = {}  # task -> its flat gradients in the step so far
+
+    def take(self, task):
+        """Call after a task's backward pass: keeps its shared gradient aside, and clears it for the next task."""
+        self.gradients[task] = [parallel.sum_(flat.grad).clone() for flat in self.flats]
+        for flat in self.flats:
+            flat.grad.zero_()
+
+    def combine(self, step):
+        """Call after the last task: writes Σ_i g_i^PC to where the optimizer reads the gradient.
+
+        The order of projections depends on the seed and the step only. Returns which pairs of tasks were in conflict
+        before any projection: {"sst-para": True, ...}.
+        """
+        names, gradients = list(self.gradients), list(self.gradients.values())
+        gram = np.zeros((len(names), len(names)))
+        for i, j in itertools.combinations_with_replacement(range(len(names)), 2):
+            parts = zip(gradients[i], gradients[j], strict=True)
+            gram[i, j] = gram[j, i] = sum(torch.dot(a, b).item() for a, b in parts)
+        coefficients = project(gram, np.random.default_rng([self.seed, step]))
+        for k, flat in enumerate(self.flats):
+            for c, gradient in zip(coefficients.tolist(), gradients, strict=True):
+                flat.grad.add_(gradient[k], alpha=c)
+        self.gradients = {}
+        pairs = itertools.combinations(range(len(names)), 2)
+        return {f"{names[i]}-{names[j]}": bool(gram[i, j] < 0) for i, j in pairs}

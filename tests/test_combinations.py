@@ -1,0 +1,64 @@
+"""Every method with every other: one step, saved, loaded, and the same again; and a fourth task."""
+
+import itertools
+
+import pytest
+import tiny
+
+import data
+import multitask
+import runs
+from bert import Bert
+
+METHODS = ("--use_pals --pal_size 12 --pal_heads 4", "--use_smart", "--gradient_surgery", "--option pretrain")
+
+
+@pytest.mark.parametrize("chosen", list(itertools.product([False, True], repeat=4)), ids=str)
+def test_a_combination_runs_and_evaluates_the_same_from_disk(tmp_path, capsys, chosen):
+    bert, files, out = tiny.folder(tmp_path / "bert", 0.1), tiny.task_files(tmp_path / "data", 4), tmp_path / "run"
+    methods = " ".join(flag for flag, on in zip(METHODS, chosen, strict=True) if on)
+    command = f"--bert {bert} --data {files} --out {out} --epochs 1 --batch_size 12 {methods}".split()
+    if chosen[2] and chosen[3]:
+        with pytest.raises(SystemExit):
+            multitask.main(command)
+        assert "no shared parameters train" in capsys.readouterr().err
+        return
+    multitask.main(command)
+    table = capsys.readouterr().out.split("| task")[1]
+    predictions = [path.read_bytes() for path in sorted((out / "predictions").iterdir())]
+    assert len(predictions) == 6
+    metrics = runs.read_metrics(out)
+    assert [line["step"] for line in metrics] == [1, 1]
+    assert ("smoothness" in metrics[0]) == chosen[1]
+    assert (len(metrics[0]["loss"]) == 3) == chosen[2]  # surgery's one step took every task
+    assert (out / "best" / "pals.safetensors").exists() == chosen[0]
+    frozen = Bert.load(out / "best").state_dict()
+    before = Bert.load(bert).state_dict()
+    assert all((frozen[name] == before[name]).all() for name in before) == chosen[3]
+    multitask.main(["--eval_only", "--out", str(out)])
+    assert capsys.readouterr().out.split("| task")[1] == table
+    assert [path.read_bytes() for path in sorted((out / "predictions").iterdir())] == predictions
+
+
+@pytest.mark.parametrize("flags", ["--smart strong", "--gradient_surgery --sampling sqrt", "--use_pals --pal_size 10"])
+def test_flags_that_make_no_sense_are_refused_in_one_sentence(tmp_path, capsys, flags):
+    bert, files = tiny.folder(tmp_path / "bert"), tiny.task_files(tmp_path / "data", 4)
+    with pytest.raises(SystemExit) as stop:
+        multitask.main(f"--bert {bert} --data {files} --out {tmp_path / 'run'} {flags}".split())
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_fourth_task_is_a_row_and_three_files(tmp_path, monkeypatch, capsys):
+    movies = data.Task("cfimdb", "cfimdb-{split}.csv", ("review",), "liked", 2, 0, 1, "accuracy", "Predicted_Liked")
+    monkeypatch.setitem(data.TASKS, "cfimdb", movies)
+    bert, files = tiny.folder(tmp_path / "bert"), tiny.task_files(tmp_path / "data", 8)
+    for i, methods in enumerate(("--gradient_surgery", "--use_pals --pal_size 12 --pal_heads 4 --use_smart")):
+        out = tmp_path / f"run{i}"
+        multitask.main(f"--bert {bert} --data {files} --out {out} --epochs 2 --batch_size 4 {methods}".split())
+        assert "| cfimdb " in capsys.readouterr().out
+        assert "cfimdb" in runs.read_metrics(out)[0]["loss"]
+        lines = (out / "predictions" / "cfimdb-test-output.csv").read_text().splitlines()
+        assert lines[0] == "id \t Predicted_Liked "
+        assert len(lines) == 9

@@ -1,0 +1,172 @@
+"""SimCSE: the loss by double loop, corpora of any size, and runs from start to encoder."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+import multitask
+import runs
+import simcse
+from bert import Bert
+from corpus import TextFile, batch_of_step
+from weights import read_safetensors
+
+
+def loss_by_loops(a, b, tau, negatives, hard):
+    """The formula of simcse.py, in double precision."""
+
+    def sim(x, y):
+        return float(x @ y / (x.norm() * y.norm()))
+
+    total = 0
+    for i in range(len(a)):
+        z = sum(math.exp(sim(a[i], b[j]) / tau) for j in range(len(a)))
+        if negatives == "both":
+            z += sum(math.exp(sim(a[i], a[j]) / tau) for j in range(len(a)) if j != i)
+        if hard is not None:
+            z += sum(math.exp(sim(a[i], hard[j]) / tau) for j in range(len(a)))
+        total -= math.log(math.exp(sim(a[i], b[i]) / tau) / z)
+    return total / len(a)
+
+
+@pytest.mark.parametrize("negatives", ["cross", "both"])
+@pytest.mark.parametrize("with_hard", [False, True])
+def test_the_loss_is_the_double_loop(negatives, with_hard):
+    torch.manual_seed(0)
+    a, b, hard = torch.randn(3, 7, 12, dtype=torch.float64)
+    hard = hard if with_hard else None
+    found = simcse.contrastive_loss(a, b, 0.3, negatives, hard).item()
+    assert found == pytest.approx(loss_by_loops(a, b, 0.3, negatives, hard))
+
+
+def test_alignment_uniformity_and_ranks_by_loops():
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, 6, 5))
+    a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
+    pairs = [math.exp(-2 * ((a[i] - a[j]) ** 2).sum()) for i in range(6) for j in range(6) if i != j]
+    assert simcse.alignment(a, b) == pytest.approx(sum(((x - y) ** 2).sum() for x, y in zip(a, b, strict=True)) / 6)
+    assert simcse.uniformity(a) == pytest.approx(math.log(sum(pairs) / len(pairs)))
+    assert simcse.ranks(np.array([3.0, 1, 3, 2, 3])).tolist() == [3, 0, 3, 1, 3]
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_pooling(pooling):
+    model = simcse.SentenceEncoder(tiny.model().bert, pooling).eval()
+    batch = tiny.batch()
+    h, _ = model.bert(batch)
+    bounds = batch.cu_seqlens.tolist()
+    rows = [h[s:e].mean(0) if pooling == "mean" else h[s] for s, e in itertools.pairwise(bounds)]
+    torch.testing.assert_close(model(batch), torch.stack(rows), rtol=1e-4, atol=1e-5)
+    model.train()
+    if pooling == "cls":
+        torch.testing.assert_close(model(batch), torch.tanh(model.projection(torch.stack(rows))), rtol=1e-4, atol=1e-5)
+
+
+# ----- corpora
+
+
+def test_a_text_file_is_read_line_by_line_in_an_order_of_the_seed(tmp_path):
+    path = tmp_path / "corpus.txt"
+    lines = [f"line {i} " + "é" * (i % 50) for i in range(10_000)]
+    path.write_text("\n".join(lines[:5000]) + "\n\n   \n" + "\r\n".join(lines[5000:]))
+    corpus = TextFile(path, (1,))
+    assert len(corpus) == 10_000
+    assert corpus.offsets.nbytes == 8 * len(corpus)  # all that grows with the file
+    order = [i for step in range(1, 101) for i in batch_of_step(10_000, 100, 3, step)]
+    assert [corpus[i] for i in sorted(order)] == [(line.strip(),) for line in lines]
+    assert order != sorted(order)
+    assert batch_of_step(10_000, 100, 3, 101) != batch_of_step(10_000, 100, 3, 1)  # the next epoch
+    assert batch_of_step(10_000, 100, 3, 42) == order[4100:4200]  # any step, from nothing but its number
+
+
+def test_pairs_have_two_or_three_columns_and_faulty_lines_are_counted(tmp_path, capsys):
+    path = tmp_path / "pairs.tsv"
+    path.write_text("a b\tc\td\ne\tf\tg\nonly one\nh\t\ti\n")
+    corpus = TextFile(path, (2, 3))
+    assert [corpus[i] for i in range(len(corpus))] == [("a b", "c", "d"), ("e", "f", "g")]
+    assert "2 lines left out" in capsys.readouterr().out
+
+
+def test_length_normalization_keeps_longer_sentences_cut(tmp_path):
+    bert = tiny.folder(tmp_path / "bert")
+    path = tmp_path / "corpus.txt"
+    path.write_text("\n".join(["balan", "balan cemer", "balan cemer dinis fopot"]))
+    args = simcse.arguments().parse_args(f"--corpus {path} --normalize_length 11 --batch_size 2".split())
+    args.batch_size = 1
+    corpus = simcse.open_corpus(args)
+    assert [corpus[i] for i in range(len(corpus))] == [("balan cemer dinis fopot",)]
+    batch = simcse.views([corpus[0]], simcse.Tokenizer(bert), args)
+    assert batch.cu_seqlens.tolist() == [0, 4, 8]  # [CLS] balan cemer [SEP], twice
+
+
+# ----- runs
+
+
+def flags(tmp_path, more=""):
+    folders = {name: tmp_path / name for name in ("bert", "data")}
+    if not folders["bert"].exists():
+        tiny.folder(folders["bert"], dropout=0.1)
+        tiny.task_files(folders["data"])
+    common = f"--bert {folders['bert']} --data {folders['data']} --batch_size 8 --epochs 2 --lr 0.001"
+    return [*common.split(), *more.split()]
+
+
+def test_a_run_writes_an_encoder_for_multitask_and_says_what_became_of_it(tmp_path, capsys):
+    simcse.main([*flags(tmp_path, "--dropout 0.3 --negatives both"), "--out", str(tmp_path / "run")])
+    lines = capsys.readouterr().out
+    assert all(name in lines for name in ("alignment", "uniformity", "pearson", "spearman", "before", "after"))
+    start, end = Bert.load(tmp_path / "bert"), Bert.load(tmp_path / "run" / "encoder")
+    assert end.config == start.config  # dropout as fine-tuning wants it
+    assert not torch.equal(start.layers[0].up.weight, end.layers[0].up.weight)
+    assert torch.equal(start.pooler.weight, end.pooler.weight)
+    simcse.main(["--eval_only", "--out", str(tmp_path / "run")])
+    again = capsys.readouterr().out.splitlines()[-1].split("|")[2:]
+    after = next(line for line in lines.splitlines() if line.startswith("| after")).split("|")[2:]
+    assert [float(x) for x in again if x.strip()] == [float(x) for x in after if x.strip()]
+    more = f"--bert {tmp_path / 'run' / 'encoder'} --data {tmp_path / 'data'} --epochs 1 --out {tmp_path / 'tuned'}"
+    multitask.main(more.split())
+
+
+def test_supervised_with_hard_negatives_from_a_random_start(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = ["\t".join(tiny.sentence(rng) for _ in range(3)) for _ in range(40)]
+    (tmp_path / "nli.tsv").write_text("\n".join(rows))
+    more = f"--pairs {tmp_path / 'nli.tsv'} --layers 1 --hidden 64 --pooling mean --out {tmp_path / 'run'}"
+    simcse.main(flags(tmp_path, more))
+    config = Bert.load(tmp_path / "run" / "encoder").config
+    assert (config.num_hidden_layers, config.hidden_size) == (1, 64)
+    losses = [line["loss"] for line in runs.read_metrics(tmp_path / "run") if line["kind"] == "train"]
+    assert losses[1] < losses[0]
+
+
+def test_a_run_resumes_bit_for_bit(tmp_path, monkeypatch):
+    simcse.main([*flags(tmp_path), "--out", str(tmp_path / "whole")])
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "Interrupt", tiny.StopAfter(3))
+        with pytest.raises(SystemExit):
+            simcse.main([*flags(tmp_path), "--out", str(tmp_path / "parts")])
+    simcse.main(["--resume", "--out", str(tmp_path / "parts")])
+    whole, parts = (read_safetensors(tmp_path / name / "last" / "state.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ("--corpus nowhere.txt", "does not exist"),
+        ("--pairs sst", "no pairs that are alike"),
+        ("--pairs para --batch_size 500", "fewer than --batch_size"),
+        ("--corpus a --pairs b", "give one of them"),
+        ("--layers 2", "needs both"),
+        ("--max_tokens 600", "512"),
+    ],
+)
+def test_mistakes_get_one_sentence(tmp_path, capsys, more, says):
+    with pytest.raises(SystemExit) as stop:
+        simcse.main([*flags(tmp_path, more), "--out", str(tmp_path / "run")])
+    assert stop.value.code == 2
+    assert says in capsys.readouterr().err

@@ -1,0 +1,236 @@
+"""SMART: every term against a slow form written from the paper, and the four traps."""
+
+import argparse
+import copy
+import math
+
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+
+import multitask
+import runs
+from data import TASKS
+from smart import PRESETS, Smart, divergence, normal_noise, project
+from tokenizer import pack
+from weights import read_safetensors
+
+
+def settings(**changes):
+    values = {"lambda_s": 1.0, "sigma": 1e-5, "eta": 1e-3, "T_x": 1, "S": 1, "beta": 0.99, "seed": 0}
+    values |= PRESETS["weak"] | {"smart_projection": "unit"} | changes
+    return argparse.Namespace(**values)
+
+
+# ----- slow forms
+
+
+def slow_divergence(task, a, b):
+    """ℓ_s of one example, a list of logits each, from the definition of the Kullback-Leibler divergence."""
+    if not task.classes:
+        return (a[0] - b[0]) ** 2
+    if task.classes == 2:
+        a, b = [torch.zeros_like(a[0]), a[0]], [torch.zeros_like(b[0]), b[0]]
+    p, q = ([z.exp() / sum(y.exp() for y in zs) for z in zs] for zs in (a, b))
+    forward = sum(pc * (pc / qc).log() for pc, qc in zip(p, q, strict=True))
+    return forward + sum(qc * (qc / pc).log() for pc, qc in zip(p, q, strict=True))
+
+
+def slow_mean_divergence(task, a, b):
+    return sum(slow_divergence(task, list(x), list(y)) for x, y in zip(a, b, strict=True)) / len(a)
+
+
+def slow_project(delta, epsilon, projection):
+    out = delta.clone()
+    for t, row in enumerate(delta):
+        largest = max(abs(v) for v in row.tolist())
+        for i, v in enumerate(row.tolist()):
+            out[t, i] = max(-epsilon, min(epsilon, v)) if projection == "ball" else v / (largest + epsilon)
+    return out
+
+
+def slow_step(model, average, task, batch, noise, args):
+    """(L's logits, R_s, D_Breg) of one step, dropout off."""
+    x = model.bert.embed(batch)
+    logits = model.classify(task.name, x, batch)
+    delta = args.sigma * noise
+    for _ in range(args.T_x):
+        moved = (x + delta).detach().requires_grad_()
+        f = model.classify(task.name, moved, batch)
+        distance = slow_mean_divergence(task, f, logits.detach()) * len(f)
+        (g,) = torch.autograd.grad(distance, moved)
+        delta = slow_project(delta + args.eta * g, args.epsilon, args.smart_projection)
+    smoothness = slow_mean_divergence(task, model.classify(task.name, x + delta, batch), logits)
+    with torch.no_grad():
+        before = average(task.name, batch)
+    return logits, smoothness, slow_mean_divergence(task, logits, before)
+
+
+# ----- each part
+
+
+@pytest.mark.parametrize("name", ["sst", "para", "sts"])
+def test_divergence_is_the_definition(name):
+    task, columns = TASKS[name], 5 if name == "sst" else 1
+    torch.manual_seed(0)
+    a, b = 3 * torch.randn(2, 6, columns)
+    slow = [slow_divergence(task, list(x), list(y)) for x, y in zip(a.double(), b.double(), strict=True)]
+    torch.testing.assert_close(divergence(task, a, b).double(), torch.stack(slow), rtol=1e-5, atol=1e-6)
+    assert torch.equal(divergence(task, a, a), torch.zeros(6))
+
+
+@pytest.mark.parametrize("projection", ["ball", "unit"])
+def test_projection_is_what_its_name_says(projection):
+    delta = 1e-5 * torch.randn(7, 32)
+    found = project(delta, 1e-6, projection)
+    torch.testing.assert_close(found, slow_project(delta, 1e-6, projection))
+    largest = found.abs().amax(1)
+    assert (largest <= 1e-6 * 1.0001).all() if projection == "ball" else ((largest > 0.8) & (largest < 1)).all()
+
+
+def test_noise_is_normal_and_the_same_however_a_batch_is_shared():
+    encoded = [(torch.arange(5, 5 + n).numpy(), n) for n in (30, 20, 40, 25)]
+    whole = normal_noise(pack(encoded), 64, [0, 7], 0)
+    parts = [normal_noise(pack(encoded[:1]), 64, [0, 7], 0), normal_noise(pack(encoded[1:]), 64, [0, 7], 1)]
+    assert torch.equal(whole, torch.cat(parts))
+    assert not torch.equal(whole, normal_noise(pack(encoded), 64, [0, 8], 0))
+    assert abs(whole.mean()) < 0.05
+    assert abs(whole.std() - 1) < 0.05
+
+
+@pytest.mark.parametrize("name", ["sst", "para", "sts"])
+@pytest.mark.parametrize("projection", ["ball", "unit"])
+def test_three_steps_are_those_of_the_slow_form(name, projection):
+    # a large radius under "ball": with the default one, float32 leaves nothing to compare
+    args = settings(smart_projection=projection, epsilon=0.05, sigma=0.02, eta=0.5, T_x=2, mu=0.7, beta=0.6)
+    task, batch = TASKS[name], tiny.batch()
+    fast = tiny.model()
+    slow, average = copy.deepcopy(fast), copy.deepcopy(fast)
+    optimizers = tiny.optimizer(fast), tiny.optimizer(slow)
+    smart = Smart(fast, optimizers[0], args)
+    labels = torch.tensor([1.0, 0, 1, 0])
+    for step in (1, 2, 3):
+        found = smart.forward(task, batch, step)
+        expected = slow_step(slow, average, task, batch, normal_noise(batch, 32, [0, step], 0), args)
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=2e-3, atol=1e-6)
+        assert found[1] > 0
+        assert (found[2] > 0) == (step > 1)
+        for (logits, smoothness, bregman), optimizer in zip((found, expected), optimizers, strict=True):
+            optimizer.zero_grad()
+            loss = multitask.task_loss(task, logits, labels) + args.lambda_s * smoothness + args.mu * bregman
+            loss.backward()
+            with torch.no_grad():  # plain descent: Adam would blow up the rounding of gradients that are zero
+                for flat in optimizer.flats():
+                    flat.param.sub_(flat.grad, alpha=0.02)
+        gradients = [[f.grad for f in optimizer.flats()] for optimizer in optimizers]
+        for a, b in zip(*gradients, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3 * float(b.abs().max() + 1e-8))
+        smart.after_step(step)
+        with torch.no_grad():
+            for a, p in zip(average.parameters(), slow.parameters(), strict=True):
+                a.copy_(args.beta * a + (1 - args.beta) * p)
+        for a, b in zip(smart.twin.parameters(), average.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_the_average_moves_every_S_steps():
+    model = tiny.model()
+    optimizer = tiny.optimizer(model)
+    smart = Smart(model, optimizer, settings(S=3, beta=0.5))
+    start = [p.clone() for p in model.parameters()]
+    for step in (1, 2, 3):
+        for flat in optimizer.flats():
+            flat.param.add_(1)
+        smart.after_step(step)
+        for p, first in zip(smart.twin.parameters(), start, strict=True):
+            torch.testing.assert_close(p, first + (1.5 if step == 3 else 0))
+
+
+# ----- the traps
+
+
+def test_without_noise_the_penalty_is_exactly_zero_although_dropout_is_on():
+    for name in TASKS:
+        model = tiny.model(dropout=0.4, pal_size=12, pal_heads=4).train()
+        torch.nn.init.normal_(model.pals[name].decode.weight, std=0.3)
+        smart = Smart(model, tiny.optimizer(model), settings(sigma=0.0))
+        logits, smoothness, bregman = smart.forward(TASKS[name], tiny.batch(), 1)
+        assert smoothness == 0
+        assert bregman == 0
+        assert not torch.equal(logits, model(name, tiny.batch()))  # dropout is on
+
+
+@pytest.mark.parametrize("name", ["sst", "para", "sts"])
+def test_under_ball_the_penalty_grows_with_epsilon(name):
+    model = tiny.model(dropout=0.1).train()
+    penalties = []
+    for epsilon in (1e-6, 1e-4, 1e-3, 1e-2, 1e-1):
+        torch.manual_seed(0)
+        smart = Smart(model, tiny.optimizer(model), settings(smart_projection="ball", epsilon=epsilon, sigma=1.0))
+        penalties.append(smart.forward(TASKS[name], tiny.batch(), 1)[1].item())
+    assert penalties == sorted(penalties)
+    assert penalties[-1] > 1e3 * penalties[1] > 0
+
+
+def bregman_gradient(smart, model, optimizer):
+    optimizer.zero_grad()
+    smart.forward(TASKS["sst"], tiny.batch(), 1)[2].backward()
+    return max(flat.grad.abs().max().item() for flat in optimizer.flats())
+
+
+def test_the_plain_bregman_term_has_no_gradient_on_the_first_step_ever_and_momentum_has():
+    for beta in (0.0, 0.99):
+        model = tiny.model(dropout=0.1).train()
+        optimizer = tiny.optimizer(model)
+        smart = Smart(model, optimizer, settings(beta=beta, lambda_s=0.0))
+        assert bregman_gradient(smart, model, optimizer) == 0
+        optimizer.zero_grad()
+        model("sst", tiny.batch()).sin().sum().backward()
+        optimizer.step(dict.fromkeys(optimizer.groups, 0.01))
+        smart.after_step(1)
+        assert (bregman_gradient(smart, model, optimizer) == 0) == (beta == 0)
+
+
+def test_bfloat16_loses_what_float32_keeps():
+    x = torch.full((1,), 0.7)
+    assert (x + 1e-5).bfloat16() == x.bfloat16()
+    assert x + 1e-5 != x
+    a, b = torch.tensor([[0.3]]), torch.tensor([[0.3 + 3e-5]])
+    assert divergence(TASKS["para"], a, b).item() == pytest.approx(
+        F.sigmoid(a).item() * (1 - F.sigmoid(a).item()) * 9e-10, rel=0.02
+    )
+
+
+def test_the_search_leaves_no_gradient_in_the_weights():
+    model = tiny.model()
+    optimizer = tiny.optimizer(model)
+    smart = Smart(model, optimizer, settings(T_x=3, mu=0.0))
+    smart.forward(TASKS["sts"], tiny.batch(), 1)
+    assert all(not flat.grad.any() for flat in optimizer.flats())
+    assert all(p.requires_grad for p in model.parameters())
+    assert smart.passes() == (5, 5)
+    assert smart.state() == {}
+
+
+@pytest.mark.parametrize("option", ["finetune", "pretrain"])
+def test_a_run_resumes_bit_for_bit_the_average_included(tmp_path, monkeypatch, option):
+    bert, files = tiny.folder(tmp_path / "bert", dropout=0.1), tiny.task_files(tmp_path / "data")
+    flags = (
+        f"--bert {bert} --data {files} --batch_size 4 --epochs 1 --use_smart --smart strong --option {option}".split()
+    )
+    multitask.main([*flags, "--out", str(tmp_path / "whole")])
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "Interrupt", tiny.StopAfter(5))
+        with pytest.raises(SystemExit):
+            multitask.main([*flags, "--out", str(tmp_path / "parts")])
+    multitask.main(["--resume", "--out", str(tmp_path / "parts")])
+    whole, parts = (read_safetensors(tmp_path / name / "last" / "state.safetensors") for name in ("whole", "parts"))
+    assert any(name.startswith("average.") for name in whole)
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    lines = runs.read_metrics(tmp_path / "whole")
+    assert lines == runs.read_metrics(tmp_path / "parts")
+    assert lines[0]["smoothness"] > 0
+    assert math.isfinite(lines[0]["bregman"])
