@@ -31,6 +31,9 @@ compare: $(VENV)/ready $(VENV)/transformers  ## the encoder and its files agains
 bench: $(VENV)/ready $(VENV)/transformers  ## speed and memory against transformers (DATA=DIR FLAGS="...")
 	$(RUN) bench.py --data $(DATA) $(FLAGS)
 
+kernels: $(VENV)/ready  ## compile every Triton kernel for A100 and H100, no GPU needed: registers, spills, occupancy
+	$(RUN) -m kernels.compile
+
 data: $(VENV)/ready  ## fetch the CS224N files into data/cs224n (needs a network), for DATA=data/cs224n
 	$(RUN) data/fetch.py
 
@@ -52,5 +55,5 @@ $(VENV)/transformers: $(VENV)/ready
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check transformers safetensors
 	touch $@
 
-.PHONY: help train eval predict test soak compare bench data lint clean
+.PHONY: help train eval predict test soak compare bench kernels data lint clean
 .DEFAULT_GOAL := help

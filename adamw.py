@@ -10,11 +10,10 @@ With gradient g at a parameter's step t = 1, 2, ..., learning rate lr, weight de
 
 before which g is scaled down where the norm of the gradient of all that takes part in the step exceeds `clip`.
 
-The update is a handful of element-wise operations on 23 million numbers (MiniLM), so its speed is that of memory.
-Hence the parameters, gradients, m and v of a group each live in ONE flat tensor, of which the model's own tensors
-become views, and the update walks it in blocks of 1 MB: a block stays in the processor's cache from the first line
-above to the last, where six passes over everything would fetch it from memory six times. The flat gradient also makes
-zeroing it, its norm, and its sum over several processes one operation each.
+The parameters, gradients, m and v of a group each live in ONE flat tensor, of which the model's own tensors become
+views. The update is a handful of element-wise operations on 23 million numbers (MiniLM), so its speed is that of
+memory, and `kernels/adamw.py` goes over a flat tensor once. The flat gradient also makes zeroing it, its norm, and its
+sum over several processes one operation each.
 
 A group is what trains together: the encoder is one, and what belongs to one task only is another. A step names the
 groups that took part; the rest stay as they are, as if they had no gradient.
@@ -24,7 +23,7 @@ import math
 
 import torch
 
-BLOCK = 1 << 18  # elements
+from kernels.adamw import Update, adamw
 
 
 class Flat:
@@ -80,37 +79,16 @@ class AdamW:
 
         Returns the norm of their gradient before clipping, a float tensor ().
         """
-        flats = self.flats(lr)
-        if not flats:
-            return torch.zeros(())
-        blocks = [
-            block for flat in flats for block in flat.grad.split(BLOCK)
-        ]  # one sum of 10⁷ squares would round badly
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(blocks)))
-        scale = (self.clip / (norm + 1e-6)).clamp(max=1.0) if self.clip else None
+        (b1, b2), updates = self.betas, []
         for name, rate in lr.items():
             self.steps[name] += 1
+            # m̂ / (√v̂ + ε) = [√(1 - β₂ᵗ) / (1 - β₁ᵗ)] · m / (√v + ε √(1 - β₂ᵗ)): one pass less
+            root = math.sqrt(1 - b2 ** self.steps[name])
+            step_size = rate * root / (1 - b1 ** self.steps[name])
             for flat in self.groups[name]:
-                self._update(flat, rate, self.steps[name], scale)
-        return norm
-
-    def _update(self, flat, lr, t, scale):
-        (b1, b2), eps = self.betas, self.eps
-        # m̂ / (√v̂ + ε) = [√(1 - β₂ᵗ) / (1 - β₁ᵗ)] · m / (√v + ε √(1 - β₂ᵗ)): one pass less
-        root = math.sqrt(1 - b2**t)
-        rate = lr * root / (1 - b1**t)
-        shrink = 1 - lr * self.weight_decay if flat.decay else 1.0
-        buffer = torch.empty_like(flat.param[:BLOCK])
-        blocks = zip(*(x.split(BLOCK) for x in (flat.param, flat.grad, flat.m, flat.v)), strict=True)
-        for p, g, m, v in blocks:
-            if scale is not None:
-                g = torch.mul(g, scale, out=buffer[: len(g)])
-            m.lerp_(g, 1 - b1)
-            v.mul_(b2).addcmul_(g, g, value=1 - b2)
-            denominator = torch.sqrt(v, out=buffer[: len(v)]).add_(eps * root)
-            if shrink != 1:
-                p.mul_(shrink)
-            p.addcdiv_(m, denominator, value=-rate)
+                shrink = 1 - rate * self.weight_decay if flat.decay else 1.0
+                updates.append(Update(flat.param, flat.grad, flat.m, flat.v, step_size, self.eps * root, shrink))
+        return adamw(updates, self.clip, self.betas) if updates else torch.zeros(())
 
     def state_dict(self):
         """(tensors by name, step counts by group): all that a resumed run needs. The tensors are views, not copies."""
