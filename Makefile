@@ -20,7 +20,7 @@ predict: $(VENV)/ready  ## type sentences, see what the trained model says (OUT=
 	$(RUN) predict.py --run $(OUT)
 
 test: $(VENV)/ready  ## the test suite, under 5 minutes on two cores
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto
 
 soak: $(VENV)/ready  ## kill a MiniLM run at 20 random instants; it must end as one that was never killed (30 minutes)
 	$(RUN) tests/soak.py

@@ -3,6 +3,9 @@
     python bench.py                       training and evaluation on SST and Quora lengths, batch 32
     python bench.py --data DIR --task sst --batch_size 64 --threads 4
     python bench.py --linear              matrix products: ours against torch.nn.functional.linear
+    python bench.py --methods             what PALs, SMART and the other methods cost (bench_methods.py)
+    python bench.py --kernels             on a GPU: each Triton kernel against its floor and PyTorch (bench_gpu.py)
+    python bench.py --step                on a GPU: the whole training step against its floor and transformers
 
 Both sides have the same weights, texts, batches in the same order, batch size, threads, precision, dropout, head and
 loss, and both start from token ids. Theirs is what its documentation shows: `BertModel` with SDPA attention, padded to
@@ -14,11 +17,14 @@ is that of a process of its own for each side. `make bench` installs `transforme
 import multiprocessing
 import resource
 import statistics
+import sys
 import time
 
 import torch
 from torch import nn
 
+import bench_gpu
+import bench_methods
 from adamw import AdamW
 from bert import Bert
 from console import Parser, UserError, command, table
@@ -195,12 +201,20 @@ def main(argv=None):
     add("--threads", type=positive(int), default=torch.get_num_threads())
     add_device(parser, "cpu")
     add("--linear", action="store_true", help="matrix products only")
+    add("--methods", action="store_true", help="the cost of each method; its own flags: --methods --help")
+    add("--kernels", action="store_true", help="each GPU kernel; its own flags: --kernels --help")
+    add("--step", action="store_true", help="the whole step on a GPU; its own flags: --step --help")
+    argv = sys.argv[1:] if argv is None else argv
+    if "--methods" in argv:
+        return bench_methods.main([flag for flag in argv if flag != "--methods"])
+    if "--kernels" in argv or "--step" in argv:
+        return bench_gpu.main(argv)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     if args.linear:
         print(linear_table())
-        return
+        return None
     names, memory, speed = [args.task] if args.task else ["sst", "para"], [], []
     if choose_device(args).type == "cpu":  # first: a new process inherits the high-water mark of the one that starts it
         for name in names:

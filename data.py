@@ -5,7 +5,6 @@ CSV is, the first column an unnamed index. A fourth task is a fourth row.
 """
 
 import csv
-import functools
 import hashlib
 import itertools
 import sys
@@ -33,7 +32,6 @@ class Task:
     metric: str  # what the dev score counts: "accuracy" or "pearson"
     output: str  # the name of the value in prediction files
     names: tuple = ()  # of the classes, for people
-    symmetric: bool = False  # the label of a pair does not depend on the order of its sentences
 
     @property
     def pair(self):
@@ -67,7 +65,6 @@ TASKS = {
             "accuracy",
             "Predicted_Is_Paraphrase",
             names=("no", "yes"),
-            symmetric=True,
         ),
         Task(
             "sts",
@@ -79,7 +76,6 @@ TASKS = {
             5,
             "pearson",
             "Predicted_Similiary",  # spelt as the course's own tools expect it
-            symmetric=True,
         ),
     )
 }
@@ -191,7 +187,7 @@ class DataSet:
 
     def __init__(self, examples, tokenizer, siamese=False):
         """Args: siamese, True to encode the two sentences of a pair each alone; by default they share one sequence."""
-        self.examples, self.tokenizer = examples, tokenizer
+        self.examples = examples
         self.encoded, self.encoded_others = [], None
         if siamese and examples.others is not None:
             self.encoded = tokenizer.encode(examples.sentences)
@@ -199,24 +195,15 @@ class DataSet:
         else:
             self.encoded = tokenizer.encode(examples.sentences, examples.others)
 
-    @functools.cached_property
-    def encoded_swapped(self):
-        """The joint pairs with the second sentence first."""
-        return self.tokenizer.encode(self.examples.others, self.examples.sentences)
-
     def __len__(self):
         return len(self.examples)
 
-    def batch(self, numbers, swap=False):
-        """B examples, packed: B sentences or joint pairs; siamese, B first sentences and then B second ones.
-
-        Args: swap, True to give the two sentences of each pair in the other order.
-        """
+    def batch(self, numbers):
+        """B examples, packed: B sentences or joint pairs; siamese, B first sentences and then B second ones."""
+        encoded = [self.encoded[i] for i in numbers]
         if self.encoded_others is not None:
-            parts = [self.encoded, self.encoded_others]
-            return pack([part[i] for part in (reversed(parts) if swap else parts) for i in numbers])
-        encoded = self.encoded_swapped if swap else self.encoded
-        return pack([encoded[i] for i in numbers])
+            encoded += [self.encoded_others[i] for i in numbers]
+        return pack(encoded)
 
     def labels(self, numbers):
         """(B,) float32 tensor."""

@@ -25,7 +25,6 @@ def arguments():
     add("--save_every", type=positive(int), default=1000, metavar="N", help="save every N steps, besides epoch ends")
 
     add("--pair_encoding", choices=("joint", "siamese"), default="joint", help="sentences of a pair together or alone")
-    add("--keep_order", action="store_true", help="do not swap the sentences of symmetric pairs on every second step")
     add("--classifier_layers", type=positive(int, 0), default=2, help="feed-forward layers in a head")
     add("--classifier_size", type=positive(int), default=None, help="their width (default: the hidden size)")
     add(

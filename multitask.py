@@ -252,9 +252,7 @@ def backward(args, step, name, numbers, model, dataset, smart):
     task, device = TASKS[name], next(model.parameters()).device
     mine = parallel.share(numbers)
     weight = len(mine) / len(numbers)
-    # a paraphrase is one both ways round: every second step sees its pairs the other way, and overfits later
-    swap = task.symmetric and not args.keep_order and step % 2 == 0
-    batch, labels = dataset.batch(mine, swap).to(device), dataset.labels(mine).to(device)
+    batch, labels = dataset.batch(mine).to(device), dataset.labels(mine).to(device)
     if smart:
         logits, smoothness, bregman = smart.forward(task, batch, step, parallel.first_of_share(len(numbers)))
         loss = task_loss(task, logits, labels)

@@ -126,7 +126,7 @@ class _Attention(torch.autograd.Function):
         for group in groups:
             q, k, v = _gather(qkv, group, 3, heads)
             scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (n, heads, m, m)
-            probs = torch.softmax(scores.add_(group.bias.to(scores.dtype)), -1)
+            probs = torch.softmax(scores.add_(group.bias.to(scores.dtype)), -1).to(qkv.dtype)  # autocast gives float32
             keep = _keep(probs, p)
             out[group.put] = (_dropout(probs, keep, p) @ v).transpose(1, 2)
             saved += [probs, keep]

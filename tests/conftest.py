@@ -88,3 +88,18 @@ def assert_refused(done, *words):
     assert len(sentence) == 1, done.stderr
     for word in words:
         assert str(word) in sentence[0], sentence[0]
+
+
+@pytest.fixture
+def refused(capsys):
+    """`refused(main, arguments, *words)`: the same within this process, which saves starting one."""
+
+    def check(main, arguments, *words):
+        with pytest.raises(SystemExit) as stopped:
+            main([str(argument) for argument in arguments])
+        assert stopped.value.code == 2
+        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(said) == 1
+        assert all(str(word) in said[0] for word in words), said
+
+    return check

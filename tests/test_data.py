@@ -3,7 +3,6 @@ import itertools
 
 import numpy as np
 import pytest
-import torch
 from conftest import write_task_files
 
 from console import UserError
@@ -101,10 +100,6 @@ def test_siamese_batches_have_the_first_sentences_and_then_the_second(tmp_path, 
     bounds = batch.cu_seqlens.tolist()
     assert [batch.ids[a:b].tolist() for a, b in itertools.pairwise(bounds)] == expected
     assert batch.segments.sum() == 0
-    swapped = siamese.batch([3, 1], swap=True)
-    assert torch.equal(swapped.ids, torch.cat([batch.ids[bounds[2] :], batch.ids[: bounds[2]]]))
-    a, b = examples.sentences[3], examples.others[3]
-    assert joint.batch([3], swap=True).ids.tolist() == tokenizer.encode([b], [a])[0][0].tolist()
     assert joint.labels([3, 1]).tolist() == examples.labels[[3, 1]].tolist()
     for dataset in (joint, siamese):
         numbers = [i for part in dataset.by_length(5) for i in part]

@@ -1,10 +1,15 @@
 """`make data` against a server on 127.0.0.1."""
 
 import http.server
+import importlib.util
 import threading
 
 import pytest
-from conftest import assert_refused, run, write_task_files
+from conftest import ROOT, write_task_files
+
+spec = importlib.util.spec_from_file_location("fetch", ROOT / "data" / "fetch.py")
+fetch = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(fetch)
 
 
 class Files(http.server.BaseHTTPRequestHandler):
@@ -41,19 +46,21 @@ def server(tmp_path):
     server.shutdown()
 
 
-def test_a_fetch_that_was_cut_short_goes_on(server, tmp_path):
+def test_a_fetch_that_was_cut_short_goes_on(server, tmp_path, refused, capsys):
     out = tmp_path / "here"
+    command = ["--out", str(out), "--url", server]
     Files.cut = 100
-    assert_refused(run("data/fetch.py", "--out", out, "--url", server), "stopped after 100 bytes", "again")
-    done = run("data/fetch.py", "--out", out, "--url", server)
-    assert done.returncode == 0, done.stderr
+    refused(fetch.main, command, "stopped after 100 bytes", "again")
+    fetch.main(command)
     for path in Files.folder.iterdir():
         assert (out / path.name).read_bytes() == path.read_bytes()
     assert not list(out.glob("*.part"))
-    assert "is there" in run("data/fetch.py", "--out", out, "--url", server).stdout
+    capsys.readouterr()
+    fetch.main(command)
+    assert capsys.readouterr().out.count("is there") == 9
 
 
-def test_no_network_and_a_missing_file_are_one_sentence(server, tmp_path):
-    assert_refused(run("data/fetch.py", "--out", tmp_path / "x", "--url", "http://127.0.0.1:9/"), "no network")
+def test_no_network_and_a_missing_file_are_one_sentence(server, tmp_path, refused):
+    refused(fetch.main, ["--out", tmp_path / "x", "--url", "http://127.0.0.1:9/"], "no network")
     (Files.folder / "sts-dev.csv").unlink()
-    assert_refused(run("data/fetch.py", "--out", tmp_path / "y", "--url", server), "sts-dev.csv", "404")
+    refused(fetch.main, ["--out", tmp_path / "y", "--url", server], "sts-dev.csv", "404")
