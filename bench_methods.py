@@ -70,7 +70,7 @@ def projections(datasets, folder, steps=60):
             rows.append(
                 [name, "none, other dropout", "", "", f"{divergence(task, model(name, batch), logits).mean():.1e}"]
             )
-        noise = args.sigma * normal_noise(batch, x.shape[1], [args.seed, 1], 0)
+        noise = args.sigma * normal_noise(batch, x.shape[1], [args.seed, 1], 0, 32)
         for args.smart_projection in ("unit", "ball"):
             delta = smart.perturbation(task, batch, x, logits, noise, masks)
             torch.set_rng_state(masks[0])

@@ -8,6 +8,7 @@ order is a function of the seed and the epoch, so that a run resumes on the line
 
 import array
 import functools
+import hashlib
 
 import numpy as np
 
@@ -22,11 +23,12 @@ class TextFile:
         """Args: columns, the numbers of sentences that a line may have, all lines the same; keep, a function that says
         of a line's first sentence whether the line counts. Raises UserError for a file without a usable line.
         """
-        offsets, start, faults = array.array("q"), 0, 0
+        offsets, start, faults, digest = array.array("q"), 0, 0, hashlib.sha256()
         self.columns = None
         try:
             with open(path, "rb") as file:
                 for line in file:
+                    digest.update(line)
                     row = self.parse(line)
                     if all(row) and len(row) in columns and len(row) == (self.columns or len(row)):
                         self.columns = len(row)
@@ -41,6 +43,7 @@ class TextFile:
             print(f"{path}: {faults} lines left out, they do not have {self.columns or columns} sentences between tabs")
         if not offsets:
             raise UserError(f"{path} has no usable line; see `python simcse.py --help`")
+        self.digest = digest.hexdigest()
         self.offsets = np.frombuffer(offsets, dtype=np.int64)
         self.file = open(path, "rb")  # noqa: SIM115, open as long as the corpus is in use
 
@@ -81,6 +84,13 @@ def open_corpus(args):
     if len(corpus) < args.batch_size:
         raise UserError(f"the corpus has {len(corpus)} usable lines, fewer than --batch_size {args.batch_size}")
     return corpus
+
+
+def fingerprint(corpus):
+    """A short text that changes with any line of a corpus."""
+    if isinstance(corpus, TextFile):
+        return corpus.digest[:16]
+    return hashlib.sha256("\0".join("\t".join(row) for row in corpus).encode()).hexdigest()[:16]
 
 
 @functools.lru_cache(maxsize=1)

@@ -134,8 +134,19 @@ def check(args):
         raise UserError("--gradient_surgery has nothing to do with --option pretrain: no shared parameters train")
     if args.gradient_surgery and args.sampling != "proportional":
         raise UserError(f"--gradient_surgery takes every task in every step; leave out --sampling {args.sampling}")
-    if args.smart and not args.use_smart:
-        raise UserError(f"--smart {args.smart} does nothing alone; add --use_smart")
+    usual = vars(arguments().parse_args([])) | PRESETS["weak"]
+    needs = dict.fromkeys(("pal_size", "pal_heads"), "use_pals")
+    needs |= dict.fromkeys(("smart", "lambda_s", "mu", "epsilon", "sigma", "eta", "T_x", "S", "beta"), "use_smart")
+    needs["smart_projection"] = "use_smart"
+    for name, switch in needs.items():
+        if getattr(args, name) != usual[name] and not getattr(args, switch):
+            raise UserError(f"--{name} does nothing alone; add --{switch}")
+    if args.option == "pretrain" and args.lr != usual["lr"]:
+        raise UserError("--lr is the encoder's, and --option pretrain freezes it; use --head_lr")
+    if args.use_smart and not args.lambda_s and not args.mu:
+        raise UserError("--use_smart with --lambda_s 0 and --mu 0 does nothing; leave it out")
+    if args.use_smart and args.mu and not args.beta and args.S == 1:
+        raise UserError("--beta 0 with --S 1 keeps the Bregman term at 0; add --mu 0, or raise --beta or --S")
 
 
 def choose_device(args):

@@ -188,10 +188,11 @@ def train(args, model, tokenizer, datasets):
             end_of_epoch = step == len(steps) or steps[step][0] > epoch
             save = end_of_epoch or stop or step % args.save_every == 0
             if save or step % 20 == 0:
+                read = len({number for number, name, _ in pending if not surgery or name.startswith("conflict")})
                 means = read_values(pending)
                 bar.set_postfix_str(" ".join(f"{t} {v:.3f}" for t, v in means.items() if t in TASKS), refresh=False)
                 if writer:
-                    runs.append_metrics(args.out, kind="train", step=step, epoch=epoch, **means)
+                    runs.append_metrics(args.out, kind="train", step=step, epoch=epoch, steps=read, **means)
             if end_of_epoch:
                 metrics = {t: dev_metric(model, t, splits["dev"]) for t, splits in datasets.items()}
                 dev = dev_score(metrics)
@@ -288,8 +289,10 @@ def read_values(pending):
 def conflict_shares(out, epoch):
     """Text: in which share of the epoch's steps the gradients of each two tasks were in conflict (`surgery.py`)."""
     lines = [line for line in runs.read_metrics(out) if line["kind"] == "train" and line["epoch"] == epoch]
+    total = sum(line["steps"] for line in lines)
     pairs = [name for name in lines[0] if name.startswith("conflict ")]
-    return ", ".join(f"{pair[9:]} {mean(line[pair] for line in lines if pair in line):.0%}" for pair in pairs)
+    shares = {pair: sum(line[pair] * line["steps"] for line in lines if line["steps"]) / total for pair in pairs}
+    return ", ".join(f"{pair[9:]} {share:.0%}" for pair, share in shares.items())
 
 
 def dev_metric(model, name, dataset):
@@ -350,6 +353,7 @@ def main(argv=None):
     started = time.perf_counter()
     if not train(args, model, tokenizer, datasets):
         print(f"stopped and saved; go on with: python multitask.py --resume --out {args.out}")
+        parallel.stop()  # process 0 has saved
         raise SystemExit(130)
     print(f"trained in {time.perf_counter() - started:.0f} s")
     parallel.barrier()  # the best model is written

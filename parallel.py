@@ -155,8 +155,12 @@ def one_voice():
 @contextlib.contextmanager
 def one_after_another():
     """`with one_after_another()`: process 0 does it first (a download, say), the others once it is done."""
-    if rank() > 0:
-        barrier()
-    yield
-    if rank() == 0:
-        barrier()
+    if rank() > 0 and any_of(False):
+        raise SystemExit(2)  # process 0 has said why
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        if rank() == 0:
+            any_of(failed)

@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import torch
@@ -181,7 +182,10 @@ def best_folder(run, name="best"):
 
 
 class Interrupt:
-    """`with Interrupt() as interrupt`: Ctrl-C (or SIGTERM) sets `interrupt.asked`; a second one stops at once."""
+    """`with Interrupt() as interrupt`: Ctrl-C (or SIGTERM) sets `interrupt.asked`; a second one stops at once.
+
+    torchrun forwards a signal that the processes have seen already: what comes within two seconds is the same one.
+    """
 
     def __enter__(self):
         self.asked = False
@@ -189,9 +193,10 @@ class Interrupt:
         return self
 
     def _handle(self, number, frame):
-        if self.asked:
+        if self.asked and time.monotonic() > self.since + 2:
             raise KeyboardInterrupt
-        self.asked = True
+        if not self.asked:
+            self.asked, self.since = True, time.monotonic()
 
     def __exit__(self, *_):
         for number, handler in self.before.items():

@@ -41,7 +41,7 @@ import runs
 from adamw import AdamW, linear_schedule
 from bert import Bert, BertConfig, initialize, to_usual_names
 from console import Parser, UserError, command, progress, table
-from corpus import batch_of_step, open_corpus
+from corpus import batch_of_step, fingerprint, open_corpus
 from data import TASKS, data_path, read_examples
 from evaluate import pearson
 from flags import add_device, choose_device, positive, share
@@ -164,13 +164,16 @@ def train(args, model, config, tokenizer, corpus, examples):
     optimizer = AdamW(groups, weight_decay=args.weight_decay, clip=args.clip)
     epoch_steps = len(corpus) // args.batch_size
     total = epoch_steps * args.epochs
-    position = runs.load_state(args.out, model, optimizer) or {"step": 0, "losses": [], "before": None, "after": None}
+    data = fingerprint(corpus)
+    position = runs.load_state(args.out, model, optimizer) or {"step": 0, "data": data, "before": None, "after": None}
+    if position["data"] != data:
+        raise UserError(f"the corpus is not the one that {args.out} was started with; choose another --out")
     writer = parallel.rank() == 0
     if writer:
         runs.rewind_metrics(args.out, position["step"])
     position["before"] = position["before"] or assess(model, tokenizer, examples, args.max_tokens)
 
-    losses, pending = position["losses"], []
+    losses, pending = [], []
     bar = progress(total * args.batch_size, position["step"] * args.batch_size, "sentences", "SimCSE")
     with runs.Interrupt() as interrupt, bar:
         for step in range(position["step"] + 1, total + 1):
@@ -186,8 +189,8 @@ def train(args, model, config, tokenizer, corpus, examples):
             loss.backward()
             parallel.sum_gradients(optimizer, None)
             lr = args.lr * linear_schedule(step - 1, total, args.warmup)
-            optimizer.step(dict.fromkeys(groups, lr))
-            pending.append(loss.detach())
+            norm = optimizer.step(dict.fromkeys(groups, lr))
+            pending.append(torch.where(torch.isfinite(norm), loss.detach(), norm))  # either one ends the run
             bar.update(args.batch_size)
 
             stop = parallel.any_of(interrupt.asked)
@@ -197,7 +200,8 @@ def train(args, model, config, tokenizer, corpus, examples):
                 losses += torch.stack(pending).tolist()
                 pending.clear()
                 if not math.isfinite(sum(losses)):
-                    raise UserError(f"the loss became {losses[-1]} by step {step}; the last state is kept: lower --lr")
+                    at_step = f"by step {step}; start again with a lower --lr and another --out"
+                    raise UserError(f"the loss or its gradient became {sum(losses)} {at_step}")
                 bar.set_postfix_str(f"loss {mean(losses[-20:]):.4f}")
             if save:
                 if writer:
@@ -293,7 +297,8 @@ def main(argv=None):
     sts = TASKS["sts"]
     with parallel.one_after_another():
         folder = runs.best_folder(args.out, "encoder") if args.eval_only else find_model(args.bert)
-    tokenizer = Tokenizer(folder)
+    limits = BertConfig.load(folder) if args.eval_only or args.layers is None else BertConfig()
+    tokenizer = Tokenizer(folder, limits.max_position_embeddings, None if args.layers else limits.vocab_size)
     with parallel.one_voice():
         examples = read_examples(data_path(args.data, sts, "dev"), sts)
         corpus = None if args.eval_only else open_corpus(args)
@@ -304,11 +309,10 @@ def main(argv=None):
         parallel.stop()
         return
     bert = start_encoder(args, folder, tokenizer.library.get_vocab_size())
-    before = BertConfig() if args.layers else BertConfig.load(folder)
     config = dataclasses.replace(
         bert.config,
-        hidden_dropout_prob=before.hidden_dropout_prob,
-        attention_probs_dropout_prob=before.attention_probs_dropout_prob,
+        hidden_dropout_prob=limits.hidden_dropout_prob,
+        attention_probs_dropout_prob=limits.attention_probs_dropout_prob,
     )
     model = SentenceEncoder(bert, args.pooling).to(device)
     if parallel.rank() == 0:
@@ -319,6 +323,7 @@ def main(argv=None):
     result = train(args, model, config, tokenizer, corpus, examples)
     if result is None:
         print(f"stopped and saved; go on with: python simcse.py --resume --out {args.out}")
+        parallel.stop()  # process 0 has saved
         raise SystemExit(130)
     print(f"trained in {time.perf_counter() - started:.0f} s")
     print(assessment(dict(zip(("before", "after"), result, strict=True))))

@@ -80,15 +80,17 @@ def project(delta, epsilon, projection):
     return delta / (delta.abs().amax(1, keepdim=True) + epsilon)
 
 
-def normal_noise(batch, width, seed, first):
+def normal_noise(batch, width, seed, first, examples):
     """ν / σ: standard normal noise (T, width) for a batch, on the CPU.
 
     The noise of a sentence depends on `seed` (a list of int) and on its place in the whole batch of the step only, so
-    it does not matter over how many processes that is spread. Args: first, the place of the batch's first sentence.
+    it does not matter over how many processes that is spread. Args: first, the place of the batch's first example;
+    examples, how many it has: a siamese batch has two sequences of each, all first sentences before all second ones.
     """
     rows = []
     for i, length in enumerate(batch.cu_seqlens.diff().tolist()):
-        generator = np.random.default_rng([*seed, first + i])
+        side, place = divmod(i, examples)
+        generator = np.random.default_rng([*seed, side, first + place])
         rows.append(generator.standard_normal((length, width), dtype=np.float32))
     return torch.from_numpy(np.concatenate(rows))
 
@@ -128,16 +130,20 @@ class Smart:
         """The model's output for a batch, and both penalties.
 
         Args: task, its row in data.TASKS; step, the number of the training step; first, the place of the batch's
-        first sentence in the whole batch of the step. Returns logits (B, C), and R_s and D_Breg, means over the
+        first example in the whole batch of the step. Returns logits (B, C), and R_s and D_Breg, means over the
         batch, scalars.
         """
+        with torch.autocast(self.model.bert.word.weight.device.type, enabled=False):  # float32, see above
+            return self._forward(task, batch, step, first)
+
+    def _forward(self, task, batch, step, first):
         model, args = self.model, self.args
         x = model.bert.embed(batch)
         masks = _random_state(x.device)
         logits = model.classify(task.name, x, batch)
         smoothness = bregman = logits.new_zeros(())
         if args.lambda_s:
-            noise = args.sigma * normal_noise(batch, x.shape[1], [args.seed, step], first).to(x.device)
+            noise = normal_noise(batch, x.shape[1], [args.seed, step], first, len(logits)).to(x.device) * args.sigma
             delta = self.perturbation(task, batch, x.detach(), logits.detach(), noise, masks)
             _set_random_state(masks)
             smoothness = divergence(task, model.classify(task.name, x + delta, batch), logits).mean()

@@ -100,7 +100,8 @@ def test_a_step_moves_the_pals_of_its_task_only():
 
 def test_frozen_with_pals_the_encoder_stays_bitwise_and_pals_come_back_from_disk(tmp_path):
     bert, out = tiny.folder(tmp_path / "bert"), tmp_path / "run"
-    flags = f"--bert {bert} --data {tiny.task_files(tmp_path / 'data')} --out {out} --batch_size 4 --epochs 2 --lr 0.01"
+    files = tiny.task_files(tmp_path / "data")
+    flags = f"--bert {bert} --data {files} --out {out} --batch_size 4 --epochs 2 --head_lr 0.01"
     multitask.main(f"{flags} --option pretrain --use_pals --pal_size 12 --pal_heads 4".split())
     start, end = Bert.load(bert).state_dict(), Bert.load(out / "best").state_dict()
     assert all(torch.equal(start[name], end[name]) for name in start)

@@ -2,6 +2,9 @@
 
 import itertools
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +17,8 @@ import simcse
 from bert import Bert
 from corpus import TextFile, batch_of_step
 from weights import read_safetensors
+
+ROOT = Path(__file__).parent.parent
 
 
 def loss_by_loops(a, b, tau, negatives, hard):
@@ -67,6 +72,22 @@ def test_pooling(pooling):
 
 
 # ----- corpora
+
+
+def test_a_million_lines_stream_in_bounded_memory(tmp_path):
+    path = tmp_path / "corpus.txt"
+    with open(path, "w") as file:
+        for i in range(1_000_000):
+            file.write(f"line {i} of a file that is longer than anybody wants to hold in memory at once {i * 7919}\n")
+    program = (
+        "import corpus, resource, sys; c = corpus.TextFile(sys.argv[1], (1,));"
+        "rows = [c[i] for s in range(1, 300) for i in corpus.batch_of_step(len(c), 64, 0, s)];"
+        "print(len(c), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, path], cwd=ROOT, capture_output=True, text=True, check=True)
+    lines, megabytes = map(int, done.stdout.split())
+    assert lines == 1_000_000
+    assert megabytes < 1000
 
 
 def test_a_text_file_is_read_line_by_line_in_an_order_of_the_seed(tmp_path):
