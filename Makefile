@@ -11,7 +11,7 @@ help:  ## this list
 	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 train: $(VENV)/ready  ## fine-tune MiniLM on data/sample: 3 minutes on two cores (DATA=DIR OUT=DIR FLAGS="...")
-	$(RUN) multitask.py --option finetune --data $(DATA) --out $(OUT) --resume $(FLAGS)
+	$(RUN) multitask.py --option finetune --data $(DATA) --out $(OUT) --resume $(if $(filter data/sample,$(DATA)),--epochs 4 --batch_size 16) $(FLAGS)
 
 eval: $(VENV)/ready  ## score the trained model again and write its predictions (OUT=DIR)
 	$(RUN) multitask.py --eval_only --out $(OUT)
@@ -20,7 +20,7 @@ predict: $(VENV)/ready  ## type sentences, see what the trained model says (OUT=
 	$(RUN) predict.py --run $(OUT)
 
 test: $(VENV)/ready  ## the test suite, under 5 minutes on two cores
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
 
 soak: $(VENV)/ready  ## kill a MiniLM run at 20 random instants; it must end as one that was never killed (30 minutes)
 	$(RUN) tests/soak.py

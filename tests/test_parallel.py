@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -44,9 +45,9 @@ def commands(folder, out):
     yield simcse.main, f"{flags} --negatives both --pooling mean --out {out}/simcse".split()
 
 
-def one_of_two(rank, folder):
+def one_of_two(rank, folder, port):
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))  # as torchrun does
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29517")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     parallel.start(2)
     parallel.start, parallel.stop = lambda batch_size: None, parallel.barrier  # the same two for all commands
@@ -63,7 +64,10 @@ def both(tmp_path_factory):
     rng = torch.Generator().manual_seed(0)
     draw = lambda: " ".join(tiny.WORDS[i] for i in torch.randint(len(tiny.WORDS), (6,), generator=rng))  # noqa: E731
     (folder / "pairs.tsv").write_text("\n".join(f"{draw()}\t{draw()}\t{draw()}" for _ in range(7)))
-    two = mp.spawn(one_of_two, (folder,), nprocs=2, join=False)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))  # a port that is free
+        port = probe.getsockname()[1]
+    two = mp.spawn(one_of_two, (folder, port), nprocs=2, join=False)
     end = time.monotonic() + 90
     try:
         while not two.join(timeout=1):
@@ -90,7 +94,8 @@ def test_two_processes_have_the_losses_and_the_metrics_of_one(both, name):
     for a, b in zip(one, two, strict=True):
         if a["kind"] == "train":
             assert losses_of(b) == pytest.approx(losses_of(a), rel=1e-3, abs=1e-4)
-            assert not name.startswith("smart") or a["smoothness"] > 1e-3
+            if name.startswith("smart"):  # small, with so small an encoder, and wrong noise would change half of it
+                assert b["smoothness"] == pytest.approx(a["smoothness"], rel=0.02, abs=0)
         else:  # of few examples: one that changes sides moves an accuracy far
             assert b == pytest.approx(a, abs=0.3)
     losses = [losses_of(line) for line in one if line["kind"] == "train"]
