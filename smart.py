@@ -27,13 +27,13 @@ almost 1: six orders of magnitude more. What `python bench_methods.py` prints fo
 data/sample, default settings, beside what dropout alone does:
 
                             ∞-norm of x̃ - x     cosine with ν     R_s
-    unit                    0.97                1.000             1e-8
-    ball                    1e-6                0.82              3e-15
-    other dropout masks     0                                     1e-4
+    unit                    0.97                1.000             1.4e-4
+    ball                    1e-6                0.82              1.3e-14
+    other dropout masks     0                                     1.5e-3
 
-So `ball` stays below what float32 resolves, and adds nothing to the loss. `unit` adds seven orders more, on this
-barely trained model still little. And at the usual σ and η the noise outweighs η g so far that x̃ - x is simply the
-noise, scaled up: a random direction, not an adversarial one. A larger `--eta` lets the gradient steer.
+So `ball` stays below what float32 resolves, and adds nothing to the loss. `unit` adds ten orders more: a tenth of what
+dropout does. And at the usual σ and η the noise outweighs η g so far that x̃ - x is simply the noise, scaled up: a
+random direction, not an adversarial one. A larger `--eta` lets the gradient steer.
 
 Four traps, each with a test of its own:
 
@@ -47,7 +47,7 @@ Four traps, each with a test of its own:
   * θ̃ is state: it is saved, and a resumed run ends bit for bit where an uninterrupted one does.
 
 Cost: 3 + T_x forward and 2 + T_x backward passes in place of 1 and 1. The T_x extra backward passes are for x̃ only, so
-they skip the gradients of the weights, half of the work; θ̃ needs no backward pass. That is 2.98 times the plain step
+they skip the gradients of the weights, half of the work; θ̃ needs no backward pass. That is 3.1 times the plain step
 for MiniLM on one CPU core (`python bench_methods.py`).
 """
 
