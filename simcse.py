@@ -308,7 +308,7 @@ def main(argv=None):
         print(assessment({"encoder": assess(model, tokenizer, examples, args.max_tokens)}))
         parallel.stop()
         return
-    bert = start_encoder(args, folder, tokenizer.library.get_vocab_size())
+    bert = start_encoder(args, folder, tokenizer.wordpiece.get_vocab_size())
     config = dataclasses.replace(
         bert.config,
         hidden_dropout_prob=limits.hidden_dropout_prob,

@@ -119,22 +119,22 @@ class Tokenizer:
         self.max_tokens = min(max_tokens, MAX_TOKENS)
         try:
             if (folder / "tokenizer.json").exists():
-                self.library = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+                self.wordpiece = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
             else:
-                self.library = _from_vocabulary(folder)
+                self.wordpiece = _from_vocabulary(folder)
         except UserError:
             raise
         except Exception as error:  # the library raises bare Exception on a file it cannot read
             raise UserError(f"{folder} has no usable tokenizer ({error}); download the model again") from None
-        self.library.no_padding()
-        self.library.no_truncation()
+        self.wordpiece.no_padding()
+        self.wordpiece.no_truncation()
         self.cls, self.sep, _ = (self._special(token, folder) for token in ("[CLS]", "[SEP]", "[UNK]"))
-        size = max(self.library.get_vocab().values()) + 1
+        size = max(self.wordpiece.get_vocab().values()) + 1
         if vocab_size is not None and size > vocab_size:
             raise UserError(f"the tokenizer in {folder} has {size} pieces, its model {vocab_size}; fetch it again")
 
     def _special(self, token, folder):
-        found = self.library.token_to_id(token)
+        found = self.wordpiece.token_to_id(token)
         if found is None:
             raise UserError(f"the tokenizer in {folder} has no {token} token; use a BERT-style WordPiece vocabulary")
         return found
@@ -158,15 +158,15 @@ class Tokenizer:
         return encoded
 
     def _pieces(self, sentences):
-        return [e.ids for e in self.library.encode_batch_fast(sentences, add_special_tokens=False)]
+        return [e.ids for e in self.wordpiece.encode_batch_fast(sentences, add_special_tokens=False)]
 
     def save(self, folder):
         """Writes `tokenizer.json`, `vocab.txt` and `tokenizer_config.json`, which `transformers` reads."""
         folder = Path(folder)
-        self.library.save(str(folder / "tokenizer.json"))
-        words = sorted(self.library.get_vocab().items(), key=lambda item: item[1])
+        self.wordpiece.save(str(folder / "tokenizer.json"))
+        words = sorted(self.wordpiece.get_vocab().items(), key=lambda item: item[1])
         (folder / "vocab.txt").write_text("".join(word + "\n" for word, _ in words), encoding="utf-8")
-        normalizer = json.loads(self.library.to_str())["normalizer"] or {}
+        normalizer = json.loads(self.wordpiece.to_str())["normalizer"] or {}
         config = {"tokenizer_class": "BertTokenizer", "do_lower_case": bool(normalizer.get("lowercase"))}
         config["model_max_length"] = self.max_tokens
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

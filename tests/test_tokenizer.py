@@ -17,7 +17,7 @@ def tokenizer(tmp_path_factory):
 
 
 def pieces(tokenizer, ids):
-    return [tokenizer.library.id_to_token(int(i)) for i in ids]
+    return [tokenizer.wordpiece.id_to_token(int(i)) for i in ids]
 
 
 def test_a_sentence_and_a_pair_stand_between_the_special_tokens(tokenizer):
