@@ -188,6 +188,7 @@ def train(args, model, tokenizer, datasets):
             end_of_epoch = step == len(steps) or steps[step][0] > epoch
             save = end_of_epoch or stop or step % args.save_every == 0
             if save or step % 20 == 0:
+                # the steps that the line stands for; with surgery only those of several tasks, which can conflict
                 read = len({number for number, name, _ in pending if not surgery or name.startswith("conflict")})
                 means = read_values(pending)
                 bar.set_postfix_str(" ".join(f"{t} {v:.3f}" for t, v in means.items() if t in TASKS), refresh=False)

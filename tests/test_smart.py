@@ -14,7 +14,6 @@ import runs
 from data import TASKS
 from smart import PRESETS, Smart, divergence, normal_noise, project
 from tokenizer import pack
-from weights import read_safetensors
 
 
 def settings(**changes):
@@ -231,13 +230,7 @@ def test_a_run_resumes_bit_for_bit_the_average_included(tmp_path, monkeypatch, o
     flags = (
         f"--bert {bert} --data {files} --batch_size 4 --epochs 1 --use_smart --smart strong --option {option}".split()
     )
-    multitask.main([*flags, "--out", str(tmp_path / "whole")])
-    with monkeypatch.context() as patch:
-        patch.setattr(runs, "Interrupt", tiny.StopAfter(5))
-        with pytest.raises(SystemExit):
-            multitask.main([*flags, "--out", str(tmp_path / "parts")])
-    multitask.main(["--resume", "--out", str(tmp_path / "parts")])
-    whole, parts = (read_safetensors(tmp_path / name / "last" / "state.safetensors") for name in ("whole", "parts"))
+    whole, parts = tiny.last_states(tmp_path, flags, monkeypatch)
     assert any(name.startswith("average.") for name in whole)
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)

@@ -5,10 +5,8 @@ import pytest
 import tiny
 import torch
 
-import multitask
 import runs
 from surgery import Surgery, project
-from weights import read_safetensors
 
 
 class InOrder:
@@ -91,13 +89,7 @@ def test_shared_gradients_are_projected_and_heads_keep_theirs():
 def test_a_run_reports_conflicts_and_resumes_bit_for_bit(tmp_path, monkeypatch):
     bert, files = tiny.folder(tmp_path / "bert", dropout=0.1), tiny.task_files(tmp_path / "data")
     flags = f"--bert {bert} --data {files} --batch_size 4 --epochs 2 --gradient_surgery --extra_sst".split()
-    multitask.main([*flags, "--out", str(tmp_path / "whole")])
-    with monkeypatch.context() as patch:
-        patch.setattr(runs, "Interrupt", tiny.StopAfter(5))
-        with pytest.raises(SystemExit):
-            multitask.main([*flags, "--out", str(tmp_path / "parts")])
-    multitask.main(["--resume", "--out", str(tmp_path / "parts")])
-    whole, parts = (read_safetensors(tmp_path / name / "last" / "state.safetensors") for name in ("whole", "parts"))
+    whole, parts = tiny.last_states(tmp_path, flags, monkeypatch)
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     metrics = [runs.read_metrics(tmp_path / name) for name in ("whole", "parts")]
     assert metrics[0][-1] == metrics[1][-1]

@@ -3,13 +3,17 @@
 import csv
 
 import numpy as np
+import pytest
 import torch
 
 import data
+import multitask
+import runs
 from adamw import AdamW
 from bert import Bert, BertConfig
 from multitask import MultitaskBert
 from tokenizer import Tokenizer, pack
+from weights import read_safetensors
 
 WORDS = [a + b for a in ("ba", "ce", "di", "fo", "gu") for b in ("lan", "mer", "nis", "pot", "rux", "sil")]
 
@@ -90,3 +94,14 @@ class StopAfter:
     def asked(self):
         self.left -= 1
         return self.left <= 0
+
+
+def last_states(path, flags, monkeypatch):
+    """The last states (tensors by name) of a run in path/whole, and of one in path/parts, stopped and resumed."""
+    multitask.main([*flags, "--out", str(path / "whole")])
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "Interrupt", StopAfter(5))
+        with pytest.raises(SystemExit):
+            multitask.main([*flags, "--out", str(path / "parts")])
+    multitask.main(["--resume", "--out", str(path / "parts")])
+    return [read_safetensors(path / name / "last" / "state.safetensors") for name in ("whole", "parts")]
