@@ -27,12 +27,13 @@ import torch
 import torch.nn.functional as F
 
 from kernels.dispatch import jit, tl, triton, use_triton
-from kernels.dropout import dropout, dropout_keep, dropout_key, new_seed, threshold
+from kernels.dropout import dropout_keep, dropout_key, dropout_mask, new_seed, threshold
 
 
 def add_norm_plain(x, bias, residual, weight, shift, eps, p, side=None):
     """x, residual and side (T, H); bias, weight γ and shift β (H,) -> (T, H)."""
-    z = residual + dropout(x + bias, p)
+    x = x + bias
+    z = torch.addcmul(residual, x, dropout_mask(x.shape, p, x)) if p else residual + x
     if side is not None:
         z = z + side
     return F.layer_norm(z, weight.shape, weight, shift, eps)

@@ -48,18 +48,37 @@ from typing import NamedTuple
 import torch
 
 from kernels.dispatch import jit, matmul_dtype, tl, triton, use_triton
-from kernels.dropout import dropout_keep, dropout_key, keep_mask, new_seed, threshold
+from kernels.dropout import dropout_keep, dropout_key, dropout_mask, new_seed, threshold
 
 aten = torch.ops.aten
 
 
-class Group(NamedTuple):
-    """Sentences of similar length, n of them, the longest with m tokens."""
+class Groups(NamedTuple):
+    """Sentences of similar length, padded to the longest of their group.
 
-    take: torch.Tensor  # (n, m) int64: which token stands at [sentence, place]; padding points at token 0
-    put: torch.Tensor  # (n, m) int64: the same, but padding points at row T, which is thrown away
-    valid: torch.Tensor  # (n, 1, m, 1) float: 1 for a token, 0 for padding
-    bias: torch.Tensor  # (n, 1, 1, m) float: what is added to the scores: 0 for a token, -inf for padding
+    A group of n sentences with up to m tokens has n · m places, numbered sentence by sentence, one group after the
+    other: P places in all. Each head of each place has a row of its own, d numbers, in the order that makes every
+    head of every sentence a matrix (m, d): a group's rows are (n · heads, m, d).
+    """
+
+    shapes: list  # of (n, m), one a group
+    token: torch.Tensor  # (P,) int64: which token stands at a place; padding repeats token 0
+    start: torch.Tensor  # (P,) int64: the first place of the same sentence
+    length: torch.Tensor  # (P,) int64: the m of its group
+    place: torch.Tensor  # (T,) int64: where a token stands
+    padding: torch.Tensor  # (P,) bool
+    rows: dict  # what `_rows` made of these, by the number of heads: every layer asks for the same
+
+
+class Rows(NamedTuple):
+    """Where the rows of q, k and v come from and where those of the result go. R = heads · P rows."""
+
+    take: torch.Tensor  # (R,) int64: the row of a (T · heads, d) matrix that stands at each row
+    take_qkv: torch.Tensor  # (3 R,) int64: the same from the fused (T · 3 · heads, d), all of q, then k, then v
+    put: torch.Tensor  # (T · heads,) int64: where these rows stand
+    put_qkv: torch.Tensor  # (T · 3 · heads,) int64
+    padding: torch.Tensor  # the rows that are padding, int64
+    biases: list  # of (n · heads, 1, m) float, added to a group's scores: 0 for a token, -inf for padding
 
 
 class Plan(NamedTuple):
@@ -67,7 +86,7 @@ class Plan(NamedTuple):
 
     cu_seqlens: torch.Tensor  # (B + 1,) int32, where each sentence starts, and T
     max_seqlen: int  # tokens of the longest sentence
-    groups: list | None  # of `Group`; None where Triton takes over, which needs none
+    groups: Groups | None  # None where Triton takes over, which needs none
 
 
 def plan(cu_seqlens, max_seqlen):
@@ -76,28 +95,47 @@ def plan(cu_seqlens, max_seqlen):
 
 
 def _groups(cu_seqlens, similar=0.6):
-    """Groups of sentences at least `similar` times as long as their group's longest."""
+    """`Groups` of sentences at least `similar` times as long as their group's longest."""
     bounds = cu_seqlens.tolist()
     order = sorted(range(len(bounds) - 1), key=lambda b: bounds[b] - bounds[b + 1])  # longest first
-    sizes = [bounds[b + 1] - bounds[b] for b in order]
-    groups, first = [], 0
-    while first < len(order) and sizes[first] > 0:
-        last = first
-        while last < len(order) and sizes[last] > 0 and sizes[last] >= similar * sizes[first]:
-            last += 1
-        starts = torch.tensor([bounds[b] for b in order[first:last]])[:, None]
-        place = torch.arange(sizes[first])
-        valid = place < torch.tensor(sizes[first:last])[:, None]
-        index = starts + place
-        group = Group(
-            torch.where(valid, index, 0),
-            torch.where(valid, index, bounds[-1]),
-            valid[:, None, :, None].float(),
-            torch.zeros(valid.shape).masked_fill(~valid, -torch.inf)[:, None, None, :],
-        )
-        groups.append(Group(*(t.to(cu_seqlens.device) for t in group)))
-        first = last
-    return groups
+    order = [b for b in order if bounds[b + 1] > bounds[b]]
+    shapes, longest = [], []  # longest: the m of each sentence, in this order
+    for b in order:
+        size = bounds[b + 1] - bounds[b]
+        if not shapes or size < similar * shapes[-1][1]:
+            shapes.append((0, size))
+        shapes[-1] = (shapes[-1][0] + 1, shapes[-1][1])
+        longest.append(shapes[-1][1])
+    longest = torch.tensor(longest, dtype=torch.int64)
+    begin = torch.tensor([bounds[b] for b in order], dtype=torch.int64).repeat_interleave(longest)  # (P,)
+    end = torch.tensor([bounds[b + 1] for b in order], dtype=torch.int64).repeat_interleave(longest)
+    start = (longest.cumsum(0) - longest).repeat_interleave(longest)
+    token = begin + torch.arange(len(start)) - start
+    padding = token >= end
+    place = torch.empty(bounds[-1], dtype=torch.int64)
+    place[token[~padding]] = torch.arange(len(start))[~padding]
+    tensors = token.masked_fill(padding, 0), start, longest.repeat_interleave(longest), place, padding
+    return Groups(shapes, *(t.to(cu_seqlens.device) for t in tensors), {})
+
+
+def _rows(groups, heads):
+    """The `Rows` of a batch for so many heads."""
+    if heads not in groups.rows:
+        head = torch.arange(heads, device=groups.token.device)
+        offset = torch.arange(len(groups.token), device=head.device) - groups.start
+        row = (heads * groups.start + offset)[:, None] + head * groups.length[:, None]  # (P, heads)
+        take = torch.empty_like(row).flatten()
+        take[row.flatten()] = (groups.token[:, None] * heads + head).flatten()
+        put = row[groups.place]  # (T, heads)
+        part = torch.arange(3, device=head.device)[:, None]
+        take_qkv = take + take // heads * (2 * heads) + part * heads  # (3, R)
+        put_qkv = put[:, None] + part * row.numel()  # (T, 3, heads)
+        bias = torch.zeros(len(groups.token), device=head.device).masked_fill(groups.padding, -torch.inf)
+        biases = bias.split([n * m for n, m in groups.shapes])
+        biases = [b.view(n, 1, m).repeat_interleave(heads, 0) for b, (n, m) in zip(biases, groups.shapes, strict=True)]
+        indices = take, take_qkv.flatten(), put.flatten(), put_qkv.flatten(), row[groups.padding].flatten()
+        groups.rows[heads] = Rows(*indices, biases)
+    return groups.rows[heads]
 
 
 def attention_reference(qkv, cu_seqlens, heads):
@@ -120,53 +158,53 @@ def attention_reference(qkv, cu_seqlens, heads):
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, qkv, groups, heads, p):
-        ctx.groups, ctx.heads, ctx.p = groups, heads, p
-        saved = [qkv]
-        out = qkv.new_empty(len(qkv) + 1, heads, qkv.shape[1] // 3 // heads)  # the last row is for padding
-        for group in groups:
-            q, k, v = _gather(qkv, group, 3, heads)
-            scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (n, heads, m, m)
-            probs = torch.softmax(scores.add_(group.bias.to(scores.dtype)), -1).to(qkv.dtype)  # autocast gives float32
-            keep = _keep(probs, p)
-            out[group.put] = (_dropout(probs, keep, p) @ v).transpose(1, 2)
-            saved += [probs, keep]
+        ctx.groups, ctx.heads = groups, heads
+        rows, d = _rows(groups, heads), qkv.shape[1] // 3 // heads
+        qkv = qkv.reshape(-1, d).index_select(0, rows.take_qkv).view(3, -1, d)  # (3, R, d)
+        out = torch.empty_like(qkv[0])
+        masks, saved = _masks(groups, heads, p, qkv), [qkv]
+        parts = _split(qkv, groups, heads), _split(out[None], groups, heads)
+        for (q, k, v), (o,), bias, mask in zip(*parts, rows.biases, masks, strict=True):
+            scores = torch.baddbmm(bias.to(q.dtype), q, k.mT, alpha=d**-0.5)  # (n · heads, m, m)
+            probs = torch.softmax(scores, -1).to(q.dtype)  # autocast gives float32
+            torch.bmm(probs if mask is None else probs * mask, v, out=o)
+            saved += [probs, mask]
         ctx.save_for_backward(*saved)
-        return out[:-1].flatten(1)
+        return out.index_select(0, rows.put).view(-1, heads * d)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dout):
         qkv, *saved = ctx.saved_tensors
-        heads, p = ctx.heads, ctx.p
-        dqkv = qkv.new_empty(len(qkv) + 1, 3, heads, qkv.shape[1] // 3 // heads)
-        for group, probs, keep in zip(ctx.groups, saved[::2], saved[1::2], strict=True):
-            q, k, v = _gather(qkv, group, 3, heads)
-            (do,) = _gather(dout, group, 1, heads)
-            do = do * group.valid.to(do.dtype)
-            dv = _dropout(probs, keep, p).transpose(-1, -2) @ do
-            dprobs = _dropout(do @ v.transpose(-1, -2), keep, p)
-            dscores = aten._softmax_backward_data(dprobs, probs, -1, probs.dtype).mul_(q.shape[-1] ** -0.5)
-            grads = torch.stack((dscores @ k, dscores.transpose(-1, -2) @ q, dv))  # (3, n, heads, m, d)
-            dqkv[group.put] = grads.permute(1, 3, 0, 2, 4)
-        return dqkv[:-1].flatten(1), None, None, None
+        groups, heads, d = ctx.groups, ctx.heads, qkv.shape[-1]
+        rows = _rows(groups, heads)
+        dout = dout.reshape(-1, d).index_select(0, rows.take).index_fill_(0, rows.padding, 0)  # (R, d)
+        dqkv = torch.empty_like(qkv)
+        parts = (_split(x, groups, heads) for x in (qkv, dout[None], dqkv))
+        for (q, k, v), (do,), (dq, dk, dv), probs, mask in zip(*parts, saved[::2], saved[1::2], strict=True):
+            torch.bmm((probs if mask is None else probs * mask).mT, do, out=dv)
+            dprobs = torch.bmm(do, v.mT)
+            dprobs = dprobs if mask is None else dprobs.mul_(mask)
+            dscores = aten._softmax_backward_data(dprobs, probs, -1, probs.dtype)
+            torch.baddbmm(dq, dscores, k, beta=0, alpha=d**-0.5, out=dq)
+            torch.baddbmm(dk, dscores.mT, q, beta=0, alpha=d**-0.5, out=dk)
+        return dqkv.view(-1, d).index_select(0, rows.put_qkv).view(-1, 3 * heads * d), None, None, None
 
 
-def _gather(rows, group, parts, heads):
-    """rows (T, parts · heads · d) -> the group's `parts` tensors (n, heads, m, d)."""
-    rows = rows.view(len(rows), parts, heads, rows.shape[1] // parts // heads)
-    return rows[group.take].permute(2, 0, 3, 1, 4).unbind(0)
+def _split(x, groups, heads):
+    """x (parts, R, d) -> a list with the `parts` matrices (n · heads, m, d) of each group, all views."""
+    of_groups = x.split([n * heads * m for n, m in groups.shapes], 1)
+    return [part.view(len(x), n * heads, m, -1) for part, (n, m) in zip(of_groups, groups.shapes, strict=True)]
 
 
-def _dropout(x, keep, p):
-    """x · keep / (1 - p), in one pass; x itself where there is no mask."""
-    return x if keep is None else aten.native_dropout_backward(x, keep, 1 / (1 - p))
-
-
-def _keep(probs, p):
-    """The dropout mask of the probabilities, or None where p = 0."""
+def _masks(groups, heads, p, like):
+    """The dropout masks of all probabilities, (n · heads, m, m) for each group; None for each where p = 0."""
     if p == 0:
-        return None
-    return keep_mask(probs.shape, p) if probs.device.type == "cpu" else torch.rand_like(probs) >= p
+        return [None] * len(groups.shapes)
+    shapes = [(n * heads, m, m) for n, m in groups.shapes]
+    sizes = [math.prod(shape) for shape in shapes]
+    masks = dropout_mask(sum(sizes), p, like).split(sizes)
+    return [mask.view(shape) for mask, shape in zip(masks, shapes, strict=True)]
 
 
 # ----- Triton

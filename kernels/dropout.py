@@ -2,8 +2,9 @@
 
 On the CPU, PyTorch draws one random number of its sequential generator for each element, and that draw is most of
 the operation's cost. Here one 64-bit draw serves four elements, 16 bits each: p is met to within 1/131072, and the
-masks cost a quarter. The draws come from PyTorch's own generator, so `torch.manual_seed` governs them, and setting
-the generator back replays the same masks (`smart.py` needs that).
+draws cost a quarter. The mask holds keep / (1 - p) as floats, so that it takes one product forward and one backward.
+The draws come from PyTorch's own generator, so `torch.manual_seed` governs them, and setting the generator back
+replays the same masks (`smart.py` needs that).
 
 Inside a Triton kernel the mask is never stored at all. A sequential generator cannot serve thousands of programs at
 once, so the random bits of an element are a function of where it stands (a counter-based generator; Salmon et al.,
@@ -26,33 +27,22 @@ import torch.nn.functional as F
 from kernels.dispatch import jit, tl
 
 
-def keep_mask(shape, p):
-    """A bool tensor of `shape` on the CPU, True with probability 1 - p (p in [0, 1), met to 1/131072)."""
-    count = torch.Size(shape).numel()
-    bits = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    return (bits.view(torch.int16)[:count] >= round(p * 65536) - 32768).view(shape)
+def dropout_mask(shape, p, like):
+    """A tensor of `shape` with the dtype and device of `like`: 1 / (1 - p) with probability 1 - p, otherwise 0.
 
-
-class _Dropout(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, p):
-        keep = keep_mask(x.shape, p)
-        ctx.save_for_backward(keep)
-        ctx.scale = 1 / (1 - p)
-        return torch.ops.aten.native_dropout_backward(x, keep, ctx.scale)  # x * keep * scale, in one pass
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, dy):
-        (keep,) = ctx.saved_tensors
-        return torch.ops.aten.native_dropout_backward(dy.contiguous(), keep, ctx.scale), None
+    Args: p in [0, 1), met to 1/131072.
+    """
+    if like.device.type != "cpu":
+        return F.dropout(like.new_ones(shape), p)
+    mask = like.new_empty(shape)
+    words = torch.empty((mask.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    bits = words.view(torch.int16)[: mask.numel()].view(mask.shape)  # uniform in [-32768, 32768)
+    return torch.ge(bits, round(p * 65536) - 32768, out=mask).mul_(1 / (1 - p))
 
 
 def dropout(x, p):
     """x of any shape and float dtype, p in [0, 1) -> the same shape. p = 0 returns x itself."""
-    if p == 0:
-        return x
-    return _Dropout.apply(x, p) if x.device.type == "cpu" else F.dropout(x, p)
+    return x * dropout_mask(x.shape, p, x) if p else x
 
 
 # ----- inside Triton kernels
