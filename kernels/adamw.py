@@ -24,6 +24,7 @@ import torch
 from kernels.dispatch import jit, tl, triton, use_triton
 
 CACHED = 1 << 18  # elements of a block of the plain form
+TINY = 1e-36  # far below ε'², but not 0: of words that never came up v is 0, whose root takes MKL 17 times as long
 PROGRAMS = 256  # at most so many partial sums of squares per flat tensor
 BLOCK = 4096  # elements of a block of the Triton form
 
@@ -53,7 +54,7 @@ def adamw_plain(updates, clip, betas):
                 g = torch.mul(g, scale, out=buffer[: len(g)])
             m.lerp_(g, 1 - b1)
             v.mul_(b2).addcmul_(g, g, value=1 - b2)
-            denominator = torch.sqrt(v, out=buffer[: len(v)]).add_(u.eps)
+            denominator = torch.clamp(v, min=TINY, out=buffer[: len(v)]).sqrt_().add_(u.eps)
             if u.shrink != 1:
                 p.mul_(u.shrink)
             p.addcdiv_(m, denominator, value=-u.rate)
