@@ -224,13 +224,17 @@ def load_data(args, tokenizer, siamese, splits=SPLITS):
     for task in TASKS.values():
         datasets[task.name] = {}
         for split in splits:
+            if split == "test" and args.skip_test:
+                continue
             given = getattr(args, f"{task.name}_{split}")
             path = Path(given or data_path(args.data, task, split))
             if split == "test" and not given and not path.exists():
                 print(f"{path} does not exist: no test predictions for {task.name}", file=sys.stderr)
                 continue
-            examples = read_examples(path, task, labelled=split != "test")
-            datasets[task.name][split] = DataSet(examples.sample(args.max_examples), tokenizer, siamese)
+            examples = read_examples(path, task, labelled=split != "test").sample(args.max_examples)
+            if split == "train":
+                examples = examples.sample(args.train_examples)
+            datasets[task.name][split] = DataSet(examples, tokenizer, siamese)
     return datasets
 
 

@@ -9,6 +9,7 @@ import torch
 import runs
 from console import Parser, UserError
 from data import SAMPLINGS, SPLITS, TASKS, data_path
+from kernels.linear import bfloat16_products, use_bfloat16_products
 from smart import PRESETS
 from weights import MINILM
 
@@ -47,6 +48,11 @@ def arguments():
     add("--extra_sst", action="store_true", help="one more pass over SST at the end of each epoch")
     add("--seed", type=positive(int, 0), default=11711)
     add_device(parser)
+    add(
+        "--bf16",
+        action="store_true",
+        help="matrix products in bfloat16 on a CPU that has them (on a GPU they always are)",
+    )
 
     add("--use_pals", action="store_true", help="projected attention layers for each task (pals.py)")
     add("--pal_size", type=positive(int), default=204, help="their width d_s")
@@ -72,6 +78,9 @@ def arguments():
         metavar="N",
         help="only N examples of each file, drawn at random",
     )
+    add("--train_examples", type=positive(int), default=None, metavar="N",
+        help="only N training examples of each task, drawn at random; dev and test stay whole")  # fmt: skip
+    add("--skip_test", action="store_true", help="leave the test files alone: no predictions for them")
     for task in TASKS.values():
         for split in SPLITS:
             add(
@@ -147,6 +156,14 @@ def check(args):
         raise UserError("--use_smart with --lambda_s 0 and --mu 0 does nothing; leave it out")
     if args.use_smart and args.mu and not args.beta and args.S == 1:
         raise UserError("--beta 0 with --S 1 keeps the Bregman term at 0; add --mu 0, or raise --beta or --S")
+
+
+def choose_products(args, device):
+    """Matrix products in bfloat16, where --bf16 asks for them on the CPU. Raises UserError where it has none."""
+    if args.bf16 and device.type == "cpu":
+        if not bfloat16_products():
+            raise UserError("this processor has no bfloat16 products; leave out --bf16")
+        use_bfloat16_products()
 
 
 def choose_device(args):

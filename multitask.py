@@ -328,11 +328,12 @@ def report(args, model, datasets):
 def main(argv=None):
     args = flags.parse(argv)
     device = flags.choose_device(args)
+    flags.choose_products(args, device)
     parallel.start(args.batch_size)
     siamese = args.pair_encoding == "siamese"
     if args.eval_only:
         model, tokenizer = MultitaskBert.load(runs.best_folder(args.out))
-        report(args, model.to(device), load_data(args, tokenizer, siamese, splits=("dev", "test")))
+        report(args, model.to(device), load_data(args, tokenizer, siamese, ("dev", "test")))
         parallel.stop()
         return
     with parallel.one_after_another():

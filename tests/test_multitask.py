@@ -73,6 +73,22 @@ def test_eval_only_says_the_same_again(finished):
     assert len(list((out / "predictions").iterdir())) == 6
 
 
+def test_a_run_on_fewer_examples_is_scored_on_all_and_leaves_test_to_eval_only(flags, tmp_path, capsys):
+    flags = [*map(str, flags), "--epochs", "1", "--train_examples", "10", "--skip_test"]
+    multitask.main(flags)
+    said = capsys.readouterr().out
+    assert "sst 10, para 10, sts 10" in said
+    assert "| 24 " in said
+    assert {p.name for p in (tmp_path / "run" / "predictions").iterdir()} == {f"{t}-dev-output.csv" for t in TASKS}
+    multitask.main(["--eval_only", "--out", str(tmp_path / "run")])
+    assert len(list((tmp_path / "run" / "predictions").iterdir())) == 6
+
+
+def test_bfloat16_products_are_refused_where_there_are_none(flags, refused, monkeypatch):
+    monkeypatch.setattr("flags.bfloat16_products", lambda: False)
+    refused(multitask.main, [*flags, "--bf16"], "--bf16")
+
+
 def test_predict_answers_one_sentence_a_pair_a_file_and_a_dialogue(finished, tmp_path, capsys):
     out, _, _ = finished
 

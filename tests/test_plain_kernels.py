@@ -9,7 +9,7 @@ from kernels.add_norm import add_norm
 from kernels.attention import attention, attention_reference, plan
 from kernels.dropout import dropout, dropout_mask
 from kernels.gelu import bias_gelu
-from kernels.linear import linear
+from kernels.linear import _Linear, bfloat16_products, linear, use_bfloat16_products
 
 
 def bounds(lengths):
@@ -54,14 +54,15 @@ def test_attention_of_one_sentence_does_not_see_the_others():
 
 
 @pytest.mark.parametrize("shape", [(700, 384, 1536), (33, 1536, 384), (5, 3072, 7), (1, 1, 1)])
-def test_linear_is_the_product_and_its_gradients(shape):
+@pytest.mark.parametrize("product", [linear, _Linear.apply])
+def test_linear_is_the_product_and_its_gradients(shape, product):
     torch.manual_seed(0)
     T, size_in, size_out = shape
     x, w = torch.randn(T, size_in, requires_grad=True), torch.randn(size_out, size_in, requires_grad=True)
     b = torch.randn(size_out, requires_grad=True)
     slow = [t.detach().double().requires_grad_() for t in (x, w, b)]
     weights = torch.randn(T, size_out)
-    y, expected = linear(x, w, b), F.linear(*slow)
+    y, expected = product(x, w, b), F.linear(*slow)
     assert torch.allclose(y.double(), expected, atol=1e-3 if size_in > 1000 else 2e-4)
     (y * weights).sum().backward()
     (expected * weights).sum().backward()
@@ -76,6 +77,20 @@ def test_linear_takes_a_slice_an_empty_batch_and_frozen_weights():
     x = torch.randn(3, 10, requires_grad=True)
     linear(x, w).sum().backward()
     assert torch.allclose(x.grad, w.sum(0).expand(3, 10), atol=1e-5)
+
+
+@pytest.mark.skipif(not bfloat16_products(), reason="this processor has no bfloat16 products")
+def test_bfloat16_products_round_the_operands_and_sum_in_float32():
+    torch.manual_seed(0)
+    x, w = torch.randn(64, 512), torch.randn(128, 512)
+    rounded = x.bfloat16().double() @ w.bfloat16().double().T
+    use_bfloat16_products()
+    try:
+        y = linear(x, w)
+    finally:
+        use_bfloat16_products(False)
+    assert torch.allclose(y.double(), rounded, atol=1e-3)
+    assert not torch.allclose(y, linear(x, w), atol=1e-2)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.5])
