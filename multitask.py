@@ -104,12 +104,16 @@ class MultitaskBert(nn.Module):
 
     def classify(self, task, x, batch):
         """The rest of `forward`, from the embeddings x (T, H) on."""
+        return self.heads[task](self.pooled(task, x, batch))
+
+    def pooled(self, task, x, batch):
+        """What the head of the task reads, from the embeddings x (T, H) on: (B, H), or (B, 2H) of a siamese pair."""
         side = None if self.pals is None else self.pals[task]
         h_cls = self.bert.encode(x, batch, side, rows=batch.cls_rows)  # (B, H), siamese (2B, H)
         pooled = self.bert.pool(h_cls)
         if self.siamese(TASKS[task]):
             pooled = torch.cat(pooled.chunk(2), 1)  # (B, 2H)
-        return self.heads[task](pooled)
+        return pooled
 
     def parameter_groups(self):
         """What steps together (see `adamw.py`): the encoder on every step, a task's own when it is drawn."""
