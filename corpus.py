@@ -81,6 +81,12 @@ def open_corpus(args):
             examples = read_examples(data_path(args.data, task, "train"), task)
             sentences |= dict.fromkeys(examples.sentences + (examples.others or []))
         corpus = [(sentence,) for sentence in sentences if keep(sentence)]
+    if args.max_sentences and args.max_sentences < len(corpus):
+        rows = np.sort(np.random.default_rng(0).permutation(len(corpus))[: args.max_sentences])
+        if isinstance(corpus, TextFile):
+            corpus.offsets = corpus.offsets[rows]
+        else:
+            corpus = [corpus[i] for i in rows]
     if len(corpus) < args.batch_size:
         raise UserError(f"the corpus has {len(corpus)} usable lines, fewer than --batch_size {args.batch_size}")
     return corpus

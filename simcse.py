@@ -44,7 +44,7 @@ from console import Parser, UserError, command, progress, table
 from corpus import batch_of_step, fingerprint, open_corpus
 from data import TASKS, data_path, read_examples
 from evaluate import pearson
-from flags import add_device, choose_device, positive, share
+from flags import add_device, choose_device, choose_products, positive, share
 from kernels.linear import linear
 from tokenizer import MAX_TOKENS, Tokenizer, pack
 from weights import MINILM, find_model, write_safetensors
@@ -251,6 +251,7 @@ def arguments():
     add("--data", default="data/sample", metavar="DIR", help="folder of the task files")
     add("--normalize_length", type=positive(int), default=None, metavar="N",
         help="keep sentences of more than N characters only, cut to N")  # fmt: skip
+    add("--max_sentences", type=positive(int), default=None, metavar="N", help="only N lines, drawn at random")
     add("--max_tokens", type=positive(int, 3), default=64, help="longer sentences are cut")
 
     add("--negatives", choices=("cross", "both"), default="cross", help="from the other view, or from both")
@@ -266,6 +267,7 @@ def arguments():
     add("--clip", type=positive(float, 0), default=1.0, help="largest norm of the gradient, 0 for no limit")
     add("--seed", type=positive(int, 0), default=11711)
     add_device(parser)
+    add("--bf16", action="store_true", help="matrix products in bfloat16 on a CPU that has them")
     return parser
 
 
@@ -293,6 +295,7 @@ def main(argv=None):
     args = runs.parse_flags(arguments(), argv)
     check(args)
     device = choose_device(args)
+    choose_products(args, device)
     parallel.start(args.batch_size)
     sts = TASKS["sts"]
     with parallel.one_after_another():

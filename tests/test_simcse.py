@@ -152,6 +152,16 @@ def test_a_run_writes_an_encoder_for_multitask_and_says_what_became_of_it(tmp_pa
     multitask.main(more.split())
 
 
+def test_max_sentences_draws_lines_of_any_corpus(tmp_path):
+    (tmp_path / "lines").write_text("\n".join(f"line {i}" for i in range(50)))
+    parse = lambda more: simcse.arguments().parse_args(flags(tmp_path, f"{more} --batch_size 8"))  # noqa: E731
+    for more in (f"--corpus {tmp_path / 'lines'}", ""):
+        whole, part = (simcse.open_corpus(parse(f"{more} {n}")) for n in ("", "--max_sentences 10"))
+        rows = [part[i] for i in range(len(part))]
+        assert len(set(rows)) == 10
+        assert set(rows) < {whole[i] for i in range(len(whole))}
+
+
 def test_supervised_with_hard_negatives_from_a_random_start(tmp_path):
     rng = np.random.default_rng(0)
     rows = ["\t".join(tiny.sentence(rng) for _ in range(3)) for _ in range(40)]
