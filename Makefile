@@ -6,9 +6,11 @@ RUN = $(VENV)/bin/python
 OUT ?= runs/sample
 DATA ?= data/sample
 FLAGS ?=
+PRESET ?= sample
+TABLES = runs/tables/$(PRESET)
 
 help:  ## this list
-	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z0-9 _-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
 
 train: $(VENV)/ready  ## fine-tune MiniLM on data/sample: 3 minutes on two cores (DATA=DIR OUT=DIR FLAGS="...")
 	$(RUN) multitask.py --option finetune --data $(DATA) --out $(OUT) --resume $(if $(filter data/sample,$(DATA)),--epochs 4 --batch_size 16) $(FLAGS)
@@ -18,6 +20,14 @@ eval: $(VENV)/ready  ## score the trained model again and write its predictions 
 
 predict: $(VENV)/ready  ## type sentences, see what the trained model says (OUT=DIR)
 	$(RUN) predict.py --run $(OUT)
+
+table1 table2 table3: $(VENV)/ready  ## reproduce a table, run by run, resumable (PRESET=sample|minilm|paper FLAGS="...")
+	$(RUN) reproduce.py --table $(@:table%=%) --preset $(PRESET) $(FLAGS)
+
+figures: $(VENV)/ready  ## draw the figures from the runs of table 2 into results/ (PRESET=...)
+	$(RUN) visualize.py smart --plain $(TABLES)/simcse-pals-[0-9]* --weak $(TABLES)/simcse-pals-smart-weak-* --strong $(TABLES)/simcse-pals-smart-strong-* --out results/smart-$(PRESET).png
+	$(RUN) visualize.py embeddings --runs $(TABLES)/finetune-11711 $(TABLES)/pals-11711 $(TABLES)/simcse-pals-11711 $(TABLES)/smart-weak-11711 $(TABLES)/simcse-finetune-11711 --out results/embeddings-$(PRESET).png
+	$(RUN) visualize.py curves $(TABLES)/finetune-* --out results/curves-$(PRESET).png
 
 test: $(VENV)/ready  ## the test suite, under 5 minutes on two cores
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
@@ -55,5 +65,5 @@ $(VENV)/transformers: $(VENV)/ready
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check transformers safetensors
 	touch $@
 
-.PHONY: help train eval predict test soak compare bench kernels data lint clean
+.PHONY: help train eval predict table1 table2 table3 figures test soak compare bench kernels data lint clean
 .DEFAULT_GOAL := help
