@@ -218,20 +218,28 @@ class DataSet:
         return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
-def load_data(args, tokenizer, siamese, splits=SPLITS):
-    """The data sets of the run: {task: {split: DataSet}}. A task without a test file has no "test"."""
-    datasets = {}
+def load_examples(args, splits=SPLITS):
+    """The files of a run: {task: {split: Examples}}. A task without a test file has no "test"."""
+    examples = {}
     for task in TASKS.values():
-        datasets[task.name] = {}
+        examples[task.name] = {}
         for split in splits:
             given = getattr(args, f"{task.name}_{split}")
             path = Path(given or data_path(args.data, task, split))
             if split == "test" and not given and not path.exists():
                 print(f"{path} does not exist: no test predictions for {task.name}", file=sys.stderr)
                 continue
-            examples = read_examples(path, task, labelled=split != "test")
-            datasets[task.name][split] = DataSet(examples.sample(args.max_examples), tokenizer, siamese)
-    return datasets
+            found = read_examples(path, task, labelled=split != "test")
+            examples[task.name][split] = found.sample(args.max_examples)
+    return examples
+
+
+def load_data(args, tokenizer, siamese, splits=SPLITS):
+    """The same with token ids: {task: {split: DataSet}}."""
+    return {
+        name: {split: DataSet(found, tokenizer, siamese) for split, found in files.items()}
+        for name, files in load_examples(args, splits).items()
+    }
 
 
 # ----- which examples, in which order
