@@ -360,6 +360,16 @@ def test_predictions_for_test_of_those_tasks_that_have_a_test_file(copied, loads
     assert loads == []
 
 
+def test_who_takes_no_part_in_a_task_is_not_asked_about_its_test(copied):
+    names = [copied / name for name in "abd"]
+    ensemble.main([*map(str, names), "--greedy", "--split", "test", "--out", str(copied / "out")])
+    found = [outputs_of(name, data_flags(names[0]), "dev", CPU) for name in names]
+    _, kept, _ = ensemble.ensemble(found, [1.0] * 3, greedy=True)
+    for i, name in enumerate(names):
+        asked = {path.name for path in (name / "outputs").glob("*-test.safetensors")}
+        assert asked == {f"{task}-test.safetensors" for task, members in kept.items() if i in members}
+
+
 def test_tuned_weights_are_reported_beside_equal_ones(trained, tmp_path, capsys):
     ensemble.main([*(str(trained / name) for name in "abd"), "--tune_priors", "--out", str(tmp_path / "out")])
     said = capsys.readouterr().out
