@@ -218,23 +218,30 @@ class DataSet:
         return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
-def load_data(args, tokenizer, siamese, splits=SPLITS):
-    """The data sets of the run: {task: {split: DataSet}}. A task without a test file has no "test"."""
-    datasets = {}
+def load_examples(args, splits=SPLITS):
+    """The files of a run: {task: {split: Examples}}. A task without a test file has no "test"."""
+    examples = {}
     for task in TASKS.values():
-        datasets[task.name] = {}
+        examples[task.name] = {}
         for split in splits:
-            if split == "test" and args.skip_test:
-                continue
             given = getattr(args, f"{task.name}_{split}")
             path = Path(given or data_path(args.data, task, split))
             if split == "test" and not given and not path.exists():
                 print(f"{path} does not exist: no test predictions for {task.name}", file=sys.stderr)
                 continue
-            examples = read_examples(path, task, labelled=split != "test").sample(args.max_examples)
-            if split == "train":
-                examples = examples.sample(args.train_examples)
-            datasets[task.name][split] = DataSet(examples, tokenizer, siamese)
+            found = read_examples(path, task, labelled=split != "test")
+            examples[task.name][split] = found.sample(args.max_examples)
+    return examples
+
+
+def load_data(args, tokenizer, siamese, splits=SPLITS):
+    """What a run computes with: {task: {split: DataSet}}."""
+    splits = [split for split in splits if split != "test" or not args.skip_test]
+    datasets = {}
+    for name, files in load_examples(args, splits).items():
+        if "train" in files:
+            files["train"] = files["train"].sample(args.train_examples)
+        datasets[name] = {split: DataSet(examples, tokenizer, siamese) for split, examples in files.items()}
     return datasets
 
 

@@ -28,9 +28,9 @@ from statistics import mean, stdev
 from types import SimpleNamespace
 from typing import NamedTuple
 
-import ensemble
 import torch
 
+import ensemble
 import flags
 import runs
 from bench import Ours
@@ -174,12 +174,13 @@ def estimate(args, rows):
              for split in ("train", "dev")]  # fmt: skip
     train = sum(min(n, plain.train_examples or n) for n in sizes[::2])
     step = Ours(plain, TASKS["sst"])
+    numbers = range(min(plain.batch_size, len(step.dataset)))
     times = []
-    for i in range(4):
+    for _ in range(4):
         started = time.perf_counter()
-        step.train(range(i * plain.batch_size, (i + 1) * plain.batch_size))
+        step.train(numbers)
         times.append(time.perf_counter() - started)
-    example = min(times) / plain.batch_size * 1.3  # pairs are longer than the sentences timed here
+    example = min(times) / len(numbers) * 1.3  # pairs are longer than the sentences timed here
     cost = sum(row.cost * train * plain.epochs + sum(sizes[1::2]) * (plain.epochs + 1) / 3 for row in missing)
     print(f"{len(missing)} runs to do, about {cost * example / 60:.0f} minutes; SimCSE comes on top")
 
@@ -239,17 +240,17 @@ def report_ensembles(args):
             continue
         data = ensemble.data_flags(folders[0])
         said = [ensemble.outputs_of(folder, data, "dev", device) for folder in folders]
-        best = best_epoch(folders[0])
+        best, names = best_epoch(folders[0]), [str(folder) for folder in folders]
         baseline = run_folder(args, BASE, seed)
-        of_seed = {"best single model": (best, [folders[0]])}
+        of_seed = {"best single model": (best, names[:1])}
         if finished(baseline):
-            of_seed = {"plain fine-tuned model": (best_epoch(baseline), [baseline])} | of_seed
+            of_seed = {"plain fine-tuned model": (best_epoch(baseline), [str(baseline)])} | of_seed
         for n, method in itertools.product((2, 5, 7), ("average", "vote")):
             if n <= len(folders):
                 metrics, _, _ = ensemble.ensemble(said[:n], [1] * n, method)
-                of_seed[f"best {n} models, {method}"] = (metrics | {"score": dev_score(metrics)}, folders[:n])
+                of_seed[f"best {n} models, {method}"] = (metrics | {"score": dev_score(metrics)}, names[:n])
         metrics, kept, _ = ensemble.ensemble(said, [1] * len(said), "average", greedy=True)
-        chosen = {task: [str(folders[i]) for i in members] for task, members in kept.items()}
+        chosen = {task: [names[i] for i in members] for task, members in kept.items()}
         of_seed["greedy for each task, average"] = (metrics | {"score": dev_score(metrics)}, chosen)
         for title, value in of_seed.items():
             found.setdefault(title, []).append(value)

@@ -74,7 +74,9 @@ def test_a_table_that_was_interrupted_loses_no_row_and_runs_none_twice(table, tm
     score = results[1]["score"]
     assert f"{statistics.mean(score):.3f} ± {statistics.stdev(score):.3f}" in text
     assert f"{statistics.mean(score) - 0.764:+.3f}" in text
-    assert str(tmp_path / "runs" / "simcse" / "encoder") in runs.read_json(results[2]["runs"][0] + "/config.json")["bert"]
+    assert (
+        str(tmp_path / "runs" / "simcse" / "encoder") in runs.read_json(results[2]["runs"][0] + "/config.json")["bert"]
+    )
 
 
 def test_table_1_has_the_settings_and_no_published_figures_for_them(table):

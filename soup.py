@@ -1,0 +1,97 @@
+"""Weight soups (Wortsman et al., 2022): the mean of the weights of several runs, as ONE model.
+
+    f(x; θ),  θ = Σ W_i θ_i / Σ W_i
+
+An ensemble of k models costs k times as much to use as one; a soup of k models costs as much as one. It needs
+ingredients that ended in the same basin of the loss, which they do if they started from the same weights: then the
+models between them are about as good as they are, or better. So take runs with the same --bert AND the same --seed,
+which draws the first weights of heads and PALs, but with other --lr, --epochs, --sampling, --use_smart and so on. The
+mean of heads that started apart has learned nothing. A uniform soup takes all ingredients, a greedy one those that do
+not hurt it on dev.
+
+    python ensemble.py runs/a runs/b runs/c --method soup --greedy --out runs/soup
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import runs
+from bert import BertConfig
+from cache import cached_outputs, metrics_of
+from console import UserError
+from data import TASKS, DataSet
+from evaluate import dev_score
+from multitask import MultitaskBert, dev_metric
+from tokenizer import Tokenizer
+
+TRAINING_ONLY = ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range")
+
+
+def soup(folders, weights):
+    """(model, tokenizer): the weighted mean of models of one architecture. Args: their folders; weights, not negative.
+
+    The mean is taken in float64 and rounded once, and a single model is multiplied by exactly 1: a soup of one model is
+    that model, bit for bit. In memory there is one ingredient at a time. Raises UserError for different architectures.
+    """
+    check_alike(folders)
+    total = {}
+    for folder, weight in zip(folders, weights, strict=True):
+        model, tokenizer = MultitaskBert.load(folder)
+        for name, tensor in model.state_dict().items():
+            part = tensor.double() * (weight / sum(weights))
+            total[name] = total[name].add_(part) if name in total else part  # never 0 + part: that loses a -0.0
+    model.load_state_dict(total)
+    return model, tokenizer
+
+
+def check_alike(folders):
+    """Raises UserError unless all models have the same options, the same sizes (so, tensors), and one vocabulary."""
+    first = None
+    for folder in folders:
+        config = asdict(BertConfig.load(folder))
+        own = {
+            "heads, PALs or pair encodings": runs.read_json(Path(folder) / "multitask.json"),
+            "encoders": {name: value for name, value in config.items() if name not in TRAINING_ONLY},
+            "vocabularies": Tokenizer(folder).wordpiece.to_str(),
+        }
+        first = first or own
+        for what, value in own.items():
+            if value != first[what]:
+                raise UserError(f"{folders[0]} and {folder} have different {what}; a soup takes runs of one kind")
+
+
+def choose_soup(folders, weights, scores, examples, device):
+    """Greedy soup (recipe 1 of the paper): the numbers of the models to keep, best first.
+
+    Takes the models in the order of their dev scores, and keeps each with which the soup's dev score does not fall.
+    Args: scores, the models' dev scores; examples, {task: Examples} of dev. Evaluates a soup for each model but one.
+    """
+    first, *rest = sorted(range(len(folders)), key=lambda i: -scores[i])
+    kept, best = [first], scores[first]
+    for i in rest:
+        trial = [*kept, i]
+        model, tokenizer = soup([folders[j] for j in trial], [weights[j] for j in trial])
+        found = dev_score_of(model.to(device), tokenizer, examples)
+        if found >= best:
+            kept, best = trial, found
+    return kept
+
+
+def dev_score_of(model, tokenizer, examples):
+    """The dev score of a model on {task: Examples}."""
+    data = {name: DataSet(these, tokenizer, model.siamese(TASKS[name])) for name, these in examples.items()}
+    return dev_score({name: dev_metric(model, name, dataset) for name, dataset in data.items()})
+
+
+def save_soup(out, model, tokenizer, examples, config, device, **notes):
+    """Makes a run of a soup, a folder like that of any other run. Returns its dev metrics by task.
+
+    Args: examples, {task: Examples} of dev; config, the flags of a run of this architecture; notes, for the line in
+    `metrics.jsonl`. The run says of itself that it took 0 epochs, so that --resume leaves it as it is.
+    """
+    with runs.replacing_folder(Path(out) / "best") as folder:
+        model.save(folder, tokenizer)
+    metrics = metrics_of(cached_outputs(out, examples, "dev", device))
+    runs.append_metrics(out, kind="dev", step=0, epoch=0, **metrics, score=dev_score(metrics), **notes)
+    runs.write_json(Path(out) / "config.json", config | {"out": out, "epochs": 0})
+    return metrics
