@@ -26,7 +26,6 @@ from pathlib import Path
 from statistics import mean
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import flags
@@ -40,6 +39,7 @@ from evaluate import dev_score, majority, outputs, score, write_predictions
 from kernels.dropout import dropout
 from kernels.gelu import bias_gelu
 from kernels.linear import linear
+from kernels.loss import mean_loss
 from pals import Pals
 from smart import Smart
 from surgery import Surgery
@@ -147,12 +147,7 @@ class MultitaskBert(nn.Module):
 
 def task_loss(task, logits, labels):
     """The mean loss of a batch. Args: task, its row; logits (B, C); labels (B,) float. Returns a float32 scalar."""
-    logits = logits.float()
-    if not task.classes:
-        return F.mse_loss(logits.squeeze(1), labels)
-    if task.classes == 2:
-        return F.binary_cross_entropy_with_logits(logits.squeeze(1), labels)
-    return F.cross_entropy(logits, labels.long())
+    return mean_loss(logits, labels, task.classes)
 
 
 # ----- training
