@@ -266,13 +266,13 @@ def packed_step(setting, graphed):
             return head(model.pool(model.encode(model.embed(batch), batch, rows=batch.cls_rows)))
 
     def loss_of(task, logits, labels):
-        return F.cross_entropy(logits.float(), labels)
+        return mean_loss(logits, labels, 5)
 
     def eager(task, batch, labels):
         optimizer.zero_grad()
         loss_of(task, logits_of(task, batch), labels).backward()
 
-    passes = GraphedStep(logits_of, loss_of, optimizer.zero_grad) if graphed else eager
+    passes = GraphedStep(setting.device, logits_of, loss_of, optimizer.zero_grad) if graphed else eager
 
     def step(batch, labels):
         passes("sst", batch, labels)

@@ -9,6 +9,7 @@ import torch
 import runs
 from console import Parser, UserError
 from data import SAMPLINGS, SPLITS, TASKS, data_path
+from kernels.dispatch import triton
 from smart import PRESETS
 from weights import MINILM
 
@@ -47,6 +48,7 @@ def arguments():
     add("--extra_sst", action="store_true", help="one more pass over SST at the end of each epoch")
     add("--seed", type=positive(int, 0), default=11711)
     add_device(parser)
+    add("--cuda_graphs", action="store_true", help="record a step's launches and replay them, on a GPU (graphs.py)")
 
     add("--use_pals", action="store_true", help="projected attention layers for each task (pals.py)")
     add("--pal_size", type=positive(int), default=204, help="their width d_s")
@@ -134,6 +136,8 @@ def check(args):
         raise UserError("--gradient_surgery has nothing to do with --option pretrain: no shared parameters train")
     if args.gradient_surgery and args.sampling != "proportional":
         raise UserError(f"--gradient_surgery takes every task in every step; leave out --sampling {args.sampling}")
+    if args.cuda_graphs:
+        check_graphs(args)
     usual = vars(arguments().parse_args([])) | PRESETS["weak"]
     needs = dict.fromkeys(("pal_size", "pal_heads"), "use_pals")
     needs |= dict.fromkeys(("smart", "lambda_s", "mu", "epsilon", "sigma", "eta", "T_x", "S", "beta"), "use_smart")
@@ -147,6 +151,20 @@ def check(args):
         raise UserError("--use_smart with --lambda_s 0 and --mu 0 does nothing; leave it out")
     if args.use_smart and args.mu and not args.beta and args.S == 1:
         raise UserError("--beta 0 with --S 1 keeps the Bregman term at 0; add --mu 0, or raise --beta or --S")
+
+
+def check_graphs(args):
+    """Raises UserError where a training step cannot be recorded; `graphs.py` says why."""
+    unsupported = {
+        "--use_smart": args.use_smart,
+        "--gradient_surgery": args.gradient_surgery,
+        "--pair_encoding siamese": args.pair_encoding == "siamese",
+        "torchrun": int(os.environ.get("WORLD_SIZE", "1")) > 1,
+    }
+    for what in (name for name, given in unsupported.items() if given):
+        raise UserError(f"--cuda_graphs cannot record a step with {what}; leave one of the two out")
+    if args.device == "cpu" or not torch.cuda.is_available() or triton is None:
+        raise UserError("--cuda_graphs needs a CUDA device and Triton; leave it out to train without")
 
 
 def choose_device(args):
