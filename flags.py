@@ -48,7 +48,7 @@ def arguments():
     add("--extra_sst", action="store_true", help="one more pass over SST at the end of each epoch")
     add("--seed", type=positive(int, 0), default=11711)
     add_device(parser)
-    add("--cuda_graphs", action="store_true", help="record a step's launches and replay them, on a GPU (graphs.py)")
+    add("--cuda_graphs", action="store_true", help="replay recorded steps (graphs.py); repeat it with --resume")
 
     add("--use_pals", action="store_true", help="projected attention layers for each task (pals.py)")
     add("--pal_size", type=positive(int), default=204, help="their width d_s")

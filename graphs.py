@@ -22,7 +22,8 @@ What is frozen must hold nothing that changes from step to step, and nothing tha
   * Memory of a recording belongs to its graph for good. Graphs run one at a time and nothing outlives a replay but the
     gradients and the loss, which is copied, so all of them share one pool.
   * Warming up and recording happen in one and the same side stream. cuBLAS keeps a workspace for every stream that it
-    meets, so a new stream for each graph would cost that much memory again; and autograd adds to a weight's gradient in
+    meets, so a new stream for each graph would cost that much memory again (and as some versions of PyTorch clear it
+    with the first graph that goes, all graphs live equally long); and autograd adds to a weight's gradient in
     the stream in which the weight was first used, so no autograd graph may be alive from elsewhere while recording.
   * The optimizer, clipping included, stays outside: its learning rate changes with every step, and its few launches are
     large (`adamw.py`). Outside too are SMART, which sets random states back in the midst of a step, gradient surgery,
