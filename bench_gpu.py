@@ -40,7 +40,9 @@ from kernels.adamw import Update, adamw_fused, adamw_plain
 from kernels.add_norm import add_norm, add_norm_plain
 from kernels.attention import attention, plan
 from kernels.dispatch import INTERPRET, triton
+from kernels.embed import embed, embed_plain
 from kernels.gelu import bias_gelu, bias_gelu_plain
+from kernels.loss import mean_loss, mean_loss_plain
 from tokenizer import Tokenizer, pack, to_padded
 from weights import MINILM, find_model
 
@@ -87,15 +89,24 @@ def rates(setting):
 # ----- kernels
 
 
-def forward_backward(call, inputs):
-    """call(*inputs) -> two functions without arguments: the forward pass, and both passes."""
+def forward_backward(call, inputs, standing=False):
+    """call(*inputs) -> two functions without arguments: the forward pass, and both passes.
+
+    Args: standing, True to add the gradients to those that stand in the inputs, as training does.
+    """
     dy = torch.randn_like(call(*inputs))
+    for x in inputs:
+        x.grad = torch.zeros_like(x) if standing else None
 
     def forward():
         with torch.no_grad():
             call(*inputs)
 
-    return forward, lambda: torch.autograd.grad(call(*inputs), inputs, dy)
+    def both():
+        y = call(*inputs)
+        y.backward(dy) if standing else torch.autograd.grad(y, inputs, dy)
+
+    return forward, both
 
 
 def attention_forms(setting, lengths, p):
@@ -164,16 +175,52 @@ def row_forms(setting, T):
     yield f"gelu {T} x {wide}", 2 * T * wide, 5 * T * wide, forms(bias_gelu, plain_gelu, [new(T, wide), wide_bias])
 
 
+def embed_forms(setting, T):
+    """The embedding in float32: (kernel, bytes forward, and in both passes, its forms)."""
+    config, device = setting.config, setting.device
+    H, V, longest = config.hidden_size, config.vocab_size, min(32, config.max_position_embeddings)
+    ids = (V ** torch.rand(T, device=device)).long().clamp(max=V - 1)  # Zipf's law: the n-th word has a share ~ 1/n
+    positions = torch.arange(T, device=device) % longest
+    places = ids, positions, (positions >= longest // 2).long()
+    tables = [torch.randn(n, H, device=device, requires_grad=True) for n in (V, config.max_position_embeddings, 2)]
+    norm = nn.LayerNorm(H, device=device)
+
+    def fused(word, position, segment, *_):
+        return embed(*places, (word, position, segment), norm)
+
+    def plain(*inputs):
+        return embed_plain(*places, *inputs, norm.eps)
+
+    def forms():
+        yield "Triton", fused, [*tables, norm.weight, norm.bias]
+        yield "PyTorch", plain, [*tables, norm.weight, norm.bias]
+        if setting.compiled:
+            yield "PyTorch, compiled", torch.compile(plain), [*tables, norm.weight, norm.bias]
+
+    distinct = len(ids.unique())
+    return f"embed {T} x {H}, {distinct} words", 8 * T * H, (16 * T + 8 * distinct) * H, forms()
+
+
+def loss_forms(setting):
+    """The mean loss of a batch of five classes: (kernel, bytes forward, and in both passes, its forms)."""
+    logits = torch.randn(setting.batch, 5, device=setting.device, dtype=setting.dtype).requires_grad_()
+    labels = torch.randint(5, (setting.batch,), device=setting.device).float()
+    forms = [("Triton", lambda z: mean_loss(z, labels, 5), [logits])]
+    forms.append(("PyTorch", lambda z: mean_loss_plain(z, labels, 5), [logits]))
+    size = logits.numel() * logits.element_size()
+    return f"loss {setting.batch} x 5", size, 2 * size, forms
+
+
 def bench_kernels(setting):
     """The rows of the kernel table."""
     bandwidth, flops = rates(setting)
     size = torch.finfo(setting.dtype).bits // 8
     heads, H, rows = setting.config.num_attention_heads, setting.config.hidden_size, []
 
-    def measure(kernel, forms, floors):
+    def measure(kernel, forms, floors, standing=False):
         for name, function, inputs in forms:
             try:
-                calls = forward_backward(function, inputs)
+                calls = forward_backward(function, inputs, standing)
                 times = [milliseconds(call, setting) for call in calls]
             except RuntimeError as error:
                 if name.startswith("Triton"):
@@ -192,6 +239,10 @@ def bench_kernels(setting):
     for T in (sum(setting.lengths["quora"][0]), setting.rows):
         for kernel, forward, both, forms in row_forms(setting, T):
             measure(kernel, forms, [forward * size / bandwidth, both * size / bandwidth])
+        kernel, forward, both, forms = embed_forms(setting, T)
+        measure(kernel, forms, [forward / bandwidth, both / bandwidth], standing=True)
+    kernel, forward, both, forms = loss_forms(setting)
+    measure(kernel, forms, [forward / bandwidth, both / bandwidth])
     n = sum(p.numel() for p in Bert(setting.config).parameters())
     update = Update(*torch.rand(4, n, device=setting.device), 1e-5, 1e-8, 1.0)
     for name, form in (("Triton", adamw_fused), ("PyTorch, in blocks", adamw_plain)):
@@ -215,13 +266,13 @@ def packed_step(setting, graphed):
             return head(model.pool(model.encode(model.embed(batch), batch, rows=batch.cls_rows)))
 
     def loss_of(task, logits, labels):
-        return F.cross_entropy(logits.float(), labels)
+        return mean_loss(logits, labels, 5)
 
     def eager(task, batch, labels):
         optimizer.zero_grad()
         loss_of(task, logits_of(task, batch), labels).backward()
 
-    passes = GraphedStep(logits_of, loss_of, optimizer.zero_grad) if graphed else eager
+    passes = GraphedStep(setting.device, logits_of, loss_of, optimizer.zero_grad) if graphed else eager
 
     def step(batch, labels):
         passes("sst", batch, labels)

@@ -29,6 +29,7 @@ from console import UserError
 from kernels.add_norm import add_norm
 from kernels.attention import attention, plan
 from kernels.dropout import dropout
+from kernels.embed import embed
 from kernels.gelu import bias_gelu
 from kernels.linear import linear
 from weights import read_model, replacing, write_safetensors
@@ -136,13 +137,8 @@ class Bert(nn.Module):
 
     def embed(self, batch):
         """A `Batch` of T tokens -> x (T, H), before dropout."""
-        # A batch touches a few hundred of 30,522 word vectors. Where a dense gradient already stands (`adamw.py` keeps
-        # one), a sparse one is added to just those rows; a dense one would be 47 MB of zeros, made and added each step.
-        grad = self.word.weight.grad
-        sparse = grad is not None and not grad.is_sparse and grad.device.type == "cpu"
-        x = nn.functional.embedding(batch.ids, self.word.weight, sparse=sparse)
-        x = x + self.position(batch.positions) + self.segment(batch.segments)
-        return self.embedding_norm(x)
+        tables = (self.word.weight, self.position.weight, self.segment.weight)
+        return embed(batch.ids, batch.positions, batch.segments, tables, self.embedding_norm)
 
     def encode(self, x, batch, side=None, rows=None):
         """x (T, H), as `embed` gives it, to the last layer's hidden states.

@@ -9,7 +9,11 @@ import torch
 import runs
 from console import Parser, UserError
 from data import SAMPLINGS, SPLITS, TASKS, data_path
+<<<<<<< HEAD
 from kernels.linear import bfloat16_products, use_bfloat16_products
+=======
+from kernels.dispatch import triton
+>>>>>>> abfaa0d8179184d8666b7b22bffaf6cff159ec45
 from smart import PRESETS
 from weights import MINILM
 
@@ -48,11 +52,15 @@ def arguments():
     add("--extra_sst", action="store_true", help="one more pass over SST at the end of each epoch")
     add("--seed", type=positive(int, 0), default=11711)
     add_device(parser)
+<<<<<<< HEAD
     add(
         "--bf16",
         action="store_true",
         help="matrix products in bfloat16 on a CPU that has them (on a GPU they always are)",
     )
+=======
+    add("--cuda_graphs", action="store_true", help="replay recorded steps (graphs.py); repeat it with --resume")
+>>>>>>> abfaa0d8179184d8666b7b22bffaf6cff159ec45
 
     add("--use_pals", action="store_true", help="projected attention layers for each task (pals.py)")
     add("--pal_size", type=positive(int), default=204, help="their width d_s")
@@ -143,6 +151,8 @@ def check(args):
         raise UserError("--gradient_surgery has nothing to do with --option pretrain: no shared parameters train")
     if args.gradient_surgery and args.sampling != "proportional":
         raise UserError(f"--gradient_surgery takes every task in every step; leave out --sampling {args.sampling}")
+    if args.cuda_graphs:
+        check_graphs(args)
     usual = vars(arguments().parse_args([])) | PRESETS["weak"]
     needs = dict.fromkeys(("pal_size", "pal_heads"), "use_pals")
     needs |= dict.fromkeys(("smart", "lambda_s", "mu", "epsilon", "sigma", "eta", "T_x", "S", "beta"), "use_smart")
@@ -158,12 +168,27 @@ def check(args):
         raise UserError("--beta 0 with --S 1 keeps the Bregman term at 0; add --mu 0, or raise --beta or --S")
 
 
+<<<<<<< HEAD
 def choose_products(args, device):
     """Matrix products in bfloat16, where --bf16 asks for them on the CPU. Raises UserError where it has none."""
     if args.bf16 and device.type == "cpu":
         if not bfloat16_products():
             raise UserError("this processor has no bfloat16 products; leave out --bf16")
         use_bfloat16_products()
+=======
+def check_graphs(args):
+    """Raises UserError where a training step cannot be recorded; `graphs.py` says why."""
+    unsupported = {
+        "--use_smart": args.use_smart,
+        "--gradient_surgery": args.gradient_surgery,
+        "--pair_encoding siamese": args.pair_encoding == "siamese",
+        "torchrun": int(os.environ.get("WORLD_SIZE", "1")) > 1,
+    }
+    for what in (name for name, given in unsupported.items() if given):
+        raise UserError(f"--cuda_graphs cannot record a step with {what}; leave one of the two out")
+    if args.device == "cpu" or not torch.cuda.is_available() or triton is None:
+        raise UserError("--cuda_graphs needs a CUDA device and Triton; leave it out to train without")
+>>>>>>> abfaa0d8179184d8666b7b22bffaf6cff159ec45
 
 
 def choose_device(args):

@@ -1,20 +1,36 @@
-"""The forward and backward pass of a training step as one CUDA graph.
+"""The forward and backward pass of a training step as one CUDA graph: `multitask.py --cuda_graphs`.
 
 A step of BERT-base is several hundred kernels, most of them over in a few microseconds: less than the host needs to
 launch the next one. A CUDA graph is recorded once and then launched as a whole, with no Python and no host in between.
 Recorded means frozen: every replay reads its inputs from the same addresses, in the same shapes. Packed batches come in
-any number of tokens, so batches are filled up to a few sizes, and each size gets a graph:
+any number of tokens, so batches are filled up to a few sizes, and each size (of each task) gets a graph:
 
     tokens             to the next multiple of STEP above T: at most STEP wasted, of 2,000
     sentences          B real ones, and as many more as can hold STEP tokens, some of them empty
     longest sentence   to the next of 32, 64, 128, 256, 512
 
 What is filled in are sentences of their own, after the real ones. Attention never looks from one sentence into another
-and the loss sees the real sentences only, so loss and gradients are those of the batch without them. Random numbers go
-on from replay to replay, as PyTorch's generator counts on inside a graph.
+and the loss sees the real sentences only, so loss and gradients are those of the batch without them.
 
-The optimizer stays outside: its learning rate changes with every step, and its few launches are large (`adamw.py`).
-On a CPU the same step runs without a graph, filling included.
+What is frozen must hold nothing that changes from step to step, and nothing that waits for the host:
+
+  * Weights and gradients keep their addresses: the gradients must stand before the first step, as `adamw.py` has them
+    stand, and are cleared in place. PyTorch would otherwise allocate them inside the recording.
+  * Dropout's seeds are drawn on the device. A recorded draw reads where PyTorch's generator stands from memory, and
+    each replay first moves it on, so masks differ from step to step and a saved random state is a true one. The rounds
+    that warm up set the generator back.
+  * Memory of a recording belongs to its graph for good. Graphs run one at a time and nothing outlives a replay but the
+    gradients and the loss, which is copied, so all of them share one pool.
+  * Warming up and recording happen in one and the same side stream. cuBLAS keeps a workspace for every stream that it
+    meets, so a new stream for each graph would cost that much memory again (and as some versions of PyTorch clear it
+    with the first graph that goes, all graphs live equally long); and autograd adds to a weight's gradient in
+    the stream in which the weight was first used, so no autograd graph may be alive from elsewhere while recording.
+  * The optimizer, clipping included, stays outside: its learning rate changes with every step, and its few launches are
+    large (`adamw.py`). Outside too are SMART, which sets random states back in the midst of a step, gradient surgery,
+    which reads a value to decide what comes next, siamese pairs, whose halves the filling would shift, and torchrun,
+    whose processes exchange gradients. `flags.py` refuses these.
+
+On a CPU the same step runs without a graph, filling included: that is what the tests can see of it.
 """
 
 import torch
@@ -39,7 +55,7 @@ def fill(batch, step=STEP):
     ends = (T + extra - longest * torch.arange(fillers - 1, -1, -1, device=device)).clamp(min=T)  # the empty ones first
     return Batch(
         torch.cat((batch.ids, zeros)),
-        torch.cat((batch.positions, places % longest)),
+        torch.cat((batch.positions, places % batch.max_seqlen)),  # which the model is sure to have
         torch.cat((batch.segments, zeros)),
         torch.cat((batch.cu_seqlens, ends.int())),
         longest,
@@ -49,27 +65,28 @@ def fill(batch, step=STEP):
 class GraphedStep:
     """A function (task, batch, labels) -> loss that leaves the gradients, as `zero_grad`, forward and backward do."""
 
-    def __init__(self, logits_of, loss_of, zero_grad):
-        """Args: logits_of, (task, batch of B sentences) -> logits (B, C), under autocast if that is wanted; loss_of,
-        (task, logits, labels (B,)) -> loss (); zero_grad, what clears the gradients in place. Each must do without the
-        host: no `.item()`, no shapes that depend on values. Sentences of siamese pairs cannot be told apart here.
+    def __init__(self, device, logits_of, loss_of, zero_grad):
+        """Args: device, the model's; logits_of, (task, batch of B sentences) -> logits (B, C), under autocast if that
+        is wanted; loss_of, (task, logits, labels (B,)) -> loss (); zero_grad, what clears the gradients in place. Each
+        must do without the host: no `.item()`, no shapes that depend on values.
         """
-        self.logits_of, self.loss_of, self.zero_grad = logits_of, loss_of, zero_grad
+        self.device, self.logits_of, self.loss_of, self.zero_grad = device, logits_of, loss_of, zero_grad
+        self.records = device.type == "cuda"
         self.graphs = {}  # (task, labels, tokens, longest) -> graph, its inputs, its loss
-        self.pool = None
+        self.pool = self.stream = None
 
     def __call__(self, task, batch, labels):
-        """Args: task, a name; batch, a `Batch` of B sentences and labels (B,), both on the model's device."""
+        """Args: task, a name; batch, a `Batch` of B sentences; labels (B,). They may still be on the CPU."""
         filled = fill(batch)
         inputs = (filled.ids, filled.positions, filled.segments, filled.cu_seqlens, labels)
-        if batch.ids.device.type != "cuda":
+        if not self.records:
             return self._run(task, inputs, filled.max_seqlen)
         key = (task, len(labels), len(filled.ids), filled.max_seqlen)
         if key not in self.graphs:
             self.graphs[key] = self._record(task, inputs, filled.max_seqlen)
         graph, places, loss = self.graphs[key]
         for place, value in zip(places, inputs, strict=True):
-            place.copy_(value)
+            place.copy_(value, non_blocking=True)
         graph.replay()
         return loss.clone()  # the next replay overwrites it
 
@@ -82,17 +99,17 @@ class GraphedStep:
         return loss.detach()
 
     def _record(self, task, inputs, longest):
-        places = [value.clone() for value in inputs]
+        places = [value.to(self.device, copy=True) for value in inputs]
+        if self.pool is None:
+            self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
         state = torch.cuda.get_rng_state()
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):  # compiles kernels and makes libraries allocate, which recording forbids
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):  # compiles kernels and makes libraries allocate, which recording forbids
             for _ in range(3):
                 self._run(task, places, longest)
-        torch.cuda.current_stream().wait_stream(aside)
+        torch.cuda.current_stream().wait_stream(self.stream)
         torch.cuda.set_rng_state(state)
-        self.pool = self.pool or torch.cuda.graph_pool_handle()  # graphs run one at a time and can share their memory
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):  # nothing runs: it is written down
             loss = self._run(task, places, longest)
         return graph, places, loss

@@ -15,7 +15,8 @@ feed-forward layers with GELU and dropout, then a linear layer) makes of it
     sts      1 number z       squared error           (z - label)²
 
 Each step draws a batch of one task (`data.training_steps`). `--use_pals`, `--use_smart` and `--gradient_surgery` are
-explained in `pals.py`, `smart.py` and `surgery.py`, training in several processes (torchrun) in `parallel.py`.
+explained in `pals.py`, `smart.py` and `surgery.py`, training in several processes (torchrun) in `parallel.py`, and
+`--cuda_graphs` in `graphs.py`.
 """
 
 import collections
@@ -26,7 +27,6 @@ from pathlib import Path
 from statistics import mean
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import flags
@@ -37,9 +37,11 @@ from bert import Bert, BertConfig
 from console import UserError, command, progress, table
 from data import TASKS, fingerprint, joint_steps, load_data, training_steps
 from evaluate import dev_score, majority, outputs, score, write_predictions
+from graphs import GraphedStep
 from kernels.dropout import dropout
 from kernels.gelu import bias_gelu
 from kernels.linear import linear
+from kernels.loss import mean_loss
 from pals import Pals
 from smart import Smart
 from surgery import Surgery
@@ -149,14 +151,16 @@ class MultitaskBert(nn.Module):
         return model, Tokenizer(folder, bert.config.max_position_embeddings, bert.config.vocab_size)
 
 
+def logits_of(model, name, batch):
+    """The model's logits of a batch, on a GPU computed in bfloat16. Args: name, the task's. Returns (B, C)."""
+    device = batch.ids.device.type
+    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        return model(name, batch)
+
+
 def task_loss(task, logits, labels):
     """The mean loss of a batch. Args: task, its row; logits (B, C); labels (B,) float. Returns a float32 scalar."""
-    logits = logits.float()
-    if not task.classes:
-        return F.mse_loss(logits.squeeze(1), labels)
-    if task.classes == 2:
-        return F.binary_cross_entropy_with_logits(logits.squeeze(1), labels)
-    return F.cross_entropy(logits, labels.long())
+    return mean_loss(logits, labels, task.classes)
 
 
 # ----- training
@@ -167,6 +171,7 @@ def train(args, model, tokenizer, datasets):
     optimizer = AdamW(model.parameter_groups(), weight_decay=args.weight_decay, clip=args.clip)
     smart = Smart(model, optimizer, args) if args.use_smart else None
     surgery = Surgery(optimizer, args.seed) if args.gradient_surgery else None
+    graphed = graphed_step(model, optimizer) if args.cuda_graphs else None
     if smart:
         print("SMART: {} forward and {} backward passes for each batch, in place of 1 and 1".format(*smart.passes()))
     averages = smart.state() if smart else {}
@@ -185,7 +190,7 @@ def train(args, model, tokenizer, datasets):
             runs.rewind_metrics(args.out, at["step"])
         for step, (epoch, batches) in enumerate(steps[at["step"] :], at["step"] + 1):
             factor = linear_schedule(step - 1, len(steps), args.warmup)
-            pending += training_step(args, step, factor, batches, model, optimizer, datasets, smart, surgery)
+            pending += training_step(args, step, factor, batches, model, optimizer, datasets, smart, surgery, graphed)
             bar.update(sizes[step - 1])
 
             stop = parallel.any_of(interrupt.asked)
@@ -227,17 +232,28 @@ def training_plan(args, sizes):
     return ((epoch, {name: numbers}) for epoch, name, numbers in steps)
 
 
-def training_step(args, step, factor, batches, model, optimizer, datasets, smart=None, surgery=None):
+def graphed_step(model, optimizer):
+    """What runs the forward and backward pass of a step as a CUDA graph, see `graphs.py`."""
+    return GraphedStep(
+        next(model.parameters()).device,
+        lambda name, batch: logits_of(model, name, batch),
+        lambda name, logits, labels: task_loss(TASKS[name], logits, labels),
+        optimizer.zero_grad,
+    )
+
+
+def training_step(args, step, factor, batches, model, optimizer, datasets, smart=None, surgery=None, graphed=None):
     """One step on `batches`, {task: example numbers}, at `factor` times the peak learning rates.
 
     Returns a list of (step, name, value): the losses, the norm of the gradient, what SMART and surgery have to report.
     """
     parallel.seed_step(args.seed, step)
     model.train()
-    optimizer.zero_grad()
+    if not graphed:  # which does it itself
+        optimizer.zero_grad()
     values = []
     for name, numbers in batches.items():
-        values += backward(args, step, name, numbers, model, datasets[name]["train"], smart)
+        values += backward(args, step, name, numbers, model, datasets[name]["train"], smart, graphed)
         if surgery:
             surgery.take(name)
     parallel.sum_gradients(optimizer, (*batches,) if surgery else ("shared", *batches))
@@ -250,24 +266,24 @@ def training_step(args, step, factor, batches, model, optimizer, datasets, smart
     return [*values, (step, "gradient norm", norm)]
 
 
-def backward(args, step, name, numbers, model, dataset, smart):
+def backward(args, step, name, numbers, model, dataset, smart=None, graphed=None):
     """Adds the gradient of one task's batch, or of this process's share of it, to that which stands in the parameters.
 
     Returns a list of (step, name, value): the loss, and SMART's penalties; tensors, weighted with the share.
     """
+    if graphed:
+        return [(step, name, graphed(name, dataset.batch(numbers), dataset.labels(numbers)))]
     task, device = TASKS[name], next(model.parameters()).device
     mine = parallel.share(numbers)
     weight = len(mine) / len(numbers)
-    batch, labels = dataset.batch(mine).to(device), dataset.labels(mine).to(device)
+    batch, labels = dataset.batch(mine).to(device), dataset.labels(mine).to(device, non_blocking=True)
     if smart:
         logits, smoothness, bregman = smart.forward(task, batch, step, parallel.first_of_share(len(numbers)))
         loss = task_loss(task, logits, labels)
         values = {name: loss, "smoothness": smoothness, "bregman": bregman}
         total = loss + args.lambda_s * smoothness + args.mu * bregman
     else:
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            logits = model(name, batch)
-        total = task_loss(task, logits, labels)
+        total = task_loss(task, logits_of(model, name, batch), labels)
         values = {name: total}
     (total * weight).backward()
     return [(step, key, value.detach() * weight) for key, value in values.items()]

@@ -163,6 +163,13 @@ def device_name(args):
     return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
+def check(args, rows):
+    """Raises UserError where a run that is there was started with other flags than these."""
+    for seed, row in itertools.product(args.seeds, rows):
+        if (run_folder(args, row, seed) / "config.json").exists():
+            flags.parse([*row_flags(args, row, seed), "--resume"])
+
+
 def estimate(args, rows):
     """Prints how long the runs that are missing will take, from three steps of the plain model timed here."""
     missing = [row for seed in args.seeds for row in rows if not finished(run_folder(args, row, seed))]
@@ -316,6 +323,7 @@ def main(argv=None):
     args.seeds = args.seeds or PRESETS[args.preset][-1]
     rows = TUNING if args.table == 1 else METHODS
     args.device = flags.arguments().parse_args(row_flags(args, BASE, args.seeds[0])).device
+    check(args, rows)
     if not args.report:
         estimate(args, rows)
         run_rows(args, rows)

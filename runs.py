@@ -24,7 +24,7 @@ import torch
 from console import UserError
 from weights import open_safetensors, replacing, write_safetensors
 
-OWN_FLAGS = ("out", "resume", "eval_only", "skip_test")  # of one command, never taken over from the run
+OWN_FLAGS = ("out", "resume", "eval_only", "skip_test", "cuda_graphs")  # of one command, never taken over from the run
 FREE_FLAGS = (*OWN_FLAGS, "device", "save_every")  # may change: they say where and how it runs, not what it computes
 
 

@@ -5,6 +5,9 @@
     v ← β₂ v + (1 - β₂) g²
     θ ← (1 - lr · wd) θ - rate · m / (√v + ε')
 
+θ are the parameters, g their gradient, m and v its running mean and that of its square, lr the learning rate and wd
+the weight decay.
+
 `rate` and ε' carry the bias correction; the optimizer in the root's `adamw.py` works them out. The floor is memory's:
 four numbers read and three written per parameter, 28 bytes; 110 million parameters are 3 GB, 1 ms on an H100. As single
 PyTorch operations over everything the same update moves that amount several times over. The plain form therefore walks

@@ -4,7 +4,9 @@
     x̂ = (z - μ) r,   μ = mean(z),  r = 1 / √(var(z) + ε)
     y = γ x̂ + β
 
-with mean and (biased) variance over the last dimension, H numbers.
+with mean and (biased) variance over the last dimension, H numbers. b is the bias of the linear layer that made x, γ and
+β (H,) are learned, ε avoids a division by 0, and dropout multiplies with keep / (1 - p), a mask of ones and zeros.
+`side`, if there is one, is what `bert.py` lets others add here.
 
 Backward. Let dy be the gradient of a scalar loss with respect to y, and dx̂ = dy γ. All H numbers of a row share one μ
 and one r, so each z_i acts on every x̂_j:

@@ -3,15 +3,21 @@
 A packed batch is one long row of T tokens; sentence b owns the tokens cu_seqlens[b] .. cu_seqlens[b + 1] - 1. Each
 token attends to the tokens of its own sentence, in each of `heads` heads of size d separately:
 
-    S = q kᵀ / √d        P = softmax(S), row by row        o = D v,   D = dropout(P)
+    S = q kᵀ / √d        P = softmax(S), row by row        o = D v,   D = P · keep / (1 - p)
+
+where q, k and v (m, d) are the queries, keys and values of the sentence's m tokens in one head, three linear maps of
+the hidden states which the caller has computed, S (m, m) are the scores of each query with each key, and keep is
+dropout's mask of ones and zeros, each 0 with probability p.
 
 Backward. Given do, the gradient of a scalar loss with respect to o, the chain rule gives, line by line:
 
     dv = Dᵀ do           o = D v is linear in v
     dD = do vᵀ           ... and in D
     dP = dD · keep / (1 - p)                         dropout is an element-wise product
-    dS = P (dP - δ),     δ_i = Σ_j P_ij dP_ij        softmax: ∂P_ij / ∂S_ik = P_ij (1[j = k] - P_ik)
-    dq = dS k / √d       dk = dSᵀ q / √d
+    dS = P (dP - δ),     δ_i = Σ_j P_ij dP_ij        softmax: ∂P_ij / ∂S_in = P_ij (1[j = n] - P_in)
+    dq = dS k / √d       dk = dSᵀ q / √d             S is linear in q and in k
+
+(1[...] is 1 where the condition holds, else 0; i counts queries, j and n keys.)
 
 On the CPU, sentences of similar length are gathered into a group, padded to the longest of the group, and treated
 as one batched matrix product. Nothing but attention is ever padded, and attention is cheap: for 20 tokens it is 1 %
@@ -19,22 +25,25 @@ of a layer's arithmetic.
 
 On a GPU, S and P would be written to memory and read back several times, and that traffic takes longer than the
 arithmetic. The Triton kernels keep them on the chip (FlashAttention; Dao et al., 2022). Each program takes one
-sentence, one head and a tile of rows; it finds them by cu_seqlens and by strides, so nothing is copied or padded.
+sentence, one head and a tile of rows (`dispatch.py` says what programs and tiles are); it finds them by cu_seqlens and
+by strides, so nothing is copied or padded.
 
 Forward. A program holds a tile of queries and walks over the keys, a tile at a time. Softmax needs the whole row, but
-its sum can be kept up to date (the online softmax; Milakov & Gimelshein, 2018): with the largest score so far, t,
+its sum can be kept up to date (the online softmax; Milakov & Gimelshein, 2018). For one query, with scores s_j = S_ij
+and t the largest of those so far,
 
-    l = Σ_j exp(s_j - t)        a = Σ_j exp(s_j - t) v_j        over the keys seen so far, so o = a / l at the end
+    l = Σ_j exp(s_j - t)        a = Σ_j exp(s_j - t) v_j        over the keys seen so far, so o_i = a / l at the end
 
 and when a tile brings a larger score t', both sums are corrected by the one factor exp(t - t'). Dropout multiplies the
-terms of a, not of l: it comes after the softmax. What the backward pass needs of a row is one number, t + log l, from
-which P_ij = exp(s_ij - (t + log l)) comes back at once.
+terms of a, not of l: it comes after the softmax. What the backward pass needs of a row is one number, the logarithm of
+the sum of its exponentials, lse_i = t + log l, from which P_ij = exp(S_ij - lse_i) comes back at once.
 
 Backward. dv and dk of a key sum over all queries, dq of a query over all keys. Programs that added to each other's
 sums would need atomic additions, in an order that changes from run to run; instead each program owns a tile of rows
 and walks twice: first these rows are keys, and dk and dv grow as queries pass by; then they are queries, and dq grows.
 The scores are computed twice, the result is the same bits every time. A sentence that fits one tile (most do) needs
-only the first walk, because there all keys of its queries are at hand. And δ needs no row of P:
+only the first walk, because there all keys of its queries are at hand. And δ needs no row of P: the factor
+keep / (1 - p) of dP makes D of P, and what is left is dD_ij = do_i · v_j, so
 
     δ_i = Σ_j P_ij dP_ij = Σ_j D_ij (do_i · v_j) = do_i · Σ_j D_ij v_j = do_i · o_i
 """
@@ -239,7 +248,7 @@ def _forward(
     D_PAD: tl.constexpr,  # the power of two that holds D
     BLOCK: tl.constexpr,  # rows of a program
     INNER: tl.constexpr,  # rows that it takes at a time on its walk
-    DROP: tl.constexpr,
+    DROP: tl.constexpr,  # p · 2³², see `dropout.py`; 0 for no dropout
     MATMUL: tl.constexpr,  # the type of the operands of matrix products
     PRECISION: tl.constexpr,
 ):

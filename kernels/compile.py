@@ -21,7 +21,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels import adamw, add_norm, attention, gelu
+from kernels import adamw, add_norm, attention, embed, gelu, loss
 from kernels.dropout import threshold
 
 # Of a multiprocessor: bytes of shared memory, programs, warps, registers (CUDA C Programming Guide)
@@ -67,6 +67,21 @@ def cases(dtypes=(torch.float32, torch.bfloat16)):
             backward = {"x": x, "bias": f32, "dy": x, "dx": x, "partial": f32, "T": "i32", "ROWS": "i32"}
             yield Case(f"gelu forward        {model} {short} F {width}", gelu._forward, forward, options)
             yield Case(f"gelu backward       {model} {short} F {width}", gelu._backward, backward, options)
+        for classes in (5, 2, 0):
+            options = loss.launch_options(64, classes if classes > 2 else 1, classes)
+            arguments = {"logits": x, "labels": f32, "loss": f32, "dlogits": f32, "B": "i32"}
+            yield Case(f"loss                {short}, {classes} classes", loss._loss, arguments, options)
+    for model, width in (("BERT-base", 768), ("MiniLM", 384)):
+        options = add_norm.launch_options(width)
+        common = dict.fromkeys(("ids", "positions", "segments"), torch.int64)
+        common |= dict.fromkeys(("word", "position", "segment", "weight"), f32)
+        forward = common | {"shift": f32, "y": f32, "mean": f32, "rstd": f32, "eps": "fp32"}
+        backward = common | {"mean": f32, "rstd": f32, "dy": f32, "dz": f32, "partial": f32, "T": "i32", "ROWS": "i32"}
+        rows = {"dz": f32, "keys": torch.int64, "tokens": torch.int64, "dword": f32, "dposition": f32, "T": "i32"}
+        name = f"{model} float32 H {width}"
+        yield Case(f"embed forward       {name}", embed._forward, forward, options)
+        yield Case(f"embed backward      {name}", embed._backward, backward, options)
+        yield Case(f"embed add_rows      {name}", embed._add_rows, rows, options | {"CHUNK": embed.CHUNK})
     options = {"BLOCK": adamw.BLOCK, "num_warps": 8}
     yield Case("adamw squares", adamw._squares, {"grad": f32, "partial": f32, "n": "i32"}, options)
     flat = dict.fromkeys(("param", "grad", "m", "v", "partial", "norm"), f32) | {"n": "i32", "parts": "i32"}

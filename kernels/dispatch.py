@@ -3,6 +3,14 @@
 The kernels run on a CUDA device where Triton is installed. With TRITON_INTERPRET=1 in the environment Triton's
 interpreter runs them on the CPU instead, block by block in NumPy: far too slow to train with, and exactly right for
 tests and for a debugger. float64 always takes the plain form, which is what numerical gradient checks need.
+
+How to read a kernel. It is a function that runs many times at once, on a grid of one or two dimensions; each run is a
+*program* and knows its place in the grid, `tl.program_id(0)`. A program works on *blocks*, small arrays whose sizes are
+powers of two (a two-dimensional one is a *tile*), which live in registers. Tensors come as pointers to their first
+element: `tl.load(x + places, mask=...)` fetches a block from memory, `tl.store` writes one, and the mask leaves out
+what lies beyond the edge. `tl.constexpr` arguments are compiled in. Nothing is said of threads: `num_warps` times 32 of
+them share the work of a program. Programs run in any order and cannot wait for each other, so what sums over several
+of them is left in `partial`, one share a program, and added up afterwards, always in the same order.
 """
 
 import os

@@ -2,7 +2,10 @@
 
     y = z Φ(z),  z = x + b,  Φ(z) = (1 + erf(z / √2)) / 2
 
-Backward. Φ is the distribution function of the normal law, so its derivative is the density φ, and by the product rule
+where b is the bias of the linear layer that made x, the same in every row t, and Φ the normal distribution function.
+
+Backward. Let dy be the gradient of a scalar loss with respect to y. The derivative of Φ is the normal density φ, and by
+the product rule
 
     dx = dy (Φ(z) + z φ(z)),   φ(z) = exp(-z²/2) / √(2π)          db = Σ_t dx
 

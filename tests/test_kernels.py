@@ -10,6 +10,7 @@ import random
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, tiny_config
@@ -20,13 +21,16 @@ from adamw import AdamW
 from bert import Bert
 from kernels import add_norm as add_norm_module
 from kernels import attention as attention_module
+from kernels import embed as embed_module
 from kernels import gelu as gelu_module
 from kernels.adamw import Update, adamw, adamw_plain
 from kernels.add_norm import add_norm, add_norm_plain
 from kernels.attention import _Attention, _groups, attention, attention_reference, plan
 from kernels.dispatch import INTERPRET, triton
 from kernels.dropout import new_seed, threshold
+from kernels.embed import embed
 from kernels.gelu import bias_gelu, bias_gelu_plain
+from kernels.loss import mean_loss
 from tokenizer import pack
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRET else "cpu")
@@ -55,6 +59,9 @@ def test_kernels_compile_without_a_gpu_and_spill_nothing(arch):
     wanted = (
         "backward  BERT-base bfloat16 d 64, up to 512",
         "add_norm backward   BERT-base bfloat16",
+        "embed backward      BERT-base",
+        "embed add_rows      BERT-base",
+        "loss                bfloat16, 5 classes",
         "adamw update",
     )
     chosen = [case for case in ahead.cases() if any(name in case.name for name in wanted)]
@@ -289,6 +296,96 @@ def test_bias_gelu_on_random_rows(number):
         assert_near(grad, exact_grad, dtype)
 
 
+def tables_of(H, dtype, rows):
+    return [torch.randn(n, H, device=DEVICE).to(dtype).requires_grad_() for n in rows]
+
+
+@runs_kernels
+@pytest.mark.parametrize("number", range(54))
+def test_embed_on_random_tokens(number):
+    rng = random.Random(number)
+    H, dtype = (1, 17, 204, 384, 768)[number % 5], (torch.float32, torch.bfloat16)[number % 2]
+    T, rows = rng.choice((1, 2, 9, 20, 40)), (rng.choice((1, 3, 40)), rng.choice((1, 20)), rng.choice((1, 2, 3)))
+    torch.manual_seed(number)
+    tables, norm = tables_of(H, dtype, rows), norm_of(H)
+    places = [torch.randint(n, (T,), device=DEVICE) for n in rows]
+    standing = [torch.randn_like(t) if number % 3 else None for t in tables]
+    for table, grad in zip(tables, standing, strict=True):
+        table.grad = None if grad is None else grad.clone()
+    y = embed(*places, tables, norm)
+    exact = [t.detach().double().requires_grad_() for t in (*tables, *norm.parameters())]
+    z = sum(table[place] for table, place in zip(exact[:3], places, strict=True))
+    exact_y = nn.functional.layer_norm(z, (H,), *exact[3:], norm.eps)
+    dy = torch.randn_like(y)
+    assert y.dtype == dtype
+    assert_near(y, exact_y, dtype)
+    y.backward(dy)
+    exact_y.backward(dy.double())
+    for x, e, before in zip((*tables, *norm.parameters()), exact, (*standing, None, None), strict=True):
+        assert x.grad.dtype == x.dtype
+        assert_near(x.grad, e.grad if before is None else e.grad + before.double(), dtype)
+
+
+@runs_kernels
+def test_embed_adds_to_the_standing_gradient_in_place_and_only_where_it_trains():
+    tables, norm = tables_of(32, torch.float32, (9, 8, 2)), norm_of(32)
+    places = [torch.tensor(p, device=DEVICE) for p in ([3, 3, 8, 3], [0, 1, 2, 0], [0, 0, 1, 0])]
+    for table in tables:
+        table.grad = torch.ones_like(table)
+    stands = [table.grad for table in tables]
+    tables[1].requires_grad_(False)
+    embed(*places, tables, norm).square().sum().backward()
+    assert all(table.grad is grad for table, grad in zip(tables, stands, strict=True))
+    touched = (stands[0] != 1).any(1)
+    assert touched.nonzero().flatten().tolist() == [3, 8] and (stands[1] == 1).all() and (stands[2] != 1).any()
+    with torch.no_grad():
+        assert not embed(*places, tables, norm).requires_grad
+
+
+@runs_kernels
+def test_embed_backward_is_deterministic():
+    tables, norm = tables_of(64, torch.float32, (3, 9, 2)), norm_of(64)
+    places = [torch.randint(len(t), (70,), device=DEVICE) for t in tables]
+    dy, grads = torch.randn(70, 64, device=DEVICE), []
+    for _ in range(2):
+        for x in (*tables, *norm.parameters()):
+            x.grad = None
+        embed(*places, tables, norm).backward(dy)
+        grads.append([x.grad for x in (*tables, *norm.parameters())])
+    assert all(torch.equal(*pair) for pair in zip(*grads, strict=True))
+
+
+@runs_kernels
+@pytest.mark.parametrize("number", range(54))
+def test_mean_loss_on_random_batches(number):
+    rng = random.Random(number)
+    classes, dtype = (5, 2, 0, 3)[number % 4], (torch.float32, torch.bfloat16)[number // 4 % 2]
+    B, C, size = rng.choice((1, 2, 7, 32, 64, 300)), classes if classes > 2 else 1, rng.choice((1, 10, 100))
+    torch.manual_seed(number)
+    logits = (size * torch.randn(C, B, device=DEVICE)).to(dtype).t().requires_grad_()
+    labels = torch.randint(classes, (B,), device=DEVICE).float() if classes else 5 * torch.rand(B, device=DEVICE)
+    exact = logits.detach().double().requires_grad_()
+    loss, exact_loss = mean_loss(logits, labels, classes), mean_loss(exact, labels.double(), classes)
+    assert loss.dtype == torch.float32 and loss.shape == ()
+    assert_near(loss, exact_loss, torch.float32)
+    (0.7 * loss).backward()
+    (0.7 * exact_loss).backward()
+    assert logits.grad.dtype == dtype
+    assert_near(logits.grad, exact.grad, dtype)
+
+
+@runs_kernels
+def test_the_mean_loss_of_what_is_not_a_number_is_not_a_number():
+    for classes in (5, 2, 0):
+        C = classes if classes > 2 else 1
+        nothing = torch.zeros(0, C, device=DEVICE, requires_grad=True)
+        with np.errstate(invalid="ignore"):
+            loss = mean_loss(nothing, torch.zeros(0, device=DEVICE), classes)
+            lost = mean_loss(torch.full((3, C), torch.nan, device=DEVICE), torch.ones(3, device=DEVICE), classes)
+        loss.backward()
+        assert loss.isnan() and lost.isnan() and nothing.grad.shape == (0, C)
+
+
 @runs_kernels
 def test_rows_of_nothing():
     norm, bias = norm_of(32), torch.randn(32, device=DEVICE, requires_grad=True)
@@ -297,6 +394,10 @@ def test_rows_of_nothing():
         bias.grad = None
         y.sum().backward()
         assert y.shape == (0, 32) and not bias.grad.any()
+    tables, none = tables_of(32, torch.float32, (9, 8, 2)), torch.zeros(0, dtype=torch.int64, device=DEVICE)
+    y = embed(none, none, none, tables, norm)
+    y.sum().backward()
+    assert y.shape == (0, 32) and not any(table.grad.any() for table in tables)
 
 
 @runs_kernels
@@ -322,12 +423,17 @@ def test_float64_takes_the_plain_form_and_passes_gradcheck():
     bounds = plan(bounds_of(lengths), 5)
     x, bias = torch.randn(9, 6, device=DEVICE).double(), torch.randn(6, device=DEVICE).double()
     qkv = torch.randn(9, 18, device=DEVICE).double()
+    ids = torch.tensor([4, 0, 4, 1, 4, 2], device=DEVICE)
     for form, *inputs in (
         (lambda qkv: attention(qkv, bounds, 2), qkv),
         (lambda x, b: add_norm(x, b, x, norm, 0.0), x, bias),
         (bias_gelu, x, bias),
+        (lambda *tables: embed(ids, ids % 2, ids % 2, tables, norm), *x.split((5, 2, 2))),
+        (lambda z: mean_loss(z, ids[:3].double(), 6), x[:3]),
+        (lambda z: mean_loss(z, (ids[:5] % 2).double(), 2), x[:5, :1]),
+        (lambda z: mean_loss(z, x[5:, 0].detach(), 0), x[:4, :1]),
     ):
-        assert torch.autograd.gradcheck(form, [tensor.requires_grad_() for tensor in inputs])
+        assert torch.autograd.gradcheck(form, [tensor.detach().requires_grad_() for tensor in inputs])
 
 
 @runs_kernels
@@ -394,7 +500,7 @@ def test_whole_training_steps_give_the_losses_of_the_plain_path(monkeypatch):
     fast = losses_of_a_training_run()
     import kernels.adamw as adamw_module
 
-    for module in (attention_module, add_norm_module, gelu_module, adamw_module):
+    for module in (attention_module, add_norm_module, gelu_module, adamw_module, embed_module):
         monkeypatch.setattr(module, "use_triton", lambda x: False)
     torch.testing.assert_close(fast, losses_of_a_training_run(), rtol=1e-5, atol=0)
     assert fast[-1] < fast[0]
@@ -412,5 +518,5 @@ def test_the_plain_attention_agrees_too():
 def test_the_benchmark_runs_at_toy_size(capsys):
     bench_gpu.main(["--kernels", "--toy"])
     rows = capsys.readouterr().out.splitlines()
-    for kernel in ("attention sst", "attention quora", "add_norm", "gelu", "adamw"):
+    for kernel in ("attention sst", "attention quora", "add_norm", "gelu", "embed", "loss", "adamw"):
         assert any(row.startswith(f"| {kernel}") and "Triton" in row for row in rows)
