@@ -9,11 +9,8 @@ import torch
 import runs
 from console import Parser, UserError
 from data import SAMPLINGS, SPLITS, TASKS, data_path
-<<<<<<< HEAD
-from kernels.linear import bfloat16_products, use_bfloat16_products
-=======
 from kernels.dispatch import triton
->>>>>>> abfaa0d8179184d8666b7b22bffaf6cff159ec45
+from kernels.linear import bfloat16_products, use_bfloat16_products
 from smart import PRESETS
 from weights import MINILM
 
@@ -52,15 +49,12 @@ def arguments():
     add("--extra_sst", action="store_true", help="one more pass over SST at the end of each epoch")
     add("--seed", type=positive(int, 0), default=11711)
     add_device(parser)
-<<<<<<< HEAD
     add(
         "--bf16",
         action="store_true",
         help="matrix products in bfloat16 on a CPU that has them (on a GPU they always are)",
     )
-=======
     add("--cuda_graphs", action="store_true", help="replay recorded steps (graphs.py); repeat it with --resume")
->>>>>>> abfaa0d8179184d8666b7b22bffaf6cff159ec45
 
     add("--use_pals", action="store_true", help="projected attention layers for each task (pals.py)")
     add("--pal_size", type=positive(int), default=204, help="their width d_s")
@@ -168,14 +162,14 @@ def check(args):
         raise UserError("--beta 0 with --S 1 keeps the Bregman term at 0; add --mu 0, or raise --beta or --S")
 
 
-<<<<<<< HEAD
 def choose_products(args, device):
     """Matrix products in bfloat16, where --bf16 asks for them on the CPU. Raises UserError where it has none."""
     if args.bf16 and device.type == "cpu":
         if not bfloat16_products():
             raise UserError("this processor has no bfloat16 products; leave out --bf16")
         use_bfloat16_products()
-=======
+
+
 def check_graphs(args):
     """Raises UserError where a training step cannot be recorded; `graphs.py` says why."""
     unsupported = {
@@ -188,7 +182,6 @@ def check_graphs(args):
         raise UserError(f"--cuda_graphs cannot record a step with {what}; leave one of the two out")
     if args.device == "cpu" or not torch.cuda.is_available() or triton is None:
         raise UserError("--cuda_graphs needs a CUDA device and Triton; leave it out to train without")
->>>>>>> abfaa0d8179184d8666b7b22bffaf6cff159ec45
 
 
 def choose_device(args):
