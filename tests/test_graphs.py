@@ -131,17 +131,8 @@ def test_training_by_graphed_steps_gives_the_weights_of_training_without(tmp_pat
     """On the CPU, where nothing is recorded but batches are filled; dropout off, so to rounding."""
     tiny.folder(tmp_path / "bert")
     tiny.task_files(tmp_path / "data")
-    common = [
-        "--bert",
-        tmp_path / "bert",
-        "--data",
-        tmp_path / "data",
-        "--batch_size",
-        "4",
-        "--hidden_dropout_prob",
-        "0",
-    ]
-    args = flags.parse([str(word) for word in (*common, "--out", tmp_path / "run")])
+    folders = ["--bert", tmp_path / "bert", "--data", tmp_path / "data", "--out", tmp_path / "run"]
+    args = flags.parse([*map(str, folders), "--batch_size", "4", "--hidden_dropout_prob", "0"])
     tokenizer = multitask.Tokenizer(tmp_path / "bert", 64)
     datasets, weights = multitask.load_data(args, tokenizer, False), []
     for graphed in (False, True):
@@ -154,7 +145,8 @@ def test_training_by_graphed_steps_gives_the_weights_of_training_without(tmp_pat
             assert [name for _, name, _ in values] == [task, "gradient norm"]
         weights.append([flat.param for flat in optimizer.flats()])
     for with_filling, without in zip(*weights, strict=True):
-        torch.testing.assert_close(with_filling, without, rtol=1e-4, atol=1e-5)
+        # a step moves a weight by up to 1e-3, in the direction of its gradient's sign, which rounding can decide near 0
+        torch.testing.assert_close(with_filling, without, rtol=1e-4, atol=1e-4)
 
 
 def test_cuda_graphs_are_refused_where_a_step_cannot_be_recorded(refused, monkeypatch):
