@@ -19,6 +19,7 @@ All figures are of the dev set, at the epoch with the best dev score.
 import contextlib
 import itertools
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -87,7 +88,7 @@ METHODS = [
 PUBLISHED_ENSEMBLE = 0.786  # of 7 models, weighted average, dev score
 ENCODERS = {"simcse": "", "simcse-length": "--normalize_length {length}"}
 PRESETS = {  # flags of multitask.py and of simcse.py; how many characters `normalize_length` means; the seeds
-    "sample": ("--data data/sample --epochs 2 --batch_size 16 --train_examples 600",
+    "sample": ("--data data/sample --epochs 2 --batch_size 16 --train_examples 400",
                "--data data/sample --max_sentences 1000", 60, [11711]),
     "minilm": ("--data data/cs224n --epochs 3", "--data data/cs224n", 128, [11711, 11712, 11713]),
     "paper": ("--data data/cs224n --bert bert-base-uncased --epochs 10 --batch_size 64 --lr 2e-5",
@@ -125,24 +126,26 @@ def run(args, script, argv, folder):
     """Runs a command to its end, going on with what there is of it, and leaves its `row.json`."""
     argv = [script, *argv, "--resume"]
     print("\npython " + " ".join(argv), flush=True)
-    started = time.time()
+    started, stop = time.time(), False
+    child = subprocess.Popen([sys.executable, str(Path(__file__).parent / script), *argv[1:]])
     try:
-        code = subprocess.run([sys.executable, str(Path(__file__).parent / script), *argv[1:]]).returncode
+        code = child.wait()
     except KeyboardInterrupt:  # the run has heard it too, and saves
-        code = 130
+        code, stop = child.wait(), True
     part = folder / "seconds.json"
     seconds = (runs.read_json(part) if part.exists() else 0) + time.time() - started
+    if code == 0:
+        shutil.rmtree(folder / "last", ignore_errors=True)  # three times the model, and good for resuming only
+        row = {"seconds": round(seconds), "commit": commit(), "device": device_name(args)}
+        runs.write_json(folder / "row.json", row)
+        part.unlink(missing_ok=True)
+    elif folder.exists():
+        runs.write_json(part, seconds)
+    if stop or code == 130:
+        print(f"stopped; go on with: python reproduce.py {shlex.join(args.argv)}")
+        raise SystemExit(130)
     if code:
-        if folder.exists():
-            runs.write_json(part, seconds)
-        if code == 130:
-            print(f"stopped; go on with: python reproduce.py {' '.join(args.argv)}")
-            raise SystemExit(130)
         raise UserError(f"{script} ended with exit code {code} (why stands above); the same command goes on from there")
-    row = {"seconds": round(seconds), "commit": commit(), "device": device_name(args)}
-    shutil.rmtree(folder / "last", ignore_errors=True)  # three times the model, and good for resuming only
-    runs.write_json(folder / "row.json", row)
-    part.unlink(missing_ok=True)
 
 
 def commit():
@@ -282,7 +285,7 @@ def write_report(args, results):
     text = table(header, lines)
     took = [row for r in results for row in r.get("took", [])]
     about = [
-        f"`python reproduce.py {' '.join(args.argv)}`",
+        f"`python reproduce.py {shlex.join(args.argv)}`",
         f"Runs: `multitask.py {PRESETS[args.preset][0]} {args.flags}`",
     ]
     if took:

@@ -23,19 +23,22 @@ def table(tiny_encoder, task_files, tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "METHODS", [row for row in reproduce.METHODS if row.name in wanted])
     monkeypatch.setattr(reproduce, "TUNING", reproduce.TUNING[:2])
 
-    class Done:
-        returncode = 0
+    class Started:  # in place of subprocess.Popen
+        def __init__(self, command):
+            script, self.argv = Path(command[1]), command[2:]
+            assert script.parent == ROOT
+            self.main = {"multitask.py": multitask, "simcse.py": simcse}[script.name].main
+            table.started.append(Path(self.argv[self.argv.index("--out") + 1]).name)
+            self.interrupted = table.stop_at == len(table.started)
 
-    def start(command, **_):
-        if command[0] == "git":
-            return Done
-        script, argv = Path(command[1]), command[2:]
-        assert script.parent == ROOT
-        table.started.append(Path(argv[argv.index("--out") + 1]).name)
-        if table.stop_at == len(table.started):
-            raise KeyboardInterrupt
-        {"multitask.py": multitask, "simcse.py": simcse}[script.name].main(argv)
-        return Done
+        def wait(self):
+            if self.interrupted:  # first the parent hears Ctrl-C, then the run ends
+                self.interrupted = False
+                raise KeyboardInterrupt
+            if table.stop_at == len(table.started):
+                return 130
+            self.main(self.argv)
+            return 0
 
     def table(*arguments):
         reproduce.main(
@@ -45,7 +48,7 @@ def table(tiny_encoder, task_files, tmp_path, monkeypatch):
         name = f"table{arguments[arguments.index('--table') + 1]}-sample"
         return json.loads((tmp_path / "results" / f"{name}.json").read_text())["results"]
 
-    monkeypatch.setattr(reproduce.subprocess, "run", start)
+    monkeypatch.setattr(reproduce.subprocess, "Popen", Started)
     monkeypatch.setattr(reproduce, "commit", lambda: "abc1234")
     table.started, table.stop_at = [], None
     return table
