@@ -39,9 +39,7 @@ def arguments():
     add("--epochs", type=positive(int), default=3)
     add("--batch_size", type=positive(int), default=32)
     add("--lr", type=positive(float), default=1e-4, help="peak learning rate of the encoder")
-    add(
-        "--head_lr", type=positive(float), default=1e-3, help="peak learning rate of what starts untrained: heads, PALs"
-    )
+    add("--head_lr", type=positive(float), default=1e-3, help="peak learning rate of the heads, which start untrained")
     add("--weight_decay", type=positive(float, 0), default=0.01)
     add("--warmup", type=share, default=0.1, help="share of the steps over which the learning rate rises")
     add("--clip", type=positive(float, 0), default=1.0, help="largest norm of the gradient, 0 for no limit")
@@ -59,6 +57,7 @@ def arguments():
     add("--use_pals", action="store_true", help="projected attention layers for each task (pals.py)")
     add("--pal_size", type=positive(int), default=204, help="their width d_s")
     add("--pal_heads", type=positive(int), default=12)
+    add("--pal_lr", type=positive(float), default=1e-4, help="their peak learning rate")
     add("--gradient_surgery", action="store_true", help="PCGrad: a batch of each task in every step (surgery.py)")
     add("--use_smart", action="store_true", help="smoothness-inducing regularization (smart.py)")
     add("--smart", choices=tuple(PRESETS), default=None, help="its strength: sets --mu and --epsilon (default: weak)")
@@ -148,7 +147,7 @@ def check(args):
     if args.cuda_graphs:
         check_graphs(args)
     usual = vars(arguments().parse_args([])) | PRESETS["weak"]
-    needs = dict.fromkeys(("pal_size", "pal_heads"), "use_pals")
+    needs = dict.fromkeys(("pal_size", "pal_heads", "pal_lr"), "use_pals")
     needs |= dict.fromkeys(("smart", "lambda_s", "mu", "epsilon", "sigma", "eta", "T_x", "S", "beta"), "use_smart")
     needs["smart_projection"] = "use_smart"
     for name, switch in needs.items():

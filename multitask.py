@@ -118,12 +118,12 @@ class MultitaskBert(nn.Module):
         return pooled
 
     def parameter_groups(self):
-        """What steps together (see `adamw.py`): the encoder on every step, a task's own when it is drawn."""
+        """What steps together (see `adamw.py`): the encoder on every step, a task's head and PALs when it is drawn."""
         groups = {"shared": [(f"bert.{name}", p) for name, p in self.bert.named_parameters()]}
         for task, head in self.heads.items():
             groups[task] = [(f"heads.{task}.{name}", p) for name, p in head.named_parameters()]
             if self.pals is not None:
-                groups[task] += [(f"pals.{task}.{name}", p) for name, p in self.pals[task].named_parameters()]
+                groups[f"pals.{task}"] = [(f"pals.{task}.{name}", p) for name, p in self.pals[task].named_parameters()]
         return groups
 
     def save(self, folder, tokenizer):
@@ -256,11 +256,14 @@ def training_step(args, step, factor, batches, model, optimizer, datasets, smart
         values += backward(args, step, name, numbers, model, datasets[name]["train"], smart, graphed)
         if surgery:
             surgery.take(name)
-    parallel.sum_gradients(optimizer, (*batches,) if surgery else ("shared", *batches))
+    rates = {"shared": args.lr} | dict.fromkeys(batches, args.head_lr)
+    if model.pals is not None:
+        rates |= {f"pals.{name}": args.pal_lr for name in batches}
+    parallel.sum_gradients(optimizer, [group for group in rates if group != "shared" or not surgery])
     if surgery:
         conflicts = surgery.combine(step).items()
         values += [(step, f"conflict {pair}", torch.tensor(float(found))) for pair, found in conflicts]
-    norm = optimizer.step({"shared": args.lr * factor} | dict.fromkeys(batches, args.head_lr * factor))
+    norm = optimizer.step({group: rate * factor for group, rate in rates.items()})
     if smart:
         smart.after_step(step)
     return [*values, (step, "gradient norm", norm)]

@@ -76,7 +76,7 @@ METHODS = [
     Row("pals", "+ PALs", PALS, "", 1.3, (0.513, 0.862, 0.871, 0.770)),
     Row("pals-annealed", "+ PALs + PAL scheduling", f"{PALS} --sampling annealed", "", 1.3,
         (0.517, 0.860, 0.862, 0.769)),
-    Row("pretrain-pals", "+ Frozen BERT with PALs training", f"--option pretrain {PALS}", "", 0.9,
+    Row("pretrain-pals", "+ Frozen BERT with PALs training", f"--option pretrain {PALS} --pal_lr 3e-4", "", 0.9,
         (0.506, 0.625, 0.797, 0.676)),
     Row("smart-weak", "+ SMART (weak)", WEAK, "", 3.1, (0.510, 0.861, 0.864, 0.768)),
     Row("simcse-pals", "+ SimCSE + PALs", PALS, "simcse", 1.3, (0.526, 0.867, 0.867, 0.775)),

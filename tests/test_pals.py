@@ -93,9 +93,19 @@ def test_a_step_moves_the_pals_of_its_task_only():
     for _ in range(2):  # the first moves V_D alone: until then nothing else has a gradient
         optimizer.zero_grad()
         model("para", tiny.batch()).square().sum().backward()
-        optimizer.step({"shared": 0.01, "para": 0.01})
+        optimizer.step({"shared": 0.01, "para": 0.01, "pals.para": 0.01})
     for name, p in model.pals.named_parameters():
         assert torch.equal(p, before[name]) != name.startswith("para."), name
+
+
+def test_encoder_head_and_pals_have_a_rate_each(tmp_path, monkeypatch):
+    rates, step = [], multitask.AdamW.step
+    monkeypatch.setattr(multitask.AdamW, "step", lambda self, lr: rates.append(lr) or step(self, lr))
+    bert, files = tiny.folder(tmp_path / "bert"), tiny.task_files(tmp_path / "data")
+    flags = f"--bert {bert} --data {files} --out {tmp_path / 'run'} --epochs 1 --warmup 0 --lr 1e-5 --head_lr 2e-5"
+    multitask.main(f"{flags} --use_pals --pal_size 12 --pal_heads 4 --pal_lr 3e-5".split())
+    task = next(name for name in ("sst", "para", "sts") if name in rates[0])
+    assert rates[0] == {"shared": 1e-5, task: 2e-5, f"pals.{task}": 3e-5}
 
 
 def test_frozen_with_pals_the_encoder_stays_bitwise_and_pals_come_back_from_disk(tmp_path):
