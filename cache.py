@@ -26,6 +26,8 @@ def model_folder(run):
     """The folder of a run's best model. Raises UserError where there is none."""
     folder = runs.best_folder(run)
     if not (folder / "multitask.json").exists():
+        if (Path(run) / "encoder").exists():
+            raise UserError(f"{run} is a run of simcse.py, which has no tasks; fine-tune its encoder first")
         if (Path(run) / "config.json").exists():
             raise UserError(f"{run} holds no trained model yet; let its first epoch end, or leave it out")
         raise UserError(f"{run} holds no run; train one with multitask.py, or name another folder")

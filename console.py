@@ -40,7 +40,10 @@ def command(main):
             if error.errno is None:
                 raise
             where = f"{error.filename}: " if error.filename else ""
-            message = f"{where}{error.strerror}; free the space, or choose a place you can read and write"
+            remedy = "free the space, or choose a place you can read and write"
+            if isinstance(error, FileNotFoundError):
+                remedy = "check the name, or start again what should have written it"
+            message = f"{where}{error.strerror}; {remedy}"
         except KeyboardInterrupt:
             print("\nstopped", file=sys.stderr)
             raise SystemExit(130) from None

@@ -5,17 +5,18 @@
     python ensemble.py runs/a runs/b runs/c --greedy --split test       chosen on dev, predictions for test
     python ensemble.py runs/a runs/b runs/c --method soup --out runs/soup
 
-Model i says f(x; θ_i) of x: class probabilities, or a number. It has a weight W_i, by default 1.
+Model i, with the parameters θ_i, says f(x; θ_i) of x: the probability f_c of each class c, or a number. It has a
+weight W_i, by default 1. [A] is 1 where A holds, else 0.
 
     average    f(x) = Σ W_i f(x; θ_i) / Σ W_i
     vote       argmax_c V_c  where  V_c = Σ W_i [argmax f(x; θ_i) = c];  of equal V_c, the largest Σ W_i f_c(x; θ_i).
                A number has no vote: the weighted median, with as much weight below it as above it
     soup       f(x; Σ W_i θ_i / Σ W_i): one model, of runs with the same --seed (`soup.py` says why)
 
-Average and vote take runs of any kinds, each with its own tokenizer. With `--greedy`, each task has its own members:
-the best model on dev, and then, from good to bad, each one with which the ensemble's metric grows. Choices are always
-made on dev, so the scores there are a little too good. Every model is evaluated once: what it says is kept in its run,
-in `outputs/`, until the model or the data change.
+Average and vote take runs of any kinds, each with its own tokenizer. With `--greedy`, each task has its own members
+(but a soup has one set for all tasks): the best model on dev, and then, from good to bad, each one with which the
+ensemble's metric grows. Choices are always made on dev, so the scores there are a little too good. Every model is
+evaluated once: what it says is kept in its run, in `outputs/`, until the model or the data change.
 """
 
 import sys
@@ -120,7 +121,7 @@ def tune(task, values, labels, method):
     """Weights from `GRID`, by coordinate ascent from equal ones on one half of the examples, judged on the other half.
 
     Returns (weights, their metric on the other half, that of equal weights there, whether to use them). Yes if they are
-    better there, and not worse on all examples: Pearson's r can be, though both halves gain.
+    better there, and not worse on all examples: Pearson's r can fall on the whole though it rises on each half.
     """
     if len(labels) < 2:
         raise UserError(f"{task.name} has one dev example, which has no two halves; leave out --tune_priors")
@@ -240,6 +241,9 @@ def main(argv=None):
     outs = {name: value for name, value in vars(flags.arguments().parse_args([])).items() if name.endswith("_out")}
     if args.method == "soup":
         check_alike(folders)
+        configs = [runs.read_json(Path(run) / "config.json") for run in args.runs]
+        if len({(config.get("bert"), config.get("seed")) for config in configs}) > 1:
+            print("these runs began with other --bert or --seed: their mean may have learned nothing", file=sys.stderr)
     examples = load_examples(data, dict.fromkeys(("dev", args.split)))
     dev, asked = of_split(examples, "dev"), of_split(examples, args.split)
     if not asked:

@@ -16,21 +16,23 @@ What is frozen must hold nothing that changes from step to step, and nothing tha
 
   * Weights and gradients keep their addresses: the gradients must stand before the first step, as `adamw.py` has them
     stand, and are cleared in place. PyTorch would otherwise allocate them inside the recording.
-  * Dropout's seeds are drawn on the device. A recorded draw reads where PyTorch's generator stands from memory, and
-    each replay first moves it on, so masks differ from step to step and a saved random state is a true one. The rounds
+  * Dropout's seeds are drawn on the device. A recorded draw takes the generator's position from the GPU's memory, and
+    each replay first advances it, so masks differ from step to step and a saved random state is a true one. The rounds
     that warm up set the generator back.
   * Memory of a recording belongs to its graph for good. Graphs run one at a time and nothing outlives a replay but the
     gradients and the loss, which is copied, so all of them share one pool.
   * Warming up and recording happen in one and the same side stream. cuBLAS keeps a workspace for every stream that it
-    meets, so a new stream for each graph would cost that much memory again (and as some versions of PyTorch clear it
-    with the first graph that goes, all graphs live equally long); and autograd adds to a weight's gradient in
-    the stream in which the weight was first used, so no autograd graph may be alive from elsewhere while recording.
+    meets, so a new stream for each graph would cost that much memory again (and all graphs are kept to the end: some
+    versions of PyTorch free that workspace with the first graph that is deleted); and autograd adds to a weight's
+    gradient in the stream in which the weight was first used, so no autograd graph may be alive from elsewhere while
+    recording.
   * The optimizer, clipping included, stays outside: its learning rate changes with every step, and its few launches are
     large (`adamw.py`). Outside too are SMART, which sets random states back in the midst of a step, gradient surgery,
     which reads a value to decide what comes next, siamese pairs, whose halves the filling would shift, and torchrun,
     whose processes exchange gradients. `flags.py` refuses these.
 
-On a CPU the same step runs without a graph, filling included: that is what the tests can see of it.
+On a CPU `GraphedStep` runs the same step without a graph, filling included: that is what the tests can see of it. (The
+flag is refused there.)
 """
 
 import torch

@@ -2,17 +2,21 @@
 
 Beside the feed-forward half of each BERT layer, a task adds a narrow self-attention of its own,
 
-    PAL(h) = LN(h_att + FFN(h_att) + TS(h)),        TS(h) = V_D SA(V_E h)
+    layer(h) = LN(h_att + FFN(h_att) + TS(h)),        TS(h) = V_D SA(V_E h)         h_att, FFN and LN as in `bert.py`
 
     V_E   (d_s, H)     from H = 768 down to d_s = 204     one for each task, shared by its layers
     SA                 12 heads of size 17, with query, key and value matrices (d_s, d_s) for each task and layer, and
                        no output projection
     V_D   (H, d_s)     back up to H                       one for each task, shared by its layers
 
-where h (T, H) is the layer's input. `bert.py` calls this its `side`.
+where h (T, H) is the layer's input; V_E and V_D act on each token's row. `bert.py` calls TS(h) the layer's `side`.
 
-V_D starts at zero, so TS(h) = 0: a model to which PALs were just added computes bit for bit what it did before. (Its
-gradient is not zero, dV_D = Σ_t dTS_t SA(V_E h)_tᵀ, so it moves with the first step, and the rest with the second.)
+V_D starts at zero, so TS(h) = 0: a model to which PALs were just added computes bit for bit what it did before
+(training apart: PALs draw dropout masks of their own). The gradient is not zero. With dX the gradient of the loss with
+respect to X, and t the token, dV_D = Σ_t dTS_t SA(V_E h)_tᵀ: V_D moves with the first step, the rest with the second.
+
+They train at `--pal_lr`, by default the encoder's 1e-4. At the rate of the heads, 1e-3, two maps that act in all layers
+at once move too far: the similarity task then says the same number of every pair (r = -0.04 instead of 0.8).
 
 What it costs for bert-base, per task. With the biases that the authors' code has in all five maps:
 

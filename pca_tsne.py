@@ -5,7 +5,8 @@ left, and so on. With C = Σ_i (x_i - mean)(x_i - mean)ᵀ / (n - 1), the varian
 vectors wanted are the eigenvectors of C with the largest eigenvalues.
 
 t-SNE (van der Maaten & Hinton, 2008) keeps neighbours together instead, wherever that leaves the rest. How likely x_i
-is to pick x_j as its neighbour, and how near the points y of the map are, make two distributions over all pairs,
+is to pick x_j as its neighbour, p_j|i, made symmetric as p_ij, is one distribution over all pairs; how near the points
+y_i of the map are, q_ij, is another:
 
     p_j|i = e^{-β_i ‖x_i - x_j‖²} / Σ_{k≠i} e^{-β_i ‖x_i - x_k‖²}      p_ij = (p_j|i + p_i|j) / 2n
     q_ij  = (1 + ‖y_i - y_j‖²)^-1 / Σ_{k≠l} (1 + ‖y_k - y_l‖²)^-1      Student-t: its long tail leaves room in the map
@@ -42,7 +43,7 @@ def squared_distances(x):
 
 
 def conditional_p(squared, perplexity, steps=64, tolerance=1e-6):
-    """p_j|i as row i of a float64 array (n, n), the diagonal 0. Args: squared, ‖x_i - x_j‖² (n, n); perplexity < n.
+    """p_j|i as row i of a float64 array (n, n), the diagonal 0. Args: squared, ‖x_i - x_j‖² (n, n); perplexity < n - 1.
 
     β_i by bisection, for all rows at once: doubled until the entropy is too small, then halved intervals.
     """

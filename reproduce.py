@@ -4,6 +4,7 @@
     python reproduce.py --table 2 --preset minilm            MiniLM on the CS224N files (`make data`), three seeds
     python reproduce.py --table 3 --preset paper             bert-base-uncased, for a GPU
     python reproduce.py --table 2 --preset minilm --report   write the table from the runs that are finished
+    python reproduce.py --table 2 --flags="--bf16"           with more flags of multitask.py (note the "=")
 
     table 1    the plain fine-tuned model, and what its settings change: heads, dropout, weight decay, ...
     table 2    the methods: PALs, SMART, SimCSE, alone and together
@@ -13,7 +14,8 @@ A row's run stands in OUT/ROW-SEED (OUT is runs/tables/PRESET), with what it too
 that file is there: it is not run again. The results go to results/tableN-PRESET.md and .json: the mean over the seeds
 and its standard deviation, the published figure (the CS224N report "Exploring Pretraining, Finetuning and
 Regularization for Multitask Learning of minBERT", bert-base-uncased and all 283,003 Quora pairs) and the difference.
-All figures are of the dev set, at the epoch with the best dev score.
+All figures are of the dev set, at the epoch with the best dev score. One SimCSE encoder serves all seeds, so their
+deviation leaves out that stage's. The published ensemble had weights; in table 3 all models count the same.
 """
 
 import contextlib
@@ -21,6 +23,7 @@ import itertools
 import platform
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -34,9 +37,10 @@ import torch
 import ensemble
 import flags
 import runs
+import simcse
 from bench import Ours
 from console import Parser, UserError, command, table
-from data import TASKS, data_path, read_examples
+from data import TASKS, load_examples
 from evaluate import dev_score
 from weights import replacing
 
@@ -88,11 +92,11 @@ METHODS = [
 PUBLISHED_ENSEMBLE = 0.786  # of 7 models, weighted average, dev score
 ENCODERS = {"simcse": "", "simcse-length": "--normalize_length {length}"}
 PRESETS = {  # flags of multitask.py and of simcse.py; how many characters `normalize_length` means; the seeds
-    "sample": ("--data data/sample --epochs 2 --batch_size 16 --train_examples 400",
-               "--data data/sample --max_sentences 1000", 60, [11711]),
-    "minilm": ("--data data/cs224n --epochs 3", "--data data/cs224n", 128, [11711, 11712, 11713]),
+    "sample": ("--data data/sample --epochs 2 --batch_size 16 --train_examples 300",
+               "--max_sentences 1000", 60, [11711]),
+    "minilm": ("--data data/cs224n --epochs 3", "", 128, [11711, 11712, 11713]),
     "paper": ("--data data/cs224n --bert bert-base-uncased --epochs 10 --batch_size 64 --lr 2e-5",
-              "--data data/cs224n --bert bert-base-uncased", 256, [11711, 11712, 11713]),
+              "", 256, [11711, 11712, 11713]),
 }  # fmt: skip
 
 
@@ -103,7 +107,7 @@ def row_flags(args, row, seed):
     """The command line of a row's run, a list of str, without `--resume`."""
     text = f"{PRESETS[args.preset][0]} {args.flags} --skip_test {row.flags} --seed {seed}"
     encoder = ["--bert", str(Path(args.out, row.encoder, "encoder"))] if row.encoder else []
-    return [*text.split(), *encoder, "--out", str(run_folder(args, row, seed))]
+    return [*shlex.split(text), *encoder, "--out", str(run_folder(args, row, seed))]
 
 
 def run_folder(args, row, seed):
@@ -112,10 +116,12 @@ def run_folder(args, row, seed):
 
 
 def encoder_flags(args, name):
-    """The command line of a SimCSE stage."""
+    """The command line of a SimCSE stage: on the data and from the encoder of the other runs."""
     _, common, length, _ = PRESETS[args.preset]
-    text = f"{common} {ENCODERS[name].format(length=length)} {args.simcse_flags}"
-    return [*text.split(), "--out", str(Path(args.out, name))]
+    own = flags.arguments().parse_args(row_flags(args, BASE, args.seeds[0]))
+    shared = ["--data", own.data, "--bert", own.bert, "--device", own.device] + ["--bf16"] * own.bf16
+    text = f"{common} {ENCODERS[name].format(length=length)}"
+    return [*shlex.split(text), *shared, *shlex.split(args.simcse_flags), "--out", str(Path(args.out, name))]
 
 
 def finished(folder):
@@ -128,16 +134,18 @@ def run(args, script, argv, folder):
     print("\npython " + " ".join(argv), flush=True)
     started, stop = time.time(), False
     child = subprocess.Popen([sys.executable, str(Path(__file__).parent / script), *argv[1:]])
+    before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())  # the run saves, and ends with code 130
     try:
         code = child.wait()
     except KeyboardInterrupt:  # the run has heard it too, and saves
         code, stop = child.wait(), True
+    signal.signal(signal.SIGTERM, before)
     part = folder / "seconds.json"
     seconds = (runs.read_json(part) if part.exists() else 0) + time.time() - started
     if code == 0:
-        shutil.rmtree(folder / "last", ignore_errors=True)  # three times the model, and good for resuming only
         row = {"seconds": round(seconds), "commit": commit(), "device": device_name(args)}
         runs.write_json(folder / "row.json", row)
+        shutil.rmtree(folder / "last", ignore_errors=True)  # three times the model, and good for resuming only
         part.unlink(missing_ok=True)
     elif folder.exists():
         runs.write_json(part, seconds)
@@ -150,20 +158,21 @@ def run(args, script, argv, folder):
 
 def commit():
     """The first digits of the commit that is checked out, or "unknown"."""
-    answer = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
-    )
-    return answer.stdout.strip() or "unknown"
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    with contextlib.suppress(OSError):  # no git here
+        return subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
+    return "unknown"
 
 
 def device_name(args):
     """What the runs compute on."""
     if flags.choose_device(SimpleNamespace(device=args.device)).type == "cuda":
         return torch.cuda.get_device_name()
+    models = []
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
         models = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
-        return f"{models[0]}, {torch.get_num_threads()} threads"
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    name = models[0] if models else platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads"
 
 
 def check(args, rows):
@@ -171,6 +180,9 @@ def check(args, rows):
     for seed, row in itertools.product(args.seeds, rows):
         if (run_folder(args, row, seed) / "config.json").exists():
             flags.parse([*row_flags(args, row, seed), "--resume"])
+    for name in {row.encoder for row in rows if row.encoder}:
+        if Path(args.out, name, "config.json").exists():
+            runs.parse_flags(simcse.arguments(), [*encoder_flags(args, name), "--resume"])
 
 
 def estimate(args, rows):
@@ -180,9 +192,9 @@ def estimate(args, rows):
         return
     plain = flags.parse([*row_flags(args, BASE, args.seeds[0]), "--resume"])
     flags.choose_products(plain, flags.choose_device(plain))
-    sizes = [len(read_examples(data_path(plain.data, task, split), task)) for task in TASKS.values()
-             for split in ("train", "dev")]  # fmt: skip
-    train = sum(min(n, plain.train_examples or n) for n in sizes[::2])
+    files = load_examples(plain, ("train", "dev")).values()
+    train = sum(len(of_task["train"].sample(plain.train_examples)) for of_task in files)
+    dev = sum(len(of_task["dev"]) for of_task in files)
     step = Ours(plain, TASKS["sst"])
     numbers = range(min(plain.batch_size, len(step.dataset)))
     times = []
@@ -191,7 +203,7 @@ def estimate(args, rows):
         step.train(numbers)
         times.append(time.perf_counter() - started)
     example = min(times) / len(numbers) * 1.3  # pairs are longer than the sentences timed here
-    cost = sum(row.cost * train * plain.epochs + sum(sizes[1::2]) * (plain.epochs + 1) / 3 for row in missing)
+    cost = sum(row.cost * train * plain.epochs + dev * (plain.epochs + 1) / 3 for row in missing)
     print(f"{len(missing)} runs to do, about {cost * example / 60:.0f} minutes; SimCSE comes on top")
 
 
@@ -314,8 +326,13 @@ def main(argv=None):
     add = parser.add_argument
     add("--table", type=int, choices=(1, 2, 3), required=True, help="1 settings, 2 methods, 3 ensembles")
     add("--preset", choices=tuple(PRESETS), default="sample")
-    add("--flags", default="", metavar="TEXT", help='more flags of multitask.py for every run: "--data DIR --epochs 1"')
-    add("--simcse_flags", default="", metavar="TEXT", help="more flags of simcse.py for its stages")
+    add(
+        "--flags",
+        default="",
+        metavar="TEXT",
+        help='more flags of multitask.py for every run, as in --flags="--data DIR --epochs 1"',
+    )
+    add("--simcse_flags", default="", metavar="TEXT", help="more flags of simcse.py for its stages, likewise")
     add("--seeds", type=int, nargs="+", default=None, help="(default: those of the preset)")
     add("--out", default=None, metavar="DIR", help="folder of the runs (default: runs/tables/PRESET)")
     add("--results", default="results", metavar="DIR", help="folder of the tables")

@@ -2,24 +2,26 @@
 
     loss = L + λ_s R_s + μ D_Breg
 
-R_s asks that the model says nearly the same of a slightly moved input. With x (T, H), the embeddings, and f the rest of
-the model (section 3.1; the input moves where f changes most, found by T_x steps of gradient ascent):
+L is the task's loss; λ_s (`--lambda_s`) and μ (`--mu`) are weights. R_s asks that the model says nearly the same of a
+slightly moved input. With x (T, H), the embeddings, and f the rest of the model (section 3.1; the input moves where f
+changes most, found by T_x steps of gradient ascent):
 
     x̃ = x + ν,  ν ~ N(0, σ²)
     T_x times:   g = ∂ℓ_s(f(x̃), f(x)) / ∂x̃,   x̃ ← project(x̃ + η g)
-    R_s = ℓ_s(f(x̃), f(x))                               gradient through both
+    R_s = ℓ_s(f(x̃), f(x))                               gradient through both; η is `--eta`, a step size
 
 D_Breg asks that a step does not change much what the model says (section 3.2, Bregman proximal point with momentum):
 
     D_Breg = ℓ_s(f(x; θ), f(x; θ̃)),       θ̃ ← β θ̃ + (1 - β) θ  after every S steps
 
-and ℓ_s compares two outputs, for each example:
+(θ are the weights, θ̃ their moving average, β its momentum), and ℓ_s compares two outputs a and b, for each example.
+With the class probabilities p = softmax(a) and q = softmax(b), or for one logit p = sigmoid(a) and q = sigmoid(b):
 
     sst    KL(p‖q) + KL(q‖p) = Σ_c (p_c - q_c) (log p_c - log q_c)
-    para   the same for the two classes of one logit = (σ(a) - σ(b)) (a - b)
+    para   the same for the two classes of one logit = (p - q) (a - b)
     sts    (a - b)²
 
-`--smart weak` is μ = 0.02, ε = 1e-6; `strong` is μ = 2, ε = 1e-5.
+`--smart weak` is μ = 0.02, ε = 1e-6; `strong` is μ = 2, ε = 1e-5; ε (`--epsilon`) is how far x̃ may move:
 
 Two readings of "project". The paper's (`--smart_projection ball`) clips x̃ - x to [-ε, ε]. The code that most work
 builds on (`unit`, the default) divides it, token by token, by (its ∞-norm + ε), which leaves a perturbation of size

@@ -1,6 +1,6 @@
 """Weight soups (Wortsman et al., 2022): the mean of the weights of several runs, as ONE model.
 
-    f(x; θ),  θ = Σ W_i θ_i / Σ W_i
+    f(x; θ),  θ = Σ W_i θ_i / Σ W_i          f, the model; θ_i, the weights of run i; W_i, how much it counts
 
 An ensemble of k models costs k times as much to use as one; a soup of k models costs as much as one. It needs
 ingredients that ended in the same basin of the loss, which they do if they started from the same weights: then the
@@ -31,7 +31,8 @@ def soup(folders, weights):
     """(model, tokenizer): the weighted mean of models of one architecture. Args: their folders; weights, not negative.
 
     The mean is taken in float64 and rounded once, and a single model is multiplied by exactly 1: a soup of one model is
-    that model, bit for bit. In memory there is one ingredient at a time. Raises UserError for different architectures.
+    that model, bit for bit. In memory are the sum, in float64, and one ingredient. Raises UserError for different
+    architectures.
     """
     check_alike(folders)
     total = {}

@@ -168,7 +168,7 @@ def draw_smart(groups):
 
 
 def draw_curves(records):
-    """For each task the training loss over the dev metric, and the dev score.
+    """Above, each task's training loss; below it, its dev metric; and the dev score.
 
     Args: records, {name of a run: (its train lines, its dev lines)}. Losses are smoothed, the thin line is not.
     """
@@ -186,7 +186,7 @@ def draw_curves(records):
             axes.plot(steps, losses, color=colour, linewidth=0.6, alpha=0.3)
             axes.plot(steps, smooth(losses), style, color=colour, linewidth=1.5)
         for axes, key in zip(grid[1], (*TASKS, "score"), strict=True):
-            epochs, values = ([line[x] for line in dev] for x in ("epoch", key))
+            epochs, values = ([line[x] for line in dev if key in line] for x in ("epoch", key))
             axes.plot(epochs, values, style, color=colour, linewidth=1.5, marker="o", markersize=3, label=name)
     grid[0, -1].legend(*grid[1, 0].get_legend_handles_labels(), fontsize=7, frameon=False, loc="center")
     return drawn
@@ -267,7 +267,7 @@ def arguments():
 def check(args):
     """Raises UserError for what no figure can be drawn of, before the models take their time."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise UserError("figures need matplotlib, which is not installed; `make figures` installs it")
+        raise UserError("figures need matplotlib, which is not installed; install it with: pip install matplotlib")
     if not args.out.endswith(".png"):
         raise UserError(f"--out {args.out} is not the name of a PNG file; let it end in .png")
     if args.figure == "embeddings":

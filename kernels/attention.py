@@ -14,14 +14,14 @@ Backward. Given do, the gradient of a scalar loss with respect to o, the chain r
     dv = Dᵀ do           o = D v is linear in v
     dD = do vᵀ           ... and in D
     dP = dD · keep / (1 - p)                         dropout is an element-wise product
-    dS = P (dP - δ),     δ_i = Σ_j P_ij dP_ij        softmax: ∂P_ij / ∂S_in = P_ij (1[j = n] - P_in)
+    dS = P ⊙ (dP - δ),   δ_i = Σ_j P_ij dP_ij        softmax: ∂P_ij / ∂S_in = P_ij (1[j = n] - P_in)
     dq = dS k / √d       dk = dSᵀ q / √d             S is linear in q and in k
 
-(1[...] is 1 where the condition holds, else 0; i counts queries, j and n keys.)
+(⊙ is the element-wise product. 1[...] is 1 where the condition holds, else 0; i counts queries, j and n keys.)
 
-On the CPU, sentences of similar length are gathered into a group, padded to the longest of the group, and treated
-as one batched matrix product. Nothing but attention is ever padded, and attention is cheap: for 20 tokens it is 1 %
-of a layer's arithmetic.
+On the CPU, sentences of similar length are gathered into a group, padded to the longest of the group, and treated as
+one batched matrix product. Nothing else of the model is padded on the CPU, and attention is cheap: for 20 tokens it is
+1 % of a layer's arithmetic.
 
 On a GPU, S and P would be written to memory and read back several times, and that traffic takes longer than the
 arithmetic. The Triton kernels keep them on the chip (FlashAttention; Dao et al., 2022). Each program takes one
@@ -42,8 +42,8 @@ Backward. dv and dk of a key sum over all queries, dq of a query over all keys. 
 sums would need atomic additions, in an order that changes from run to run; instead each program owns a tile of rows
 and walks twice: first these rows are keys, and dk and dv grow as queries pass by; then they are queries, and dq grows.
 The scores are computed twice, the result is the same bits every time. A sentence that fits one tile (most do) needs
-only the first walk, because there all keys of its queries are at hand. And δ needs no row of P: the factor
-keep / (1 - p) of dP makes D of P, and what is left is dD_ij = do_i · v_j, so
+only the first walk, because there all keys of its queries are at hand. And δ needs no row of P: since
+P_ij dP_ij = P_ij dD_ij keep_ij / (1 - p) = D_ij dD_ij, and dD_ij = do_i · v_j,
 
     δ_i = Σ_j P_ij dP_ij = Σ_j D_ij (do_i · v_j) = do_i · Σ_j D_ij v_j = do_i · o_i
 """
@@ -67,7 +67,8 @@ class Groups(NamedTuple):
 
     A group of n sentences with up to m tokens has n · m places, numbered sentence by sentence, one group after the
     other: P places in all. Each head of each place has a row of its own, d numbers, in the order that makes every
-    head of every sentence a matrix (m, d): a group's rows are (n · heads, m, d).
+    head of every sentence a matrix (m, d): a group's rows are (n · heads, m, d). Two sentences of 3 and 2 tokens make
+    one group, n = 2, m = 3, of 6 places: token 0 1 2 3 4 0, the last one padding; place 0 1 2 3 4.
     """
 
     shapes: list  # of (n, m), one a group

@@ -14,9 +14,9 @@ Flood, 2014), with 32 bits: count in steps of the golden ratio, then mix:
     key(row)           = mix(mix(row + low half of seed) ⊕ high half of seed)
     bits(row, column)  = mix(key(row) + column · 0x9E3779B9)           keep where bits >= p · 2³²
 
-The seed is one 64-bit draw of PyTorch's generator per call, made on the device: no two calls share a mask, and
-nothing waits for the GPU. Mixing takes 8 integer instructions an element where Philox, the usual choice, takes about
-100 for four; in attention that would outweigh the matrix products.
+⊕ is exclusive or. The seed is one draw of 63 bits of PyTorch's generator per call, made on the device: that two calls
+share a mask is next to impossible, and nothing waits for the GPU. Mixing takes 8 integer instructions an element where
+Philox, the usual choice, takes about 100 for four; in attention that would outweigh the matrix products.
 """
 
 from __future__ import annotations

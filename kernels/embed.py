@@ -3,8 +3,11 @@
     z = word[ids] + position[positions] + segment[segments]                 (T, H)
     y = γ x̂ + β,   x̂ = (z - μ) r,   μ = mean(z),   r = 1 / √(var(z) + ε)    LayerNorm, as in `add_norm.py`
 
-Backward. Let dy be the gradient of a scalar loss with respect to y, and dx̂ = dy γ. LayerNorm's backward pass is derived
-in `add_norm.py`. A row of a table stands in z once for each token that looked it up, so its gradient sums over these:
+T is the number of tokens, H the hidden size; γ and β are learnt.
+
+Backward. Let dy be the gradient of a scalar loss with
+respect to y, and dx̂ = dy γ. LayerNorm's backward pass is derived in `add_norm.py`. A row of a table stands in z once
+for each token that looked it up, so its gradient sums over these:
 
     dz           = r (dx̂ - mean(dx̂) - x̂ mean(dx̂ x̂))                  dγ = Σ_t dy x̂          dβ = Σ_t dy
     dword[i]     = Σ_t dz_t [ids_t = i]                               dposition and dsegment likewise
@@ -209,7 +212,7 @@ class _FusedEmbed(torch.autograd.Function):
 
 
 def embed(ids, positions, segments, tables, norm):
-    """ids, positions and segments (T,) int64 -> (T, H), in the plain form of PyTorch's promoted dtype, in Triton's of
-    that of the tables. Args: tables, those of words, positions and segments, each (rows, H); norm, an nn.LayerNorm."""
+    """ids, positions and segments (T,) int64 -> (T, H): the plain form in PyTorch's promoted dtype, Triton's in that of
+    the tables. Args: tables, of words, positions and segments, each (rows, H); norm, an nn.LayerNorm."""
     form = _FusedEmbed.apply if use_triton(tables[0]) else embed_plain
     return form(ids, positions, segments, *tables, norm.weight, norm.bias, norm.eps)

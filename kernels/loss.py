@@ -5,7 +5,7 @@
     classes = 0     squared error           ℓ = (z - y)²                                        dz = 2 (z - y)
 
 with z the logits of an example (one number in the last two rows), y its label and e_y a row with 1 at place y. All
-gradients are by hand in a line: with p_j = exp(z_j) / Σ_k exp(z_k),
+gradients take one line each: with p_j = exp(z_j) / Σ_k exp(z_k),
 
     ∂(-log p_y) / ∂z_j = ∂(log Σ_k exp(z_k) - z_y) / ∂z_j = p_j - 1[j = y]
 

@@ -428,10 +428,13 @@ def test_a_soup_of_one_model_is_that_model_bit_for_bit(copied, name, capsys):
 def test_a_soup_is_a_run_like_any_other(copied, capsys, loads):
     names = [str(copied / name) for name in "ab"]
     config = copied / "a" / "config.json"  # predictions that the run wrote elsewhere are the run's
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"sst_dev_out": str(copied / "elsewhere")}))
+    config.write_text(
+        json.dumps(json.loads(config.read_text()) | {"sst_dev_out": str(copied / "elsewhere"), "seed": 99})
+    )
     out = copied / "soup"
     ensemble.main([*names, "--method", "soup", "--split", "test", "--out", str(out)])
-    said = capsys.readouterr().out
+    said, warned = capsys.readouterr()
+    assert "began with other --bert or --seed" in warned
     assert f"soup: 2 of 2 models: {names[0]}, {names[1]}" in said
     row = [float(cell) for cell in said.splitlines()[4].split("|")[2:-1]]
     assert {p.name for p in (out / "predictions").iterdir()} == {f"{t}-test-output.csv" for t in TASKS}

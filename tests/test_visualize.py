@@ -305,7 +305,7 @@ def test_wrong_requests_get_one_sentence(trained, tmp_path, refused, monkeypatch
     refused(draw, [], "smart,embeddings,curves")
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "matplotlib", None)
-        refused(draw, ["curves", weak, *out], "matplotlib", "make figures")
+        refused(draw, ["curves", weak, *out], "matplotlib", "pip install matplotlib")
     pytest.importorskip("matplotlib")
     refused(draw, ["curves", tmp_path / "none", *out], "none", "holds no run")
     refused(draw, ["curves", young, *out], "young", "no train lines")
