@@ -30,7 +30,7 @@ from bert import Bert
 from console import Parser, UserError, command, table
 from data import TASKS, DataSet, data_path, read_examples
 from flags import add_device, choose_device, positive
-from multitask import MultitaskBert, task_loss
+from model import MultitaskBert, task_loss
 from tokenizer import Tokenizer
 from weights import MINILM, find_model
 

@@ -18,7 +18,8 @@ from adamw import AdamW
 from bert import Bert
 from console import Parser, command, table
 from data import TASKS, load_data
-from multitask import MultitaskBert, training_plan, training_step
+from model import MultitaskBert
+from multitask import training_plan, training_step
 from smart import Smart, divergence, normal_noise
 from surgery import Surgery
 from tokenizer import Tokenizer

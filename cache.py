@@ -18,7 +18,7 @@ import runs
 from console import UserError
 from data import TASKS, DataSet, fingerprint
 from evaluate import outputs, score
-from multitask import MultitaskBert
+from model import MultitaskBert
 from weights import open_safetensors, write_safetensors
 
 

@@ -1,4 +1,4 @@
-"""Fine-tune one BERT on all tasks at once: heads, losses, the training loop, the command line.
+"""Fine-tune one BERT on all tasks at once: the training loop, the command line.
 
     python multitask.py --option finetune                     trains everything, on data/sample
     python multitask.py --option pretrain                     trains the heads, the encoder stays as it is
@@ -6,28 +6,18 @@
     python multitask.py --resume --out runs/mine              goes on where the run stopped
     python multitask.py --eval_only --out runs/mine           scores its best model again, writes predictions
 
-A sentence is encoded to the pooled [CLS] vector. A pair goes through the encoder in one sequence [CLS] a [SEP] b [SEP]
-(`--pair_encoding joint`), or each sentence alone, the two vectors then side by side (`siamese`). A head per task (two
-feed-forward layers with GELU and dropout, then a linear layer) makes of it
-
-    sst      5 logits z       cross-entropy           -log softmax(z)[label]
-    para     1 logit z        binary cross-entropy    -log σ(z) if label = 1, -log(1 - σ(z)) if 0
-    sts      1 number z       squared error           (z - label)²
-
-Each step draws a batch of one task (`data.training_steps`). `--use_pals`, `--use_smart` and `--gradient_surgery` are
-explained in `pals.py`, `smart.py` and `surgery.py`, training in several processes (torchrun) in `parallel.py`, and
-`--cuda_graphs` in `graphs.py`.
+`model.py` has the model and its losses. Each step draws a batch of one task (`data.training_steps`). `--use_pals`,
+`--use_smart` and `--gradient_surgery` are explained in `pals.py`, `smart.py` and `surgery.py`, training in several
+processes (torchrun) in `parallel.py`, and `--cuda_graphs` in `graphs.py`.
 """
 
 import collections
-import itertools
 import math
 import time
 from pathlib import Path
 from statistics import mean
 
 import torch
-from torch import nn
 
 import flags
 import parallel
@@ -38,132 +28,11 @@ from console import UserError, command, progress, table
 from data import TASKS, fingerprint, joint_steps, load_data, training_steps
 from evaluate import dev_score, majority, outputs, score, write_predictions
 from graphs import GraphedStep
-from kernels.dropout import dropout
-from kernels.gelu import bias_gelu
-from kernels.linear import linear
-from kernels.loss import mean_loss
-from pals import Pals
+from model import MultitaskBert, logits_of, task_loss
 from smart import Smart
 from surgery import Surgery
 from tokenizer import Tokenizer
-from weights import find_model, read_safetensors, write_safetensors
-
-
-class Head(nn.Module):
-    """(B, in) -> (B, out): dropout; `layers` times Linear, GELU, dropout; then Linear."""
-
-    def __init__(self, size_in, size, size_out, layers, p):
-        super().__init__()
-        sizes = [size_in] + [size] * layers
-        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
-        self.output = nn.Linear(sizes[-1], size_out)
-        self.p = p
-        for layer in self.hidden:  # He et al. (2015): the signal keeps its size through the layers
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
-        nn.init.normal_(self.output.weight, std=0.02)
-        nn.init.zeros_(self.output.bias)
-
-    def forward(self, x):
-        p = self.p if self.training else 0.0
-        x = dropout(x, p)
-        for layer in self.hidden:
-            x = dropout(bias_gelu(linear(x, layer.weight), layer.bias), p)
-        return linear(x, self.output.weight, self.output.bias)
-
-
-class MultitaskBert(nn.Module):
-    """One encoder, one head per task, and with `pal_size` one set of PALs per task."""
-
-    def __init__(
-        self, bert, pair_encoding="joint", classifier_layers=2, classifier_size=None, pal_size=None, pal_heads=12
-    ):
-        """Args: classifier_size, the width of the heads, None for the hidden size; pal_size, None for no PALs."""
-        super().__init__()
-        H, p = bert.config.hidden_size, bert.config.hidden_dropout_prob
-        self.bert = bert
-        self.options = {
-            "pair_encoding": pair_encoding,
-            "classifier_layers": classifier_layers,
-            "classifier_size": classifier_size or H,
-        }
-        self.heads = nn.ModuleDict()
-        for task in TASKS.values():
-            size_in = 2 * H if self.siamese(task) else H
-            size_out = task.classes if task.classes > 2 else 1
-            self.heads[task.name] = Head(size_in, classifier_size or H, size_out, classifier_layers, p)
-        self.pals = None
-        if pal_size:
-            self.options |= {"pal_size": pal_size, "pal_heads": pal_heads}
-            self.pals = nn.ModuleDict({name: Pals(bert.config, pal_size, pal_heads) for name in TASKS})
-
-    def siamese(self, task):
-        return task.pair and self.options["pair_encoding"] == "siamese"
-
-    def forward(self, task, batch):
-        """The name of a task and a `Batch` of its B examples (`DataSet.batch`) -> logits (B, classes), or (B, 1)."""
-        return self.classify(task, self.bert.embed(batch), batch)
-
-    def classify(self, task, x, batch):
-        """The rest of `forward`, from the embeddings x (T, H) on."""
-        return self.heads[task](self.pooled(task, x, batch))
-
-    def pooled(self, task, x, batch):
-        """What the head of the task reads, from the embeddings x (T, H) on: (B, H), or (B, 2H) of a siamese pair."""
-        side = None if self.pals is None else self.pals[task]
-        h_cls = self.bert.encode(x, batch, side, rows=batch.cls_rows)  # (B, H), siamese (2B, H)
-        pooled = self.bert.pool(h_cls)
-        if self.siamese(TASKS[task]):
-            pooled = torch.cat(pooled.chunk(2), 1)  # (B, 2H)
-        return pooled
-
-    def parameter_groups(self):
-        """What steps together (see `adamw.py`): the encoder on every step, a task's head and PALs when it is drawn."""
-        groups = {"shared": [(f"bert.{name}", p) for name, p in self.bert.named_parameters()]}
-        for task, head in self.heads.items():
-            groups[task] = [(f"heads.{task}.{name}", p) for name, p in head.named_parameters()]
-            if self.pals is not None:
-                groups[f"pals.{task}"] = [(f"pals.{task}.{name}", p) for name, p in self.pals[task].named_parameters()]
-        return groups
-
-    def save(self, folder, tokenizer):
-        """A folder that `transformers` opens as a `BertModel`, with heads and PALs in files of their own beside it."""
-        self.bert.save(folder)
-        tokenizer.save(folder)
-        write_safetensors(Path(folder) / "heads.safetensors", self.heads.state_dict())
-        if self.pals is not None:
-            write_safetensors(Path(folder) / "pals.safetensors", self.pals.state_dict())
-        runs.write_json(Path(folder) / "multitask.json", self.options)
-
-    @classmethod
-    def load(cls, folder):
-        """From a folder that `save` wrote. Returns (model, tokenizer)."""
-        if not (Path(folder) / "multitask.json").exists():
-            raise UserError(f"{folder} holds no trained model; name the folder of a run of multitask.py")
-        bert = Bert.load(folder)
-        model = cls(bert, **runs.read_json(Path(folder) / "multitask.json"))
-        try:
-            model.heads.load_state_dict(read_safetensors(Path(folder) / "heads.safetensors"))
-            if model.pals is not None:
-                model.pals.load_state_dict(read_safetensors(Path(folder) / "pals.safetensors"))
-        except RuntimeError:
-            raise UserError(f"the heads in {folder} are not those of the tasks of data.py; train again") from None
-        return model, Tokenizer(folder, bert.config.max_position_embeddings, bert.config.vocab_size)
-
-
-def logits_of(model, name, batch):
-    """The model's logits of a batch, on a GPU computed in bfloat16. Args: name, the task's. Returns (B, C)."""
-    device = batch.ids.device.type
-    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-        return model(name, batch)
-
-
-def task_loss(task, logits, labels):
-    """The mean loss of a batch. Args: task, its row; logits (B, C); labels (B,) float. Returns a float32 scalar."""
-    return mean_loss(logits, labels, task.classes)
-
-
-# ----- training
+from weights import find_model
 
 
 def train(args, model, tokenizer, datasets):

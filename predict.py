@@ -16,7 +16,7 @@ from console import Parser, UserError, command
 from data import TASKS, DataSet, Examples
 from evaluate import decide, outputs
 from flags import add_device, choose_device
-from multitask import MultitaskBert
+from model import MultitaskBert
 
 
 def describe(model, tokenizer, sentences, others=None):

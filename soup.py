@@ -21,7 +21,8 @@ from cache import cached_outputs, metrics_of
 from console import UserError
 from data import TASKS, DataSet
 from evaluate import dev_score
-from multitask import MultitaskBert, dev_metric
+from model import MultitaskBert
+from multitask import dev_metric
 from tokenizer import Tokenizer
 
 TRAINING_ONLY = ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range")

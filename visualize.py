@@ -20,7 +20,7 @@ from console import Parser, UserError, command
 from data import TASKS, DataSet, data_path, read_examples
 from evaluate import probabilities, score
 from flags import add_device, choose_device, positive
-from multitask import MultitaskBert
+from model import MultitaskBert
 from pca_tsne import pca, tsne
 from weights import replacing
 

@@ -18,7 +18,7 @@ import multitask
 import predict
 from bert import Bert
 from data import TASKS
-from multitask import Head, MultitaskBert, task_loss
+from model import Head, MultitaskBert, task_loss
 from weights import read_safetensors
 
 

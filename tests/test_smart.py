@@ -9,9 +9,9 @@ import tiny
 import torch
 import torch.nn.functional as F
 
-import multitask
 import runs
 from data import TASKS
+from model import task_loss
 from smart import PRESETS, Smart, divergence, normal_noise, project
 from tokenizer import pack
 
@@ -121,7 +121,7 @@ def test_three_steps_are_those_of_the_slow_form(name, projection):
         assert (found[2] > 0) == (step > 1)
         for (logits, smoothness, bregman), optimizer in zip((found, expected), optimizers, strict=True):
             optimizer.zero_grad()
-            loss = multitask.task_loss(task, logits, labels) + args.lambda_s * smoothness + args.mu * bregman
+            loss = task_loss(task, logits, labels) + args.lambda_s * smoothness + args.mu * bregman
             loss.backward()
             with torch.no_grad():  # plain descent: Adam would blow up the rounding of gradients that are zero
                 for flat in optimizer.flats():

@@ -11,7 +11,7 @@ import multitask
 import runs
 from adamw import AdamW
 from bert import Bert, BertConfig
-from multitask import MultitaskBert
+from model import MultitaskBert
 from tokenizer import Tokenizer, pack
 from weights import read_safetensors
 
