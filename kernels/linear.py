@@ -7,7 +7,7 @@ do instead: twice as fast on an AMD chip with AVX-512. On an Intel chip MKL is t
 
 A processor with bfloat16 instructions (Intel since Cooper Lake, AMD since Zen 4) multiplies faster still: numbers are
 rounded to bfloat16 on their way into a product, and summed in float32 as before (`--bf16` of `multitask.py`; MiniLM's
-whole step is 1.4 times as fast on a Sapphire Rapids core, its evaluation 1.8 times). What is stored stays float32.
+whole step is 1.4 times as fast on a Xeon core with AMX, its evaluation 1.8 times). What is stored stays float32.
 
 The backward pass is two more products of the same kind:
 
