@@ -254,7 +254,9 @@ def report_runs(args, rows):
 
 def report_ensembles(args):
     """The results of table 3: for each seed, ensembles of its models of table 2."""
-    found, device = {}, flags.choose_device(SimpleNamespace(device=args.device))
+    own = flags.arguments().parse_args(row_flags(args, BASE, args.seeds[0]))
+    found, device = {}, flags.choose_device(own)
+    flags.choose_products(own, device)  # as the runs were scored
     for seed in args.seeds:
         folders = [run_folder(args, row, seed) for row in METHODS]
         folders = sorted(filter(finished, folders), key=lambda folder: -best_epoch(folder)["score"])
