@@ -263,7 +263,7 @@ def packed_step(setting, graphed):
 
     def logits_of(task, batch):
         with torch.autocast(setting.device.type, setting.dtype, enabled=setting.dtype != torch.float32):
-            return head(model.pool(model.encode(model.embed(batch), batch, rows=batch.cls_rows)))
+            return head(model.pool(model.encode(model.embed(batch), batch, cls_only=True)))
 
     def loss_of(task, logits, labels):
         return mean_loss(logits, labels, 5)

@@ -13,8 +13,8 @@ batch, B of sequences, H the hidden size, L the number of layers.
 Two things differ from the usual implementation, neither in what is computed:
 
   * query, key and value are one matrix (3H, H) instead of three, so one larger product instead of three;
-  * where only some rows of the last hidden states are wanted (the [CLS] rows, mostly), the last layer computes only
-    those after its attention: 1/6 of MiniLM's feed-forward work is for rows that nobody reads.
+  * where only the [CLS] rows of the last hidden states are wanted, the last layer computes only those: 1/6 of MiniLM's
+    work is for rows that nobody reads.
 """
 
 import json
@@ -27,10 +27,10 @@ from torch import nn
 
 from console import UserError
 from kernels.add_norm import add_norm
-from kernels.attention import attention, plan
+from kernels.attention import attention, cls_attention, plan
 from kernels.dropout import dropout
 from kernels.embed import embed
-from kernels.gelu import bias_gelu
+from kernels.gelu import linear_gelu
 from kernels.linear import linear
 from weights import read_model, replacing, write_safetensors
 
@@ -102,20 +102,22 @@ class Layer(nn.Module):
         self.down = nn.Linear(F, H)
         self.output_norm = nn.LayerNorm(H, eps=config.layer_norm_eps)
 
-    def forward(self, h, bounds, side=None, rows=None):
-        """h (T, H) -> (T, H), or (R, H) for the R wanted rows.
+    def forward(self, h, bounds, side=None, cls_only=False):
+        """h (T, H) -> (T, H), or with `cls_only` (B, H), the rows of the first tokens.
 
-        Args: bounds, where sentences start and end, prepared by `plan` for `attention`; side, (T, H) or None; rows,
-        (R,) int64 or None for all.
+        Args: bounds, where sentences start and end, prepared by `plan` for `attention`; side, (T, H) or None.
         """
-        p = self.dropout if self.training else 0.0
-        qkv = linear(h, self.qkv.weight, self.qkv.bias)  # (T, 3H)
-        a = attention(qkv, bounds, self.heads, self.attention_dropout if self.training else 0.0)  # (T, H)
-        if rows is not None:
-            a, h, side = a[rows], h[rows], None if side is None else side[rows]
+        p, p_attention = (self.dropout, self.attention_dropout) if self.training else (0.0, 0.0)
+        if cls_only:
+            a = cls_attention(h, self.qkv.weight, self.qkv.bias, bounds, self.heads, p_attention)  # (B, H)
+            rows = bounds.cu_seqlens[:-1].long()
+            h, side = h[rows], None if side is None else side[rows]
+        else:
+            qkv = linear(h, self.qkv.weight, self.qkv.bias)  # (T, 3H)
+            a = attention(qkv, bounds, self.heads, p_attention)  # (T, H)
         a = linear(a, self.attention_output.weight)
         h = add_norm(a, self.attention_output.bias, h, self.attention_norm, p)
-        f = bias_gelu(linear(h, self.up.weight), self.up.bias)  # (T, F)
+        f = linear_gelu(h, self.up.weight, self.up.bias)  # (T, F)
         f = linear(f, self.down.weight)
         return add_norm(f, self.down.bias, h, self.output_norm, p, side)
 
@@ -140,17 +142,17 @@ class Bert(nn.Module):
         tables = (self.word.weight, self.position.weight, self.segment.weight)
         return embed(batch.ids, batch.positions, batch.segments, tables, self.embedding_norm)
 
-    def encode(self, x, batch, side=None, rows=None):
+    def encode(self, x, batch, side=None, cls_only=False):
         """x (T, H), as `embed` gives it, to the last layer's hidden states.
 
-        Args: side, a function (layer number, h (T, H), bounds) -> (T, H), or None; rows (R,) int64, which of the T
-        rows are wanted, None for all. Returns (T, H), or (R, H).
+        Args: side, a function (layer number, h (T, H), bounds) -> (T, H), or None; cls_only, True where only the [CLS]
+        rows are wanted. Returns (T, H), or (B, H).
         """
         bounds = plan(batch.cu_seqlens, batch.max_seqlen)
         h = dropout(x, self.config.hidden_dropout_prob if self.training else 0.0)
         for i, layer in enumerate(self.layers):
             beside = None if side is None else side(i, h, bounds)
-            h = layer(h, bounds, beside, rows if i + 1 == len(self.layers) else None)
+            h = layer(h, bounds, beside, cls_only and i + 1 == len(self.layers))
         return h
 
     def pool(self, h_cls):

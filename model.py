@@ -22,7 +22,7 @@ from bert import Bert
 from console import UserError
 from data import TASKS
 from kernels.dropout import dropout
-from kernels.gelu import bias_gelu
+from kernels.gelu import linear_gelu
 from kernels.linear import linear
 from kernels.loss import mean_loss
 from pals import Pals
@@ -49,7 +49,7 @@ class Head(nn.Module):
         p = self.p if self.training else 0.0
         x = dropout(x, p)
         for layer in self.hidden:
-            x = dropout(bias_gelu(linear(x, layer.weight), layer.bias), p)
+            x = dropout(linear_gelu(x, layer.weight, layer.bias), p)
         return linear(x, self.output.weight, self.output.bias)
 
 
@@ -92,7 +92,7 @@ class MultitaskBert(nn.Module):
     def pooled(self, task, x, batch):
         """What the head of the task reads, from the embeddings x (T, H) on: (B, H), or (B, 2H) of a siamese pair."""
         side = None if self.pals is None else self.pals[task]
-        h_cls = self.bert.encode(x, batch, side, rows=batch.cls_rows)  # (B, H), siamese (2B, H)
+        h_cls = self.bert.encode(x, batch, side, cls_only=True)  # (B, H), siamese (2B, H)
         pooled = self.bert.pool(h_cls)
         if self.siamese(TASKS[task]):
             pooled = torch.cat(pooled.chunk(2), 1)  # (B, 2H)

@@ -73,7 +73,7 @@ class SentenceEncoder(nn.Module):
             sentence = torch.repeat_interleave(torch.arange(len(batch), device=x.device), lengths)  # (T,)
             h = self.bert.encode(x, batch).float()
             return h.new_zeros(len(batch), h.shape[1]).index_add(0, sentence, h) / lengths[:, None]
-        h = self.bert.encode(x, batch, rows=batch.cls_rows)
+        h = self.bert.encode(x, batch, cls_only=True)
         if self.training:
             h = torch.tanh(linear(h, self.projection.weight, self.projection.bias))
         return h.float()

@@ -23,6 +23,15 @@ On the CPU, sentences of similar length are gathered into a group, padded to the
 one batched matrix product. Nothing else of the model is padded on the CPU, and attention is cheap: for 20 tokens it is
 1 % of a layer's arithmetic.
 
+Where only a sentence's first token, [CLS], is to attend (the last layer of a model that reads nothing else), it needs
+no key and no value of anybody. With hidden states h_j, keys k_j = W_k h_j + b_k, values v_j = W_v h_j + b_v, and D_j
+the one row of D that is left,
+
+    q · k_j = (W_kᵀ q) · h_j + q · b_k              the same q · b_k for all j: softmax does not see it
+    Σ_j D_j v_j = W_v (Σ_j D_j h_j) + (Σ_j D_j) b_v
+
+so the two matrices act on one vector for each sentence and head instead of one for each token (`cls_attention`).
+
 On a GPU, S and P would be written to memory and read back several times, and that traffic takes longer than the
 arithmetic. The Triton kernels keep them on the chip (FlashAttention; Dao et al., 2022). Each program takes one
 sentence, one head and a tile of rows (`dispatch.py` says what programs and tiles are); it finds them by cu_seqlens and
@@ -57,7 +66,8 @@ from typing import NamedTuple
 import torch
 
 from kernels.dispatch import jit, matmul_dtype, tl, triton, use_triton
-from kernels.dropout import dropout_keep, dropout_key, dropout_mask, new_seed, threshold
+from kernels.dropout import dropout, dropout_keep, dropout_key, dropout_mask, new_seed, threshold
+from kernels.linear import linear
 
 aten = torch.ops.aten
 
@@ -72,6 +82,7 @@ class Groups(NamedTuple):
     """
 
     shapes: list  # of (n, m), one a group
+    sentences: torch.Tensor  # int64: which sentences these are, group by group; empty ones are in none
     token: torch.Tensor  # (P,) int64: which token stands at a place; padding repeats token 0
     start: torch.Tensor  # (P,) int64: the first place of the same sentence
     length: torch.Tensor  # (P,) int64: the m of its group
@@ -124,7 +135,8 @@ def _groups(cu_seqlens, similar=0.6):
     padding = token >= end
     place = torch.empty(bounds[-1], dtype=torch.int64)
     place[token[~padding]] = torch.arange(len(start))[~padding]
-    tensors = token.masked_fill(padding, 0), start, longest.repeat_interleave(longest), place, padding
+    order = torch.tensor(order, dtype=torch.int64)
+    tensors = order, token.masked_fill(padding, 0), start, longest.repeat_interleave(longest), place, padding
     return Groups(shapes, *(t.to(cu_seqlens.device) for t in tensors), {})
 
 
@@ -442,3 +454,30 @@ def attention(qkv, plan, heads, p=0.0):
     if use_triton(qkv):
         return _FusedAttention.apply(qkv, plan, heads, p)
     return _Attention.apply(qkv, plan.groups or _groups(plan.cu_seqlens), heads, p)
+
+
+def cls_attention(h, weight, bias, plan, heads, p=0.0):
+    """`attention` of the first token of each sentence alone, from the hidden states on.
+
+    Args: h (T, H); weight (3H, H) and bias (3H,), the linear map from h to q, k and v; the others as for `attention`.
+    Returns (B, H); the rows of empty sentences mean nothing.
+    """
+    starts = plan.cu_seqlens[:-1].long()
+    if use_triton(h):
+        return attention(linear(h, weight, bias), plan, heads, p).index_select(0, starts)
+    groups, H = plan.groups or _groups(plan.cu_seqlens), h.shape[1]
+    (w_q, w_k, w_v), (b_q, _, b_v) = weight.chunk(3), bias.chunk(3)
+    q = linear(h.index_select(0, starts[groups.sentences]), w_q, b_q).view(-1, heads, H // heads)
+    q = torch.einsum("bhd,hdc->bhc", q, w_k.view(heads, -1, H))  # W_kᵀ q, (B, heads, H)
+    tokens = groups.token.split([n * m for n, m in groups.shapes])
+    parts = q.split([n for n, _ in groups.shapes]), tokens, _rows(groups, heads).biases, groups.shapes
+    means, sums = [], []
+    for q_part, token, minus_inf, (n, m) in zip(*parts, strict=True):
+        x = h.index_select(0, token).view(n, m, H).to(q.dtype)
+        scores = torch.baddbmm(minus_inf.view(n, heads, m).to(q.dtype), q_part, x.mT, alpha=(H // heads) ** -0.5)
+        probs = dropout(torch.softmax(scores, -1), p).to(q.dtype)
+        means.append(torch.bmm(probs, x))  # (n, heads, H)
+        sums.append(probs.sum(-1, keepdim=True))
+    out = torch.einsum("bhc,hdc->bhd", torch.cat(means), w_v.view(heads, -1, H))
+    out = (out + torch.cat(sums) * b_v.view(heads, -1)).flatten(1)
+    return out.new_zeros(len(starts), H).index_copy(0, groups.sentences, out)

@@ -7,7 +7,9 @@ do instead: twice as fast on an AMD chip with AVX-512. On an Intel chip MKL is t
 
 A processor with bfloat16 instructions (Intel since Cooper Lake, AMD since Zen 4) multiplies faster still: numbers are
 rounded to bfloat16 on their way into a product, and summed in float32 as before (`--bf16` of `multitask.py`; MiniLM's
-whole step is 1.4 times as fast on a Xeon core with AMX, its evaluation 1.8 times). What is stored stays float32.
+whole step is 1.4 times as fast on a Xeon core with AMX, its evaluation 1.8 times). What is stored stays float32. Where
+the processor has AMX, oneDNN rounds inside its product; elsewhere it would leave float32 as it is, so there we round
+the operands ourselves, and such a product also leaves its result rounded.
 
 The backward pass is two more products of the same kind:
 
@@ -35,9 +37,10 @@ def _made_by_intel():
 
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 _CHOSEN = _ONEDNN and not _made_by_intel()
-# oneDNN sums a row in one go, and the rounding error of a float32 sum grows with its length. The outputs, which are
-# compared with those of `transformers`, are summed in parts; the gradients, which are noisier than that, are not.
+# oneDNN sums a row in one go, and the rounding error of a float32 sum grows with its length. Outputs outside training,
+# which are compared with those of `transformers`, are summed in parts; what is noisier than that anyway is not.
 PART = 768
+_operands = torch.float32  # what `_Linear` rounds its operands to
 
 
 def bfloat16_products():
@@ -47,20 +50,29 @@ def bfloat16_products():
 
 def use_bfloat16_products(on=True):
     """From now on, products of float32 matrices on the CPU round their operands to bfloat16."""
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16" if on else "none"
+    global _operands
+    amx = torch.cpu._is_amx_tile_supported()
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16" if on and amx else "none"
+    _operands = torch.bfloat16 if on and not amx else torch.float32
 
 
-def _product(a, b, bias=None):
-    """a (M, K), b (N, K) -> a bᵀ + bias, (M, N). Both contiguous, or the transpose of what is: slices are very slow."""
-    return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+def _product(a, b, bias=None, then="none"):
+    """a (M, K), b (N, K) -> a bᵀ + bias, (M, N). Both contiguous, or the transpose of what is: slices are very slow.
+
+    Args: then, "gelu" for GELU (the exact form) of that.
+    """
+    return torch.ops.mkldnn._linear_pointwise(a, b, bias, then, [], "none")
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias):
-        x = x.contiguous()
+    def forward(ctx, x, weight, bias, training):
+        x, weight = x.contiguous().to(_operands), weight.to(_operands)
         ctx.save_for_backward(x, weight)
-        if x.shape[1] <= PART:
+        if x.dtype == torch.bfloat16:
+            y = _product(x, weight).float()
+            return y if bias is None else y.add_(bias)
+        if training or x.shape[1] <= PART:
             return _product(x, weight, bias)
         y = None
         for x_part, weight_part in zip(x.split(PART, 1), weight.split(PART, 1), strict=True):
@@ -72,16 +84,31 @@ class _Linear(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
         x, weight = ctx.saved_tensors
-        dy = dy.contiguous()
-        dx = _product(dy, weight.t()) if ctx.needs_input_grad[0] else None
-        dw = _product(dy.t(), x.t()) if ctx.needs_input_grad[1] else None
         db = dy.sum(0) if ctx.needs_input_grad[2] else None
-        return dx, dw, db
+        dy = dy.contiguous().to(x.dtype)
+        dx = _product(dy, weight.t()).float() if ctx.needs_input_grad[0] else None
+        dw = _gradient(dy, x).float() if ctx.needs_input_grad[1] else None
+        return dx, dw, db, None
+
+
+def _gradient(dy, x):
+    """dyᵀ x of dy (T, out) and x (T, in): (out, in). `_product` would first copy dyᵀ, slowly; MKL takes it as it is."""
+    return torch.mm(dy.t(), x) if dy.shape[1] >= x.shape[1] else _product(dy.t(), x.t())
+
+
+def _fast(x, weight):
+    """Whether oneDNN takes this product."""
+    float32 = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return _CHOSEN and x.device.type == "cpu" and float32 and x.numel() > 0
 
 
 def linear(x, weight, bias=None):
     """x (T, in), weight (out, in), bias (out,) or None -> (T, out). Any device and float dtype."""
-    fast = _CHOSEN and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and x.numel()
-    if not fast or torch.is_autocast_enabled("cpu"):
-        return F.linear(x, weight, bias)
-    return _Linear.apply(x, weight, bias)
+    return _Linear.apply(x, weight, bias, torch.is_grad_enabled()) if _fast(x, weight) else F.linear(x, weight, bias)
+
+
+def linear_gelu_plain(x, weight, bias):
+    """GELU of `linear`. Outside training, which needs the product for its backward pass, one call does both."""
+    if _fast(x, weight) and not torch.is_grad_enabled() and x.shape[1] <= PART and _operands == torch.float32:
+        return _product(x.contiguous(), weight, bias, "gelu")
+    return F.gelu(linear(x, weight, bias))

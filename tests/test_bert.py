@@ -75,7 +75,7 @@ def test_wanted_rows_are_those_rows_of_everything():
     batch = random_batch((5, 1, 30, 12))
     x = bert.embed(batch)
     everything = bert.encode(x, batch)
-    assert torch.allclose(bert.encode(x, batch, rows=batch.cls_rows), everything[batch.cls_rows], atol=1e-6)
+    assert torch.allclose(bert.encode(x, batch, cls_only=True), everything[batch.cls_rows], atol=1e-6)
 
 
 @torch.no_grad()
