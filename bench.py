@@ -91,7 +91,7 @@ class Theirs:
         self.dataset = load(args, task)
 
     def logits(self, numbers):
-        encoded = [self.dataset.encoded[i] for i in numbers]
+        encoded = [self.dataset.encoded[0][i] for i in numbers]
         longest = max(len(ids) for ids, _ in encoded)
         ids, mask, segments = (torch.zeros(len(encoded), longest, dtype=torch.int64) for _ in range(3))
         for row, (sentence, first) in enumerate(encoded):

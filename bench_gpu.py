@@ -352,7 +352,7 @@ def draw_lengths(args, batch, batches, longest):
         if args.data:
             task = TASKS["para" if name == "quora" else name]
             examples = read_examples(data_path(args.data, task, "train"), task).first(20000)
-            all_lengths = torch.tensor([len(ids) for ids, _ in DataSet(examples, tokenizer).encoded])
+            all_lengths = torch.tensor([len(ids) for ids, _ in DataSet(examples, tokenizer).encoded[0]])
             drawn = all_lengths[torch.randint(len(all_lengths), (batches, batch), generator=generator)]
         else:
             normal = torch.randn(batches, batch, generator=generator)

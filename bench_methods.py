@@ -90,7 +90,7 @@ def main(argv=None):
     parser.add_argument("--steps", type=flags.positive(int, 2), default=20)
     args = parser.parse_args(argv)
     folder = find_model(args.bert)
-    datasets = load_data(flags.arguments().parse_args([]), Tokenizer(folder), siamese=False, splits=("train",))
+    datasets = load_data(flags.arguments().parse_args([]), Tokenizer(folder), splits=("train",))
     runners = {name: timed_steps(options.split(), datasets, folder) for name, options in METHODS.items()}
     times = {name: [] for name in METHODS}
     for i in range(args.steps + 2):

@@ -185,6 +185,13 @@ class Bert(nn.Module):
         write_safetensors(Path(folder) / "model.safetensors", to_usual_names(self), {"format": "pt"})
 
 
+def sentence_means(h, batch):
+    """h (T, H), hidden states of a `Batch` of B sentences -> float32 (B, H), the mean of each sentence's rows."""
+    lengths = batch.cu_seqlens.diff().long()
+    sentence = torch.repeat_interleave(torch.arange(len(batch), device=h.device), lengths)  # (T,)
+    return h.new_zeros(len(batch), h.shape[1], dtype=torch.float32).index_add(0, sentence, h.float()) / lengths[:, None]
+
+
 def initialize(module, std):
     """Weights of all matrices ~ N(0, std²), biases 0, as BERT starts its pretraining (LayerNorms are born 1 and 0)."""
     for part in module.modules():

@@ -185,25 +185,23 @@ def fingerprint(examples):
 class DataSet:
     """Examples with their token ids: what training and evaluation draw batches from."""
 
-    def __init__(self, examples, tokenizer, siamese=False):
-        """Args: siamese, True to encode the two sentences of a pair each alone; by default they share one sequence."""
+    def __init__(self, examples, tokenizer, pair_encoding="joint"):
+        """Args: pair_encoding, what becomes of a pair: "joint", one sequence; "siamese", each sentence a sequence of
+        its own; "both", all three of these.
+        """
         self.examples = examples
-        self.encoded, self.encoded_others = [], None
-        if siamese and examples.others is not None:
-            self.encoded = tokenizer.encode(examples.sentences)
-            self.encoded_others = tokenizer.encode(examples.others)
-        else:
-            self.encoded = tokenizer.encode(examples.sentences, examples.others)
+        self.encoded = []  # one list of n encoded sequences for each sequence that an example has
+        if examples.others is None or pair_encoding != "siamese":
+            self.encoded.append(tokenizer.encode(examples.sentences, examples.others))
+        if examples.others is not None and pair_encoding != "joint":
+            self.encoded += [tokenizer.encode(examples.sentences), tokenizer.encode(examples.others)]
 
     def __len__(self):
         return len(self.examples)
 
     def batch(self, numbers):
-        """B examples, packed: B sentences or joint pairs; siamese, B first sentences and then B second ones."""
-        encoded = [self.encoded[i] for i in numbers]
-        if self.encoded_others is not None:
-            encoded += [self.encoded_others[i] for i in numbers]
-        return pack(encoded)
+        """B examples, packed: B sentences or joint pairs, then B first sentences and B second ones, as there are."""
+        return pack([encoded[i] for encoded in self.encoded for i in numbers])
 
     def labels(self, numbers):
         """(B,) float32 tensor."""
@@ -211,9 +209,7 @@ class DataSet:
 
     def by_length(self, batch_size):
         """Lists of example numbers, of similar length in each list, all examples once: the order for evaluation."""
-        lengths = [len(ids) for ids, _ in self.encoded]
-        if self.encoded_others is not None:
-            lengths = [a + len(b) for a, (b, _) in zip(lengths, self.encoded_others, strict=True)]
+        lengths = [sum(len(ids) for ids, _ in sequences) for sequences in zip(*self.encoded, strict=True)]
         order = sorted(range(len(self)), key=lengths.__getitem__)
         return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
@@ -234,14 +230,14 @@ def load_examples(args, splits=SPLITS):
     return examples
 
 
-def load_data(args, tokenizer, siamese, splits=SPLITS):
+def load_data(args, tokenizer, splits=SPLITS):
     """What a run computes with: {task: {split: DataSet}}."""
     splits = [split for split in splits if split != "test" or not args.skip_test]
     datasets = {}
     for name, files in load_examples(args, splits).items():
         if "train" in files:
             files["train"] = files["train"].sample(args.train_examples)
-        datasets[name] = {split: DataSet(examples, tokenizer, siamese) for split, examples in files.items()}
+        datasets[name] = {split: DataSet(examples, tokenizer, args.pair_encoding) for split, examples in files.items()}
     return datasets
 
 

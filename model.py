@@ -1,8 +1,14 @@
 """The model: one encoder, a head per task, and what each task's loss is.
 
 A sentence is encoded to the pooled [CLS] vector. A pair goes through the encoder in one sequence [CLS] a [SEP] b [SEP]
-(`--pair_encoding joint`), or each sentence alone, the two vectors then side by side (`siamese`). A head per task (two
-feed-forward layers with GELU and dropout, then a linear layer) makes of it
+(`--pair_encoding joint`), or each sentence alone, the two vectors then side by side (`siamese`), or `both`:
+
+    [c, |u - v|, u ⊙ v]     c, the pooled [CLS] of the joint sequence; u and v, the mean of the hidden states of each
+                            sentence alone, normalized to mean 0 and variance 1, so that Σ u ⊙ v / H is their cosine
+
+which costs twice the time on pairs. In one sequence each word can look at the words of the other sentence; alone, a
+sentence has the vector that an encoder like MiniLM was pretrained to compare (Reimers & Gurevych, 2019). A head per
+task (two feed-forward layers with GELU and dropout, then a linear layer) makes of what it gets
 
     sst      5 logits z       cross-entropy           -log softmax(z)[label]
     para     1 logit z        binary cross-entropy    -log σ(z) if label = 1, -log(1 - σ(z)) if 0
@@ -15,10 +21,11 @@ import itertools
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import runs
-from bert import Bert
+from bert import Bert, sentence_means
 from console import UserError
 from data import TASKS
 from kernels.dropout import dropout
@@ -70,7 +77,7 @@ class MultitaskBert(nn.Module):
         }
         self.heads = nn.ModuleDict()
         for task in TASKS.values():
-            size_in = 2 * H if self.siamese(task) else H
+            size_in = H * {"joint": 1, "siamese": 2, "both": 3}[pair_encoding] if task.pair else H
             size_out = task.classes if task.classes > 2 else 1
             self.heads[task.name] = Head(size_in, classifier_size or H, size_out, classifier_layers, p)
         self.pals = None
@@ -78,8 +85,9 @@ class MultitaskBert(nn.Module):
             self.options |= {"pal_size": pal_size, "pal_heads": pal_heads}
             self.pals = nn.ModuleDict({name: Pals(bert.config, pal_size, pal_heads) for name in TASKS})
 
-    def siamese(self, task):
-        return task.pair and self.options["pair_encoding"] == "siamese"
+    @property
+    def pair_encoding(self):
+        return self.options["pair_encoding"]
 
     def forward(self, task, batch):
         """The name of a task and a `Batch` of its B examples (`DataSet.batch`) -> logits (B, classes), or (B, 1)."""
@@ -90,12 +98,20 @@ class MultitaskBert(nn.Module):
         return self.heads[task](self.pooled(task, x, batch))
 
     def pooled(self, task, x, batch):
-        """What the head of the task reads, from the embeddings x (T, H) on: (B, H), or (B, 2H) of a siamese pair."""
+        """What the head of the task reads, from the embeddings x (T, H) on.
+
+        Returns (B, H), of siamese pairs (B, 2H), and of pairs in both encodings (B, 3H).
+        """
         side = None if self.pals is None else self.pals[task]
-        h_cls = self.bert.encode(x, batch, side, cls_only=True)  # (B, H), siamese (2B, H)
-        pooled = self.bert.pool(h_cls)
-        if self.siamese(TASKS[task]):
-            pooled = torch.cat(pooled.chunk(2), 1)  # (B, 2H)
+        if TASKS[task].pair and self.pair_encoding == "both":
+            h = self.bert.encode(x, batch, side)  # (T, H), of 3B sequences
+            c = self.bert.pool(h[batch.cls_rows.chunk(3)[0]])
+            means = sentence_means(h, batch)
+            _, u, v = F.layer_norm(means, means.shape[1:]).chunk(3)  # (B, H) each
+            return torch.cat((c, (u - v).abs(), u * v), 1)
+        pooled = self.bert.pool(self.bert.encode(x, batch, side, cls_only=True))
+        if TASKS[task].pair and self.pair_encoding == "siamese":
+            pooled = torch.cat(pooled.chunk(2), 1)
         return pooled
 
     def parameter_groups(self):

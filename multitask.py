@@ -222,10 +222,9 @@ def main(argv=None):
     device = flags.choose_device(args)
     flags.choose_products(args, device)
     parallel.start(args.batch_size)
-    siamese = args.pair_encoding == "siamese"
     if args.eval_only:
         model, tokenizer = MultitaskBert.load(runs.best_folder(args.out))
-        report(args, model.to(device), load_data(args, tokenizer, siamese, ("dev", "test")))
+        report(args, model.to(device), load_data(args, tokenizer, ("dev", "test")))
         parallel.stop()
         return
     with parallel.one_after_another():
@@ -233,7 +232,7 @@ def main(argv=None):
     config = BertConfig.load(folder)
     tokenizer = Tokenizer(folder, config.max_position_embeddings, config.vocab_size)
     with parallel.one_voice():
-        datasets = load_data(args, tokenizer, siamese)
+        datasets = load_data(args, tokenizer)
     torch.manual_seed(args.seed)
     bert = Bert.load(folder, hidden_dropout_prob=args.hidden_dropout_prob)
     bert.requires_grad_(args.option == "finetune")

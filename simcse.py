@@ -39,7 +39,7 @@ from torch import nn
 import parallel
 import runs
 from adamw import AdamW, linear_schedule
-from bert import Bert, BertConfig, initialize, to_usual_names
+from bert import Bert, BertConfig, initialize, sentence_means, to_usual_names
 from console import Parser, UserError, command, progress, table
 from corpus import batch_of_step, fingerprint, open_corpus
 from data import TASKS, data_path, read_examples
@@ -69,10 +69,7 @@ class SentenceEncoder(nn.Module):
         """A `Batch` of B sentences -> float32 embeddings (B, H)."""
         x = self.bert.embed(batch)
         if self.pooling == "mean":
-            lengths = batch.cu_seqlens.diff().long()
-            sentence = torch.repeat_interleave(torch.arange(len(batch), device=x.device), lengths)  # (T,)
-            h = self.bert.encode(x, batch).float()
-            return h.new_zeros(len(batch), h.shape[1]).index_add(0, sentence, h) / lengths[:, None]
+            return sentence_means(self.bert.encode(x, batch), batch)
         h = self.bert.encode(x, batch, cls_only=True)
         if self.training:
             h = torch.tanh(linear(h, self.projection.weight, self.projection.bias))

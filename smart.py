@@ -87,7 +87,7 @@ def normal_noise(batch, width, seed, first, examples):
 
     The noise of a sentence depends on `seed` (a list of int) and on its place in the whole batch of the step only, so
     it does not matter over how many processes that is spread. Args: first, the place of the batch's first example;
-    examples, how many it has: a siamese batch has two sequences of each, all first sentences before all second ones.
+    examples, how many it has: a pair may have several sequences (`DataSet.batch`), all first ones before all others.
     """
     rows = []
     for i, length in enumerate(batch.cu_seqlens.diff().tolist()):

@@ -19,7 +19,7 @@ import runs
 from bert import BertConfig
 from cache import cached_outputs, metrics_of
 from console import UserError
-from data import TASKS, DataSet
+from data import DataSet
 from evaluate import dev_score
 from model import MultitaskBert
 from multitask import dev_metric
@@ -81,7 +81,7 @@ def choose_soup(folders, weights, scores, examples, device):
 
 def dev_score_of(model, tokenizer, examples):
     """The dev score of a model on {task: Examples}."""
-    data = {name: DataSet(these, tokenizer, model.siamese(TASKS[name])) for name, these in examples.items()}
+    data = {name: DataSet(these, tokenizer, model.pair_encoding) for name, these in examples.items()}
     return dev_score({name: dev_metric(model, name, dataset) for name, dataset in data.items()})
 
 

@@ -92,7 +92,7 @@ def test_siamese_batches_have_the_first_sentences_and_then_the_second(tmp_path, 
     write_task_files(tmp_path)
     examples = read_examples(data_path(tmp_path, TASKS["sts"], "train"), TASKS["sts"])
     tokenizer = Tokenizer(tiny_encoder)
-    joint, siamese = DataSet(examples, tokenizer), DataSet(examples, tokenizer, siamese=True)
+    joint, siamese = DataSet(examples, tokenizer), DataSet(examples, tokenizer, "siamese")
     assert len(joint.batch([3, 1])) == 2
     batch = siamese.batch([3, 1])
     expected = [tokenizer.encode([text])[0][0].tolist() for text in (examples.sentences[3], examples.sentences[1])]
@@ -101,7 +101,9 @@ def test_siamese_batches_have_the_first_sentences_and_then_the_second(tmp_path, 
     assert [batch.ids[a:b].tolist() for a, b in itertools.pairwise(bounds)] == expected
     assert batch.segments.sum() == 0
     assert joint.labels([3, 1]).tolist() == examples.labels[[3, 1]].tolist()
-    for dataset in (joint, siamese):
+    both = DataSet(examples, tokenizer, "both")
+    assert both.batch([3, 1]).ids.tolist() == joint.batch([3, 1]).ids.tolist() + batch.ids.tolist()
+    for dataset in (joint, siamese, both):
         numbers = [i for part in dataset.by_length(5) for i in part]
         assert sorted(numbers) == list(range(len(dataset)))
 

@@ -110,7 +110,7 @@ def test_predict_answers_one_sentence_a_pair_a_file_and_a_dialogue(finished, tmp
     assert pair.splitlines()[1] in talk.stdout
 
 
-@pytest.mark.parametrize("pair_encoding", ["joint", "siamese"])
+@pytest.mark.parametrize("pair_encoding", ["joint", "siamese", "both"])
 def test_pretrain_leaves_the_encoder_bitwise_as_it_was(tiny_encoder, flags, tmp_path, pair_encoding):
     done = run("multitask.py", *flags, "--option", "pretrain", "--epochs", "1", "--pair_encoding", pair_encoding)
     assert done.returncode == 0, done.stderr
@@ -270,3 +270,22 @@ def test_a_siamese_pair_is_the_two_vectors_side_by_side():
         expected = model.heads["sts"](torch.cat((pooled[:2], pooled[2:]), 1))
         assert torch.allclose(model("sts", batch), expected, atol=1e-6)
         assert model("sst", batch).shape == (4, 5)
+
+
+def test_both_encodings_of_a_pair_are_its_joint_vector_and_how_the_two_alone_compare():
+    torch.manual_seed(0)
+    model = MultitaskBert(Bert(tiny_config(initializer_range=0.3)), "both").eval()
+    batch = random_batch((9, 8, 4, 6, 5, 3))  # two pairs: both sentences in one sequence, first sentences, second ones
+    with torch.no_grad():
+        hidden, pooled = model.bert(batch)
+        vectors = []
+        for pair, first, second in ((0, 2, 4), (1, 3, 5)):
+            alone = []
+            for i in (first, second):
+                mean = hidden[batch.cu_seqlens[i] : batch.cu_seqlens[i + 1]].mean(0)
+                alone.append((mean - mean.mean()) / mean.std(correction=0))
+            u, v = alone
+            vectors.append(torch.cat((pooled[pair], (u - v).abs(), u * v)))
+        expected = model.heads["sts"](torch.stack(vectors))
+        assert torch.allclose(model("sts", batch), expected, atol=1e-4)
+        assert model("sst", batch).shape == (6, 5)
