@@ -27,7 +27,7 @@ from kernels.adamw import Update, adamw
 
 
 class Flat:
-    """Parameters in one flat float tensor, with their flat gradient and moments."""
+    """Parameters in one flat float tensor, with their flat gradient, m and v."""
 
     def __init__(self, named, decay):
         """Args: named, a list of (name, parameter) on one device; decay, True if they are subject to weight decay."""
@@ -107,9 +107,9 @@ class AdamW:
 
 
 def linear_schedule(step, total, warmup):
-    """The learning rate's factor: it rises to 1 at step w = warmup · total, then falls to 0, due at step `total`.
+    """The learning rate's factor: it rises linearly to 1 at step warmup · total, then falls linearly to 0 at `total`.
 
-    Args: step, from 0; warmup in [0, 1). Returns a float in (0, 1], both ways linear.
+    Args: step, from 0; warmup in [0, 1). Returns a float in (0, 1].
     """
     rising = warmup * total
     return min((step + 1) / (rising + 1), (total - step) / max(1.0, total - rising))

@@ -6,15 +6,15 @@
     h'    = LN(h_att + dropout(FFN(h_att)) + side(h))
     pool  = tanh(W h_[CLS] + b)                                              pool:    (B, H) -> (B, H)
 
-SA is multi-head self-attention with an output projection, FFN is Linear, GELU, Linear. `side` is whatever someone
-wants to add beside the feed-forward half of a layer; without one this is plain BERT. T is the number of tokens in the
-batch, B of sequences, H the hidden size, L the number of layers.
+SA is multi-head self-attention with an output projection, FFN is Linear (from H to F numbers), GELU, Linear (F to H).
+`side` is whatever someone wants to add beside the feed-forward half of a layer; without one this is plain BERT. T is
+the number of tokens in the batch, B of sequences, H the hidden size, L the number of layers.
 
-Two things differ from the usual implementation, neither in what is computed:
+Two things differ from the usual implementation, neither in the result:
 
   * query, key and value are one matrix (3H, H) instead of three, so one larger product instead of three;
-  * where only the [CLS] rows of the last hidden states are wanted, the last layer computes only those: 1/6 of MiniLM's
-    work is for rows that nobody reads.
+  * where only the [CLS] rows of the last hidden states are wanted, the last layer computes only those, on the CPU
+    without anybody's keys and values (`cls_attention`): 1/6 of MiniLM's work is for rows that nobody reads.
 """
 
 import json
@@ -115,9 +115,9 @@ class Layer(nn.Module):
         else:
             qkv = linear(h, self.qkv.weight, self.qkv.bias)  # (T, 3H)
             a = attention(qkv, bounds, self.heads, p_attention)  # (T, H)
-        a = linear(a, self.attention_output.weight)
+        a = linear(a, self.attention_output.weight)  # (T, H), or (B, H) from here on; `add_norm` adds the bias
         h = add_norm(a, self.attention_output.bias, h, self.attention_norm, p)
-        f = linear_gelu(h, self.up.weight, self.up.bias)  # (T, F)
+        f = linear_gelu(h, self.up.weight, self.up.bias)  # (T, F) or (B, F)
         f = linear(f, self.down.weight)
         return add_norm(f, self.down.bias, h, self.output_norm, p, side)
 
@@ -168,7 +168,7 @@ class Bert(nn.Module):
     def load(cls, folder, **overrides):
         """From a model folder in the usual layout. Args: overrides, values for `BertConfig` (dropout, for instance).
 
-        Raises UserError where a weight is missing or has another shape than `config.json` says.
+        Raises UserError where a weight (but the pooler's) is missing or has another shape than `config.json` says.
         """
         config = BertConfig.load(folder)
         for name, value in overrides.items():
@@ -186,7 +186,7 @@ class Bert(nn.Module):
 
 
 def sentence_means(h, batch):
-    """h (T, H), hidden states of a `Batch` of B sentences -> float32 (B, H), the mean of each sentence's rows."""
+    """h (T, H), hidden states of a `Batch` of B sequences -> float32 (B, H), the mean of each sequence's rows."""
     lengths = batch.cu_seqlens.diff().long()
     sentence = torch.repeat_interleave(torch.arange(len(batch), device=h.device), lengths)  # (T,)
     return h.new_zeros(len(batch), h.shape[1], dtype=torch.float32).index_add(0, sentence, h.float()) / lengths[:, None]
@@ -242,8 +242,8 @@ def to_usual_names(bert):
 def from_usual_names(tensors, config, source):
     """A state dict for `Bert` from the usual names, with `bert.` before them or not, gamma/beta or weight/bias.
 
-    Tensors that the encoder does not have (a language-model head, say) are left alone. Raises UserError where one is
-    missing or has the wrong shape; `source` names the file in it.
+    Tensors that the encoder does not have (a language-model head, say) are left alone; a missing pooler starts at
+    random. Raises UserError where another one is missing or a shape is wrong; `source`, the folder, is named in it.
     """
     found = {}
     for name, tensor in tensors.items():

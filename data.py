@@ -200,7 +200,11 @@ class DataSet:
         return len(self.examples)
 
     def batch(self, numbers):
-        """B examples, packed: B sentences or joint pairs, then B first sentences and B second ones, as there are."""
+        """A `Batch` of B examples. Args: numbers, a list of B int, which ones.
+
+        Its sequences: B sentences or joint pairs; "siamese", B first sentences, then B second ones; "both", B joint
+        pairs, then B first sentences, then B second ones.
+        """
         return pack([encoded[i] for encoded in self.encoded for i in numbers])
 
     def labels(self, numbers):
@@ -215,7 +219,10 @@ class DataSet:
 
 
 def load_examples(args, splits=SPLITS):
-    """The files of a run: {task: {split: Examples}}. A task without a test file has no "test"."""
+    """The files of a run: {task: {split: Examples}}. A task without a test file has no "test".
+
+    Args: args, the flags of `multitask.py` (listed in `flags.py`).
+    """
     examples = {}
     for task in TASKS.values():
         examples[task.name] = {}

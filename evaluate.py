@@ -59,7 +59,7 @@ def outputs(model, task, dataset, batch_size=64):
 
 
 def probabilities(task, logits):
-    """logits (B, C), (B, 1) for two classes or a real number -> (B, classes), or (B,) for a real number."""
+    """logits (B, C), C the classes, but 1 for two classes or a number -> (B, classes), or (B,) for a real number."""
     if not task.classes:
         return logits.squeeze(1)
     if task.classes == 2:

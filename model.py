@@ -3,16 +3,19 @@
 A sentence is encoded to the pooled [CLS] vector. A pair goes through the encoder in one sequence [CLS] a [SEP] b [SEP]
 (`--pair_encoding joint`), or each sentence alone, the two vectors then side by side (`siamese`), or `both`:
 
-    [c, |u - v|, u ⊙ v]     c, the pooled [CLS] of the joint sequence; u and v, the mean of the hidden states of each
-                            sentence alone, normalized to mean 0 and variance 1, so that Σ u ⊙ v / H is their cosine
+    [c, |u - v|, u ⊙ v]     c, the pooled [CLS] of the joint sequence; u and v, for each sentence alone the mean of its
+                            hidden states, brought to mean 0 and variance 1 over the H numbers, so that Σ u ⊙ v / H
+                            is the cosine of u and v (⊙: element by element)
 
-which costs twice the time on pairs. In one sequence each word can look at the words of the other sentence; alone, a
-sentence has the vector that an encoder like MiniLM was pretrained to compare (Reimers & Gurevych, 2019). A head per
-task (two feed-forward layers with GELU and dropout, then a linear layer) makes of what it gets
+which costs a little over twice the time on pairs, as all rows of the last layer are needed. In one sequence each word
+can look at the words of the other sentence; the mean of a sentence alone is the vector that an encoder like MiniLM was
+pretrained to compare (Reimers & Gurevych, 2019).
+
+A head per task (two feed-forward layers with GELU and dropout, then a linear layer) makes of what it gets
 
     sst      5 logits z       cross-entropy           -log softmax(z)[label]
     para     1 logit z        binary cross-entropy    -log σ(z) if label = 1, -log(1 - σ(z)) if 0
-    sts      1 number z       squared error           (z - label)²
+    sts      1 number z       squared error           (z - label)²             σ(z) = 1 / (1 + exp(-z))
 
 With `--use_pals` each task also has a small part of every layer of the encoder (`pals.py`).
 """
@@ -66,7 +69,9 @@ class MultitaskBert(nn.Module):
     def __init__(
         self, bert, pair_encoding="joint", classifier_layers=2, classifier_size=None, pal_size=None, pal_heads=12
     ):
-        """Args: classifier_size, the width of the heads, None for the hidden size; pal_size, None for no PALs."""
+        """Args: bert, a `Bert`; pair_encoding, see above; classifier_layers and classifier_size, the heads' layers and
+        their width, None for the hidden size; pal_size and pal_heads, see `pals.py`, None for no PALs.
+        """
         super().__init__()
         H, p = bert.config.hidden_size, bert.config.hidden_dropout_prob
         self.bert = bert
@@ -90,7 +95,10 @@ class MultitaskBert(nn.Module):
         return self.options["pair_encoding"]
 
     def forward(self, task, batch):
-        """The name of a task and a `Batch` of its B examples (`DataSet.batch`) -> logits (B, classes), or (B, 1)."""
+        """The name of a task and a `Batch` of its B examples (`DataSet.batch`) -> logits (B, C).
+
+        C is as in `evaluate.probabilities`.
+        """
         return self.classify(task, self.bert.embed(batch), batch)
 
     def classify(self, task, x, batch):
@@ -100,7 +108,8 @@ class MultitaskBert(nn.Module):
     def pooled(self, task, x, batch):
         """What the head of the task reads, from the embeddings x (T, H) on.
 
-        Returns (B, H), of siamese pairs (B, 2H), and of pairs in both encodings (B, 3H).
+        Returns, for B examples: (B, H); siamese pairs (B, 2H), from 2B sequences; both (B, 3H), from 3B, in the order
+        of `DataSet.batch`.
         """
         side = None if self.pals is None else self.pals[task]
         if TASKS[task].pair and self.pair_encoding == "both":
@@ -134,7 +143,7 @@ class MultitaskBert(nn.Module):
 
     @classmethod
     def load(cls, folder):
-        """From a folder that `save` wrote. Returns (model, tokenizer)."""
+        """From a folder that `save` wrote. Returns (model, tokenizer). Raises UserError if it holds none."""
         if not (Path(folder) / "multitask.json").exists():
             raise UserError(f"{folder} holds no trained model; name the folder of a run of multitask.py")
         bert = Bert.load(folder)

@@ -46,6 +46,7 @@ def train(args, model, tokenizer, datasets):
     averages = smart.state() if smart else {}
     steps = list(training_plan(args, {name: len(splits["train"]) for name, splits in datasets.items()}))
     data = {name: fingerprint(splits["train"].examples) for name, splits in datasets.items()}
+    # where the run stands: steps done, the best dev score so far, and which training files it was started with
     at = runs.load_state(args.out, model, optimizer, averages) or {"step": 0, "best": -math.inf, "data": data}
     if at["data"] != data:
         raise UserError(f"the training files are not those that {args.out} was started with; choose another --out")

@@ -7,6 +7,9 @@ wants around it:
     one sentence      [CLS] a ... a [SEP]
     a pair            [CLS] a ... a [SEP] b ... b [SEP]      segment 0 up to the first [SEP], 1 after it
 
+([SEP] ends a sentence; [CLS] stands for the whole sequence: what the model has made of it at the end, its last *hidden
+state*, H numbers as for every token, is what a classifier reads)
+
 and packs many of these into one `Batch`. In what follows, T is the number of tokens of a batch, B that of its sequences
 (each a sentence, or a pair in one), H how many numbers a model keeps for a token. Sequences differ in length, and the
 usual way out is to fill the short ones up with [PAD] to a rectangle (B, longest). On the data of this project half of
@@ -114,6 +117,7 @@ class Tokenizer:
     def __init__(self, folder, max_tokens=MAX_TOKENS, vocab_size=None):
         """Args: folder, with `tokenizer.json`, or with `vocab.txt` (and `tokenizer_config.json`, if there is one);
         max_tokens, at least 3, how many the model has positions for; vocab_size, how many pieces it knows.
+        Raises UserError where the folder has no usable tokenizer.
         """
         folder = Path(folder)
         self.max_tokens = min(max_tokens, MAX_TOKENS)

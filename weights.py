@@ -271,7 +271,10 @@ def check_sha256(path, expected):
 
 
 def read_model(folder):
-    """The tensors of a model folder, by the names in its file: `model.safetensors`, or else `pytorch_model.bin`."""
+    """The tensors of a model folder, by the names in its file: `model.safetensors`, or else `pytorch_model.bin`.
+
+    Raises UserError where it has neither, or one that cannot be read.
+    """
     folder = Path(folder)
     if (folder / "model.safetensors").exists():
         return read_safetensors(folder / "model.safetensors")

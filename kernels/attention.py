@@ -24,13 +24,14 @@ one batched matrix product. Nothing else of the model is padded on the CPU, and 
 1 % of a layer's arithmetic.
 
 Where only a sentence's first token, [CLS], is to attend (the last layer of a model that reads nothing else), it needs
-no key and no value of anybody. With hidden states h_j, keys k_j = W_k h_j + b_k, values v_j = W_v h_j + b_v, and D_j
-the one row of D that is left,
+no key and no value of anybody. In one head, with hidden states h_j (H,), W_k and W_v (d, H), keys k_j = W_k h_j + b_k,
+values v_j = W_v h_j + b_v, and D_j the entry for key j in the one row of D that is left,
 
     q · k_j = (W_kᵀ q) · h_j + q · b_k              the same q · b_k for all j: softmax does not see it
     Σ_j D_j v_j = W_v (Σ_j D_j h_j) + (Σ_j D_j) b_v
 
-so the two matrices act on one vector for each sentence and head instead of one for each token (`cls_attention`).
+so the two matrices act on one vector for each sentence and head instead of one for each token (`cls_attention`, on the
+CPU; on a GPU it takes the first rows of the whole result).
 
 On a GPU, S and P would be written to memory and read back several times, and that traffic takes longer than the
 arithmetic. The Triton kernels keep them on the chip (FlashAttention; Dao et al., 2022). Each program takes one

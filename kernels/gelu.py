@@ -11,8 +11,8 @@ the product rule
 
 These are the widest rows of the model, F = 4 H. Separate operations would write z, keep it for the backward pass, and
 read dx a second time to sum it up into db. The Triton form reads x and writes y; backward it reads x and dy, writes dx,
-and adds up db on the way. On the CPU, `linear_gelu` leaves the bias to the product that makes x, which adds it to what
-it holds in registers anyway.
+and adds up db on the way. On the CPU, `linear_gelu` (whose x is the input of that linear layer, not its product) has
+the bias added within the product.
 """
 
 from __future__ import annotations

@@ -7,13 +7,14 @@ do instead: twice as fast on an AMD chip with AVX-512. On an Intel chip MKL is t
 
 A processor with bfloat16 instructions (Intel since Cooper Lake, AMD since Zen 4) multiplies faster still: numbers are
 rounded to bfloat16 on their way into a product, and summed in float32 as before (`--bf16` of `multitask.py`; MiniLM's
-whole step is 1.4 times as fast on a Xeon core with AMX, its evaluation 1.8 times). What is stored stays float32. Where
-the processor has AMX, oneDNN rounds inside its product; elsewhere it would leave float32 as it is, so there we round
-the operands ourselves, and such a product also leaves its result rounded.
+whole step is 1.4 times as fast on a Xeon core with AMX, its evaluation 1.8 times). What the model keeps and hands on
+stays float32. Where the processor has AMX (Intel's unit for small matrix products), oneDNN rounds inside every product;
+elsewhere it would leave float32 as it is, so there `linear` alone rounds its operands itself, keeps them so for the
+backward pass, and its result has been rounded as well.
 
-The backward pass is two more products of the same kind:
+Backward. With dy (T, out) the gradient of a scalar loss with respect to y, and t counting rows:
 
-    dx = dy W          dW = dyᵀ x          db = Σ_t dy_t
+    dx = dy W (T, in)          dW = dyᵀ x (out, in)          db = Σ_t dy_t (out,)
 """
 
 import contextlib
@@ -92,14 +93,18 @@ class _Linear(torch.autograd.Function):
 
 
 def _gradient(dy, x):
-    """dyᵀ x of dy (T, out) and x (T, in): (out, in). `_product` would first copy dyᵀ, slowly; MKL takes it as it is."""
+    """dyᵀ x of dy (T, out) and x (T, in): (out, in).
+
+    `_product` first copies dyᵀ, slowly: it is the faster one only where dy is narrow. `torch.mm` takes dyᵀ as it is.
+    """
     return torch.mm(dy.t(), x) if dy.shape[1] >= x.shape[1] else _product(dy.t(), x.t())
 
 
 def _fast(x, weight):
-    """Whether oneDNN takes this product."""
+    """Whether `_Linear` takes this product."""
+    chosen = _CHOSEN or (_ONEDNN and _operands == torch.bfloat16)
     float32 = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    return _CHOSEN and x.device.type == "cpu" and float32 and x.numel() > 0
+    return chosen and x.device.type == "cpu" and float32 and x.numel() > 0
 
 
 def linear(x, weight, bias=None):
