@@ -134,7 +134,7 @@ def test_training_by_graphed_steps_gives_the_weights_of_training_without(tmp_pat
     folders = ["--bert", tmp_path / "bert", "--data", tmp_path / "data", "--out", tmp_path / "run"]
     args = flags.parse([*map(str, folders), "--batch_size", "4", "--hidden_dropout_prob", "0"])
     tokenizer = multitask.Tokenizer(tmp_path / "bert", 64)
-    datasets, weights = multitask.load_data(args, tokenizer, False), []
+    datasets, weights = multitask.load_data(args, tokenizer), []
     for graphed in (False, True):
         model = tiny.model(seed=1)
         optimizer = tiny.optimizer(model)
