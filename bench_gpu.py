@@ -351,7 +351,7 @@ def draw_lengths(args, batch, batches, longest):
     for name, (mean, deviation, low, high) in LENGTHS.items():
         if args.data:
             task = TASKS["para" if name == "quora" else name]
-            examples = read_examples(data_path(args.data, task, "train"), task).first(20000)
+            examples = read_examples(data_path(args.data, task, "train"), task).sample(20000)
             all_lengths = torch.tensor([len(ids) for ids, _ in DataSet(examples, tokenizer).encoded[0]])
             drawn = all_lengths[torch.randint(len(all_lengths), (batches, batch), generator=generator)]
         else:

@@ -27,7 +27,8 @@ from torch import nn
 
 from console import UserError
 from kernels.add_norm import add_norm
-from kernels.attention import attention, cls_attention, plan
+from kernels.attention import attention, plan
+from kernels.cls_attention import cls_attention
 from kernels.dropout import dropout
 from kernels.embed import embed
 from kernels.gelu import linear_gelu

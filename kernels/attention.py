@@ -23,16 +23,6 @@ On the CPU, sentences of similar length are gathered into a group, padded to the
 one batched matrix product. Nothing else of the model is padded on the CPU, and attention is cheap: for 20 tokens it is
 1 % of a layer's arithmetic.
 
-Where only a sentence's first token, [CLS], is to attend (the last layer of a model that reads nothing else), it needs
-no key and no value of anybody. In one head, with hidden states h_j (H,), W_k and W_v (d, H), keys k_j = W_k h_j + b_k,
-values v_j = W_v h_j + b_v, and D_j the entry for key j in the one row of D that is left,
-
-    q · k_j = (W_kᵀ q) · h_j + q · b_k              the same q · b_k for all j: softmax does not see it
-    Σ_j D_j v_j = W_v (Σ_j D_j h_j) + (Σ_j D_j) b_v
-
-so the two matrices act on one vector for each sentence and head instead of one for each token (`cls_attention`, on the
-CPU; on a GPU it takes the first rows of the whole result).
-
 On a GPU, S and P would be written to memory and read back several times, and that traffic takes longer than the
 arithmetic. The Triton kernels keep them on the chip (FlashAttention; Dao et al., 2022). Each program takes one
 sentence, one head and a tile of rows (`dispatch.py` says what programs and tiles are); it finds them by cu_seqlens and
@@ -67,8 +57,7 @@ from typing import NamedTuple
 import torch
 
 from kernels.dispatch import jit, matmul_dtype, tl, triton, use_triton
-from kernels.dropout import dropout, dropout_keep, dropout_key, dropout_mask, new_seed, threshold
-from kernels.linear import linear
+from kernels.dropout import dropout_keep, dropout_key, dropout_mask, new_seed, threshold
 
 aten = torch.ops.aten
 
@@ -89,7 +78,7 @@ class Groups(NamedTuple):
     length: torch.Tensor  # (P,) int64: the m of its group
     place: torch.Tensor  # (T,) int64: where a token stands
     padding: torch.Tensor  # (P,) bool
-    rows: dict  # what `_rows` made of these, by the number of heads: every layer asks for the same
+    rows: dict  # what `rows_of` made of these, by the number of heads: every layer asks for the same
 
 
 class Rows(NamedTuple):
@@ -114,6 +103,11 @@ class Plan(NamedTuple):
 def plan(cu_seqlens, max_seqlen):
     """The `Plan` of a batch, made once and used by every layer. Args: as the fields of `Plan`, on any device."""
     return Plan(cu_seqlens, max_seqlen, None if use_triton(cu_seqlens) else _groups(cu_seqlens))
+
+
+def groups_of(plan):
+    """The `Groups` of a batch; where Triton takes over they are made for the few calls that it does not take."""
+    return plan.groups or _groups(plan.cu_seqlens)
 
 
 def _groups(cu_seqlens, similar=0.6):
@@ -141,7 +135,7 @@ def _groups(cu_seqlens, similar=0.6):
     return Groups(shapes, *(t.to(cu_seqlens.device) for t in tensors), {})
 
 
-def _rows(groups, heads):
+def rows_of(groups, heads):
     """The `Rows` of a batch for so many heads."""
     if heads not in groups.rows:
         head = torch.arange(heads, device=groups.token.device)
@@ -182,7 +176,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, qkv, groups, heads, p):
         ctx.groups, ctx.heads = groups, heads
-        rows, d = _rows(groups, heads), qkv.shape[1] // 3 // heads
+        rows, d = rows_of(groups, heads), qkv.shape[1] // 3 // heads
         qkv = qkv.reshape(-1, d).index_select(0, rows.take_qkv).view(3, -1, d)  # (3, R, d)
         out = torch.empty_like(qkv[0])
         masks, saved = _masks(groups, heads, p, qkv), [qkv]
@@ -200,7 +194,7 @@ class _Attention(torch.autograd.Function):
     def backward(ctx, dout):
         qkv, *saved = ctx.saved_tensors
         groups, heads, d = ctx.groups, ctx.heads, qkv.shape[-1]
-        rows = _rows(groups, heads)
+        rows = rows_of(groups, heads)
         dout = dout.reshape(-1, d).index_select(0, rows.take).index_fill_(0, rows.padding, 0)  # (R, d)
         dqkv = torch.empty_like(qkv)
         parts = (_split(x, groups, heads) for x in (qkv, dout[None], dqkv))
@@ -454,31 +448,4 @@ def attention(qkv, plan, heads, p=0.0):
     """
     if use_triton(qkv):
         return _FusedAttention.apply(qkv, plan, heads, p)
-    return _Attention.apply(qkv, plan.groups or _groups(plan.cu_seqlens), heads, p)
-
-
-def cls_attention(h, weight, bias, plan, heads, p=0.0):
-    """`attention` of the first token of each sentence alone, from the hidden states on.
-
-    Args: h (T, H); weight (3H, H) and bias (3H,), the linear map from h to q, k and v; the others as for `attention`.
-    Returns (B, H); the rows of empty sentences mean nothing.
-    """
-    starts = plan.cu_seqlens[:-1].long()
-    if use_triton(h):
-        return attention(linear(h, weight, bias), plan, heads, p).index_select(0, starts)
-    groups, H = plan.groups or _groups(plan.cu_seqlens), h.shape[1]
-    (w_q, w_k, w_v), (b_q, _, b_v) = weight.chunk(3), bias.chunk(3)
-    q = linear(h.index_select(0, starts[groups.sentences]), w_q, b_q).view(-1, heads, H // heads)
-    q = torch.einsum("bhd,hdc->bhc", q, w_k.view(heads, -1, H))  # W_kᵀ q, (B, heads, H)
-    tokens = groups.token.split([n * m for n, m in groups.shapes])
-    parts = q.split([n for n, _ in groups.shapes]), tokens, _rows(groups, heads).biases, groups.shapes
-    means, sums = [], []
-    for q_part, token, minus_inf, (n, m) in zip(*parts, strict=True):
-        x = h.index_select(0, token).view(n, m, H).to(q.dtype)
-        scores = torch.baddbmm(minus_inf.view(n, heads, m).to(q.dtype), q_part, x.mT, alpha=(H // heads) ** -0.5)
-        probs = dropout(torch.softmax(scores, -1), p).to(q.dtype)
-        means.append(torch.bmm(probs, x))  # (n, heads, H)
-        sums.append(probs.sum(-1, keepdim=True))
-    out = torch.einsum("bhc,hdc->bhd", torch.cat(means), w_v.view(heads, -1, H))
-    out = (out + torch.cat(sums) * b_v.view(heads, -1)).flatten(1)
-    return out.new_zeros(len(starts), H).index_copy(0, groups.sentences, out)
+    return _Attention.apply(qkv, groups_of(plan), heads, p)

@@ -251,12 +251,14 @@ def test_outputs_are_computed_once(copied, loads):
     assert len(loads) == 1
     again = outputs_of(copied / "d", data_flags(copied / "a"), "dev", CPU)
     assert len(loads) == 1
+    model, _ = MultitaskBert.load(copied / "d" / "best")
     line = json.loads((copied / "d" / "metrics.jsonl").read_text().splitlines()[-1])
     assert first.keys() == again.keys() == TASKS.keys()
     for name, (examples, values) in again.items():
         assert values.dtype == np.float32
         assert np.array_equal(values, first[name][1])
         assert len(examples) == len(values) == 40
+        assert model.heads[name].hidden[0].in_features == model.bert.config.hidden_size * (1 + TASKS[name].pair)
     metrics = {name: score(TASKS[name], values, examples.labels) for name, (examples, values) in again.items()}
     lines = [json.loads(line) for line in (copied / "d" / "metrics.jsonl").read_text().splitlines()]
     best = max((line for line in lines if line["kind"] == "dev"), key=lambda line: line["score"])

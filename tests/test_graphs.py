@@ -150,7 +150,12 @@ def test_training_by_graphed_steps_gives_the_weights_of_training_without(tmp_pat
 
 
 def test_cuda_graphs_are_refused_where_a_step_cannot_be_recorded(refused, monkeypatch):
-    for others in (["--use_smart"], ["--gradient_surgery"], ["--pair_encoding", "siamese"]):
+    for others in (
+        ["--use_smart"],
+        ["--gradient_surgery"],
+        ["--pair_encoding", "siamese"],
+        ["--pair_encoding", "both"],
+    ):
         refused(multitask.main, ["--cuda_graphs", *others], "--cuda_graphs", " ".join(others))
     if DEVICE.type == "cpu":
         refused(multitask.main, ["--cuda_graphs"], "--cuda_graphs", "CUDA device")
