@@ -197,7 +197,7 @@ def main(argv=None):
     add("--bert", default=MINILM, help="the weights of both sides")
     add("--task", choices=list(TASKS), default=None, help="default: sst and para")
     add("--batch_size", type=positive(int), default=32)
-    add("--steps", type=positive(int), default=20, help="how many timed steps of each side")
+    add("--steps", type=positive(int), default=40, help="how many timed steps of each side")
     add("--threads", type=positive(int), default=torch.get_num_threads())
     add_device(parser, "cpu")
     add("--linear", action="store_true", help="matrix products only")
