@@ -50,7 +50,7 @@ def cached_outputs(run, examples, split, device):
             if model is None:
                 model, tokenizer = MultitaskBert.load(folder)
                 model.to(device)
-            values = outputs(model, task, DataSet(these, tokenizer, model.pair_encoding))
+            values = outputs(model, task, DataSet(these, tokenizer, model.encoding(task.name)))
             try:
                 write_safetensors(path, {"values": torch.from_numpy(values)}, origin | {"values": _sha256(values)})
             except OSError as error:  # somebody else's run, a full disk: slower the next time, no reason to stop

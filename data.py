@@ -38,6 +38,15 @@ class Task:
         """True for a task about two sentences."""
         return len(self.columns) == 2
 
+    def encoding(self, pair_encoding, use_means):
+        """What becomes of this task's pairs under these two flags, in the words of `DataSet`; None where it has none.
+
+        With `--use_means` a number is predicted from both encodings (`model.py`).
+        """
+        if not self.pair:
+            return None
+        return "both" if use_means and not self.classes else pair_encoding
+
 
 TASKS = {
     task.name: task
@@ -244,7 +253,8 @@ def load_data(args, tokenizer, splits=SPLITS):
     for name, files in load_examples(args, splits).items():
         if "train" in files:
             files["train"] = files["train"].sample(args.train_examples)
-        datasets[name] = {split: DataSet(examples, tokenizer, args.pair_encoding) for split, examples in files.items()}
+        encoding = TASKS[name].encoding(args.pair_encoding, args.use_means)
+        datasets[name] = {split: DataSet(examples, tokenizer, encoding) for split, examples in files.items()}
     return datasets
 
 

@@ -59,9 +59,12 @@ def outputs(model, task, dataset, batch_size=64):
 
 
 def probabilities(task, logits):
-    """logits (B, C), C the classes, but 1 for two classes or a number -> (B, classes), or (B,) for a real number."""
+    """logits (B, C) -> (B, classes), or (B,) for a real number.
+
+    C is the number of classes, but 1 for two classes, and for a real number how often it is predicted (`model.py`).
+    """
     if not task.classes:
-        return logits.squeeze(1)
+        return logits.mean(1)
     if task.classes == 2:
         yes = torch.sigmoid(logits)
         return torch.cat((1 - yes, yes), 1)

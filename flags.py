@@ -26,8 +26,9 @@ def arguments():
     add("--eval_only", action="store_true", help="score the best model of the run in --out, write its predictions")
     add("--save_every", type=positive(int), default=1000, metavar="N", help="save every N steps, besides epoch ends")
 
-    add("--pair_encoding", choices=("joint", "siamese", "both"), default="joint",
-        help="sentences of a pair in one sequence, each alone, or both")  # fmt: skip
+    add("--pair_encoding", choices=("joint", "siamese"), default="joint",
+        help="sentences of a pair in one sequence, or each alone")  # fmt: skip
+    add("--use_means", action="store_true", help="for sst and sts the mean of the hidden states beside [CLS]")
     add("--classifier_layers", type=positive(int, 0), default=2, help="feed-forward layers in a head")
     add("--classifier_size", type=positive(int), default=None, help="their width (default: the hidden size)")
     add(
@@ -176,6 +177,7 @@ def check_graphs(args):
         "--use_smart": args.use_smart,
         "--gradient_surgery": args.gradient_surgery,
         f"--pair_encoding {args.pair_encoding}": args.pair_encoding != "joint",
+        "--use_means": args.use_means,
         "torchrun": int(os.environ.get("WORLD_SIZE", "1")) > 1,
     }
     for what in (name for name, given in unsupported.items() if given):

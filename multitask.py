@@ -238,7 +238,7 @@ def main(argv=None):
     bert = Bert.load(folder, hidden_dropout_prob=args.hidden_dropout_prob)
     bert.requires_grad_(args.option == "finetune")
     pal_size = args.pal_size if args.use_pals else None
-    heads = args.pair_encoding, args.classifier_layers, args.classifier_size
+    heads = args.pair_encoding, args.use_means, args.classifier_layers, args.classifier_size
     model = MultitaskBert(bert, *heads, pal_size, args.pal_heads).to(device)
     if parallel.rank() == 0:
         runs.recover_folder(Path(args.out) / "best")

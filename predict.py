@@ -26,7 +26,7 @@ def describe(model, tokenizer, sentences, others=None):
         if task.pair != (others is not None):
             continue
         examples = Examples([""] * len(sentences), sentences, others, None)
-        values = outputs(model, task, DataSet(examples, tokenizer, model.pair_encoding))
+        values = outputs(model, task, DataSet(examples, tokenizer, model.encoding(task.name)))
         for text, value, decision in zip(texts, values, decide(task, values), strict=True):
             text.append(f"{task.label}: {_words(task, value, decision)}")
     return ["; ".join(text) for text in texts]

@@ -81,7 +81,7 @@ def choose_soup(folders, weights, scores, examples, device):
 
 def dev_score_of(model, tokenizer, examples):
     """The dev score of a model on {task: Examples}."""
-    data = {name: DataSet(these, tokenizer, model.pair_encoding) for name, these in examples.items()}
+    data = {name: DataSet(these, tokenizer, model.encoding(name)) for name, these in examples.items()}
     return dev_score({name: dev_metric(model, name, dataset) for name, dataset in data.items()})
 
 

@@ -70,19 +70,20 @@ def smooth(values):
 
 @torch.inference_mode()
 def look(model, dataset, batch_size=64):
-    """The SST side of a model: pooled embeddings (n, H) and class probabilities (n, 5), float32, of one pass."""
+    """The SST side of a model: what its head reads, (n, H) or (n, 2H), and class probabilities (n, 5), float32."""
     model.eval()
     device = next(model.parameters()).device
-    pooled = np.zeros((len(dataset), model.bert.config.hidden_size), np.float32)
-    p = np.zeros((len(dataset), SST.classes), np.float32)
+    order, pooled, p = [], [], []
     for numbers in dataset.by_length(batch_size):
         batch = dataset.batch(numbers).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             h = model.pooled(SST.name, model.bert.embed(batch), batch)
             logits = model.heads[SST.name](h)
-        pooled[numbers] = h.float().cpu().numpy()
-        p[numbers] = probabilities(SST, logits.float()).cpu().numpy()
-    return pooled, p
+        order += numbers
+        pooled.append(h.float().cpu())
+        p.append(probabilities(SST, logits.float()).cpu())
+    back = np.argsort(order)
+    return torch.cat(pooled).numpy()[back], torch.cat(p).numpy()[back]
 
 
 def dev_sentences(args):

@@ -10,10 +10,11 @@ import multitask
 import runs
 from bert import Bert
 
-METHODS = ("--use_pals --pal_size 12 --pal_heads 4", "--use_smart", "--gradient_surgery", "--option pretrain")
+PALS = "--use_pals --pal_size 12 --pal_heads 4"
+METHODS = (PALS, "--use_smart", "--gradient_surgery", "--option pretrain", "--use_means")
 
 
-@pytest.mark.parametrize("chosen", list(itertools.product([False, True], repeat=4)), ids=str)
+@pytest.mark.parametrize("chosen", list(itertools.product([False, True], repeat=5)), ids=str)
 def test_a_combination_runs_and_evaluates_the_same_from_disk(tmp_path, capsys, chosen):
     bert, files, out = tiny.folder(tmp_path / "bert", 0.1), tiny.task_files(tmp_path / "data", 4), tmp_path / "run"
     methods = " ".join(flag for flag, on in zip(METHODS, chosen, strict=True) if on)
@@ -54,7 +55,7 @@ def test_a_fourth_task_is_a_row_and_three_files(tmp_path, monkeypatch, capsys):
     movies = data.Task("cfimdb", "cfimdb-{split}.csv", ("review",), "liked", 2, 0, 1, "accuracy", "Predicted_Liked")
     monkeypatch.setitem(data.TASKS, "cfimdb", movies)
     bert, files = tiny.folder(tmp_path / "bert"), tiny.task_files(tmp_path / "data", 8)
-    for i, methods in enumerate(("--gradient_surgery", "--use_pals --pal_size 12 --pal_heads 4 --use_smart")):
+    for i, methods in enumerate(("--gradient_surgery", f"{PALS} --use_smart --use_means")):
         out = tmp_path / f"run{i}"
         multitask.main(f"--bert {bert} --data {files} --out {out} --epochs 2 --batch_size 4 {methods}".split())
         assert "| cfimdb " in capsys.readouterr().out

@@ -154,7 +154,7 @@ def test_cuda_graphs_are_refused_where_a_step_cannot_be_recorded(refused, monkey
         ["--use_smart"],
         ["--gradient_surgery"],
         ["--pair_encoding", "siamese"],
-        ["--pair_encoding", "both"],
+        ["--use_means"],
     ):
         refused(multitask.main, ["--cuda_graphs", *others], "--cuda_graphs", " ".join(others))
     if DEVICE.type == "cpu":

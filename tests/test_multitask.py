@@ -1,5 +1,6 @@
 """The command line, as a user meets it."""
 
+import itertools
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ import multitask
 import predict
 from bert import Bert
 from data import TASKS
+from evaluate import probabilities
 from model import Head, MultitaskBert, task_loss
 from weights import read_safetensors
 
@@ -110,9 +112,9 @@ def test_predict_answers_one_sentence_a_pair_a_file_and_a_dialogue(finished, tmp
     assert pair.splitlines()[1] in talk.stdout
 
 
-@pytest.mark.parametrize("pair_encoding", ["joint", "siamese", "both"])
-def test_pretrain_leaves_the_encoder_bitwise_as_it_was(tiny_encoder, flags, tmp_path, pair_encoding):
-    done = run("multitask.py", *flags, "--option", "pretrain", "--epochs", "1", "--pair_encoding", pair_encoding)
+@pytest.mark.parametrize("encoding", [[], ["--pair_encoding", "siamese"], ["--use_means"]])
+def test_pretrain_leaves_the_encoder_bitwise_as_it_was(tiny_encoder, flags, tmp_path, encoding):
+    done = run("multitask.py", *flags, "--option", "pretrain", "--epochs", "1", *encoding)
     assert done.returncode == 0, done.stderr
     before = read_safetensors(tiny_encoder / "model.safetensors")
     after = read_safetensors(tmp_path / "run" / "best" / "model.safetensors")
@@ -272,20 +274,22 @@ def test_a_siamese_pair_is_the_two_vectors_side_by_side():
         assert model("sst", batch).shape == (4, 5)
 
 
-def test_both_encodings_of_a_pair_are_its_joint_vector_and_how_the_two_alone_compare():
+def test_means_stand_beside_cls_for_one_sentence_and_are_compared_by_cosine_for_a_number():
     torch.manual_seed(0)
-    model = MultitaskBert(Bert(tiny_config(initializer_range=0.3)), "both").eval()
-    batch = random_batch((9, 8, 4, 6, 5, 3))  # two pairs: both sentences in one sequence, first sentences, second ones
+    model = MultitaskBert(Bert(tiny_config(initializer_range=0.3)), use_means=True).eval()
+    batch = random_batch((9, 8, 4, 6, 5, 3))  # for sts two pairs: joint sequences, first sentences, second ones
     with torch.no_grad():
         hidden, pooled = model.bert(batch)
-        vectors = []
-        for pair, first, second in ((0, 2, 4), (1, 3, 5)):
-            alone = []
-            for i in (first, second):
-                mean = hidden[batch.cu_seqlens[i] : batch.cu_seqlens[i + 1]].mean(0)
-                alone.append((mean - mean.mean()) / mean.std(correction=0))
-            u, v = alone
-            vectors.append(torch.cat((pooled[pair], (u - v).abs(), u * v)))
-        expected = model.heads["sts"](torch.stack(vectors))
-        assert torch.allclose(model("sts", batch), expected, atol=1e-4)
-        assert model("sst", batch).shape == (6, 5)
+        starts = batch.cu_seqlens.tolist()
+        means = [hidden[a:b].double().mean(0) for a, b in itertools.pairwise(starts)]
+        normed = torch.stack([(m - m.mean()) / m.std(correction=0) for m in means]).float()
+        expected = model.heads["sst"](torch.cat((pooled, normed), 1))
+        assert torch.allclose(model("sst", batch), expected, atol=1e-4)
+        assert torch.allclose(model("para", batch), model.heads["para"](pooled), atol=1e-5)  # classes: six joint pairs
+        cosines = [u @ v / (u.norm() * v.norm()) for u, v in ((means[2], means[4]), (means[3], means[5]))]
+        twice = torch.cat((model.heads["sts"](pooled[:2]), 5 * torch.stack(cosines).float()[:, None]), 1)
+        assert torch.allclose(model("sts", batch), twice, atol=1e-5)
+        assert torch.allclose(probabilities(TASKS["sts"], twice), (twice[:, 0] + twice[:, 1]) / 2)
+        labels = torch.tensor([1.0, 4.0])
+        squares = [(twice[i, j] - labels[i]) ** 2 for i in range(2) for j in range(2)]
+        assert torch.allclose(task_loss(TASKS["sts"], twice, labels), sum(squares) / 4)

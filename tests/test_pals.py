@@ -66,10 +66,10 @@ def test_the_encoder_runs_every_layer_with_its_own_matrices():
     torch.testing.assert_close(model("sts", batch), slow, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("pair_encoding", ["joint", "siamese", "both"])
-def test_fresh_pals_leave_the_logits_bitwise_as_they_were(pair_encoding):
-    without = tiny.model(pair_encoding=pair_encoding)
-    added = multitask.MultitaskBert(without.bert, pair_encoding, pal_size=12, pal_heads=4)
+@pytest.mark.parametrize("encoding", [{}, {"pair_encoding": "siamese"}, {"use_means": True}])
+def test_fresh_pals_leave_the_logits_bitwise_as_they_were(encoding):
+    without = tiny.model(**encoding)
+    added = multitask.MultitaskBert(without.bert, **encoding, pal_size=12, pal_heads=4)
     added.heads.load_state_dict(without.heads.state_dict())
     for task in ("sst", "para", "sts"):
         batch = tiny.batch((5, 3, 7, 4, 6, 2))

@@ -169,13 +169,13 @@ def flags_of(trained, **changes):
     return argparse.Namespace(**(flags | {"perplexity": 5, "seed": 0, "device": "cpu"} | changes))
 
 
-@pytest.mark.parametrize("shape", [{}, {"pal_size": 8, "pal_heads": 2}])
+@pytest.mark.parametrize("shape", [{}, {"pal_size": 8, "pal_heads": 2}, {"use_means": True}])
 def test_one_pass_gives_what_the_head_reads_and_what_it_says(trained, shape):
     model = tiny.model(dropout=0.3, **shape)
     examples = read_examples(data_path(trained / "data", SST, "dev"), SST)
     dataset = DataSet(examples, Tokenizer(trained / "encoder"))
     h, p = visualize.look(model, dataset, batch_size=7)
-    assert h.shape == (30, 32)
+    assert h.shape == (30, 64 if "use_means" in shape else 32)
     np.testing.assert_allclose(p, outputs(model, SST, dataset), atol=1e-6)
     with torch.no_grad():
         logits = model.heads["sst"](torch.from_numpy(h))
