@@ -31,7 +31,7 @@ from kernels.attention import attention, plan
 from kernels.cls_attention import cls_attention
 from kernels.dropout import dropout
 from kernels.embed import embed
-from kernels.gelu import linear_gelu
+from kernels.gelu import feed_forward
 from kernels.linear import linear
 from weights import read_model, replacing, write_safetensors
 
@@ -118,8 +118,7 @@ class Layer(nn.Module):
             a = attention(qkv, bounds, self.heads, p_attention)  # (T, H)
         a = linear(a, self.attention_output.weight)  # (T, H), or (B, H) from here on; `add_norm` adds the bias
         h = add_norm(a, self.attention_output.bias, h, self.attention_norm, p)
-        f = linear_gelu(h, self.up.weight, self.up.bias)  # (T, F) or (B, F)
-        f = linear(f, self.down.weight)
+        f = feed_forward(h, self.up.weight, self.up.bias, self.down.weight)
         return add_norm(f, self.down.bias, h, self.output_norm, p, side)
 
 

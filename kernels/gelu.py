@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from kernels.dispatch import jit, tl, triton, use_triton
-from kernels.linear import linear, linear_gelu_plain
+from kernels.linear import feed_forward_plain, linear, linear_gelu_plain
 
 
 def bias_gelu_plain(x, bias):
@@ -128,3 +128,10 @@ def bias_gelu(x, bias):
 def linear_gelu(x, weight, bias):
     """x (T, in), weight (F, in), bias (F,) -> GELU(x Wᵀ + b) (T, F)."""
     return bias_gelu(linear(x, weight), bias) if use_triton(x) else linear_gelu_plain(x, weight, bias)
+
+
+def feed_forward(x, up, bias, down):
+    """x (T, H), up (F, H), bias (F,), down (H, F) -> GELU(x upᵀ + bias) downᵀ (T, H)."""
+    if use_triton(x):
+        return linear(linear_gelu(x, up, bias), down)
+    return feed_forward_plain(x, up, bias, down)

@@ -27,9 +27,6 @@ import torch.nn.functional as F
 # oneDNN keeps code and scratch memory for each shape that it met, up to 1,024, and T changes with every batch: without
 # a lower limit that grows by gigabytes. A step has about 30 shapes. oneDNN reads the limit at its first product.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-# Large tensors in pages of 2 MB instead of 4 kB, where Linux gives them: fewer addresses for the processor to look up,
-# which saves 4 % of a training step and 8 % of an evaluation on an AMD Zen 4. PyTorch reads it when it first allocates.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def _made_by_intel():
@@ -42,7 +39,7 @@ def _made_by_intel():
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 _CHOSEN = _ONEDNN and not _made_by_intel()
 # oneDNN sums a row in one go, and the rounding error of a float32 sum grows with its length. Outputs outside training,
-# which are compared with those of `transformers`, are summed in parts; what is noisier than that anyway is not.
+# which are compared with those of `transformers`, are summed in parts where a row is long (`feed_forward_plain`).
 PART = 768
 _operands = torch.float32  # what `_Linear` rounds its operands to
 
@@ -70,19 +67,13 @@ def _product(a, b, bias=None, then="none"):
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, training):
+    def forward(ctx, x, weight, bias):
         x, weight = x.contiguous().to(_operands), weight.to(_operands)
         ctx.save_for_backward(x, weight)
         if x.dtype == torch.bfloat16:
             y = _product(x, weight).float()
             return y if bias is None else y.add_(bias)
-        if training or x.shape[1] <= PART:
-            return _product(x, weight, bias)
-        y = None
-        for x_part, weight_part in zip(x.split(PART, 1), weight.split(PART, 1), strict=True):
-            part = _product(x_part.contiguous(), weight_part.contiguous(), bias if y is None else None)
-            y = part if y is None else y.add_(part)
-        return y
+        return _product(x, weight, bias)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -92,7 +83,7 @@ class _Linear(torch.autograd.Function):
         dy = dy.contiguous().to(x.dtype)
         dx = _product(dy, weight.t()).float() if ctx.needs_input_grad[0] else None
         dw = _gradient(dy, x).float() if ctx.needs_input_grad[1] else None
-        return dx, dw, db, None
+        return dx, dw, db
 
 
 def _gradient(dy, x):
@@ -112,11 +103,25 @@ def _fast(x, weight):
 
 def linear(x, weight, bias=None):
     """x (T, in), weight (out, in), bias (out,) or None -> (T, out). Any device and float dtype."""
-    return _Linear.apply(x, weight, bias, torch.is_grad_enabled()) if _fast(x, weight) else F.linear(x, weight, bias)
+    return _Linear.apply(x, weight, bias) if _fast(x, weight) else F.linear(x, weight, bias)
+
+
+def _fused(x, weight):
+    """Whether one call does product and GELU: outside training, which needs the product for its backward pass."""
+    return _fast(x, weight) and not torch.is_grad_enabled() and _operands == torch.float32
 
 
 def linear_gelu_plain(x, weight, bias):
-    """GELU of `linear`. Outside training, which needs the product for its backward pass, one call does both."""
-    if _fast(x, weight) and not torch.is_grad_enabled() and x.shape[1] <= PART and _operands == torch.float32:
-        return _product(x.contiguous(), weight, bias, "gelu")
-    return F.gelu(linear(x, weight, bias))
+    """GELU of `linear`."""
+    return _product(x.contiguous(), weight, bias, "gelu") if _fused(x, weight) else F.gelu(linear(x, weight, bias))
+
+
+def feed_forward_plain(x, up, bias, down):
+    """`linear` of `linear_gelu_plain`, outside training in PARTs of the numbers between the two."""
+    if not _fused(x, up):
+        return linear(linear_gelu_plain(x, up, bias), down)
+    y = None
+    for up_part, bias_part, down_part in zip(up.split(PART), bias.split(PART), down.split(PART, 1), strict=True):
+        part = _product(_product(x.contiguous(), up_part, bias_part, "gelu"), down_part.contiguous())
+        y = part if y is None else y.add_(part)
+    return y

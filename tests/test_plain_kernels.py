@@ -5,11 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck
 
+import kernels.linear
 from kernels.add_norm import add_norm
 from kernels.attention import attention, attention_reference, plan
 from kernels.cls_attention import cls_attention
 from kernels.dropout import dropout, dropout_mask
-from kernels.gelu import bias_gelu, linear_gelu
+from kernels.gelu import bias_gelu, feed_forward, linear_gelu
 from kernels.linear import _Linear, bfloat16_products, linear, use_bfloat16_products
 
 
@@ -99,7 +100,7 @@ def test_cls_attention_s_gradient_is_that_of_finite_differences_with_dropout_on(
 
 
 @pytest.mark.parametrize("shape", [(700, 384, 1536), (33, 1536, 384), (5, 3072, 7), (1, 1, 1)])
-@pytest.mark.parametrize("product", [linear, lambda x, w, b: _Linear.apply(x, w, b, False)])
+@pytest.mark.parametrize("product", [linear, _Linear.apply])
 def test_linear_is_the_product_and_its_gradients(shape, product):
     torch.manual_seed(0)
     T, size_in, size_out = shape
@@ -123,6 +124,22 @@ def test_a_product_and_its_gelu_are_one_call_outside_training_and_the_same_as_tw
     with torch.no_grad():
         assert torch.allclose(linear_gelu(x, w, b).double(), expected, atol=1e-5)
     assert torch.allclose(linear_gelu(x, w, b).double(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [100, 768, 1536, 2000])  # those above PART go in parts
+@pytest.mark.parametrize("chosen", [True, False])
+def test_feed_forward_is_the_formula_in_training_and_outside(width, chosen, monkeypatch):
+    monkeypatch.setattr(kernels.linear, "_CHOSEN", chosen)
+    torch.manual_seed(0)
+    x, up, bias, down = torch.randn(33, 60), torch.randn(width, 60) / 8, torch.randn(width), torch.randn(60, width) / 8
+    z = x.double() @ up.double().T + bias.double()
+    expected = (z * (1 + torch.erf(z / 2**0.5)) / 2) @ down.double().T
+    with torch.no_grad():
+        assert torch.allclose(feed_forward(x, up, bias, down).double(), expected, atol=1e-4)
+    up.requires_grad_()
+    y = feed_forward(x, up, bias, down)
+    assert torch.allclose(y.double(), expected, atol=1e-4)
+    assert y.requires_grad
 
 
 def test_linear_takes_a_slice_an_empty_batch_and_frozen_weights():
