@@ -20,7 +20,7 @@ An encoder like MiniLM was pretrained to compare sentences by the mean of their 
     where s is learned, from the largest label on. Both learn the label, and the prediction is their mean: a sum that
     learns the label would leave little for the head to learn, and paraphrase profits from what it learns.
 
-This takes SST 1.2 times and STS over twice the time, as all rows of the last layer are needed.
+All rows of the last layer are needed then, and an STS pair takes over twice the time.
 
 With `--use_pals` each task also has a small part of every layer of the encoder (`pals.py`).
 """
