@@ -17,8 +17,8 @@ An encoder like MiniLM was pretrained to compare sentences by the mean of their 
 
         z_1 = head([CLS] of the one sequence)        z_2 = s cos(u, v)        u and v the means of the two alone
 
-    where s is learned, from the largest label on. Both learn the label, and the prediction is their mean: a sum that
-    learns the label would leave little for the head to learn, and paraphrase profits from what it learns.
+    where s is learned, from the largest label on. The loss is the mean of both squared errors, the prediction the mean
+    of both numbers. (A sum that learns the label would leave little for the head to learn.)
 
 All rows of the last layer are needed then, and an STS pair takes over twice the time.
 
@@ -119,7 +119,9 @@ class MultitaskBert(nn.Module):
             h = self.bert.encode(x, batch, self.side(task))  # (T, H), of 3B sequences
             joint = self.bert.pool(h[batch.cls_rows.chunk(3)[0]])  # (B, H)
             _, u, v = sentence_means(h, batch).chunk(3)  # (B, H) each
-            return torch.cat((self.heads[task](joint), self.heads[task].scale * F.cosine_similarity(u, v)[:, None]), 1)
+            z_1 = self.heads[task](joint)  # (B, 1)
+            z_2 = self.heads[task].scale * F.cosine_similarity(u, v)[:, None]  # (B, 1)
+            return torch.cat((z_1, z_2), 1)
         return self.heads[task](self.pooled(task, x, batch))
 
     def pooled(self, task, x, batch):
@@ -135,7 +137,7 @@ class MultitaskBert(nn.Module):
         return torch.cat(pooled.chunk(2), 1) if self.encoding(task) == "siamese" else pooled
 
     def encoding(self, task):
-        """How the pairs of the task (its name) are encoded, see `data.Task.encoding`."""
+        """How the pairs of the task (its name) are encoded: "joint", "siamese", "both", or None where it has none."""
         return TASKS[task].encoding(self.options["pair_encoding"], self.options["use_means"])
 
     def side(self, task):

@@ -65,7 +65,7 @@ TUNING = [
     Row("layers-3", "heads of three layers", "--classifier_layers 3"),
     Row("extra-sst", "an extra SST pass each epoch", "--extra_sst", cost=1.3),
     Row("siamese", "each sentence of a pair alone", "--pair_encoding siamese"),
-    Row("means", "means of hidden states beside [CLS]", "--use_means", cost=1.4),
+    Row("means", "means of hidden states beside [CLS]", "--use_means", cost=1.3),
     Row("dropout-0", "dropout 0", "--hidden_dropout_prob 0"),
     Row("dropout-0.3", "dropout 0.3", "--hidden_dropout_prob 0.3"),
     Row("decay-0", "weight decay 0", "--weight_decay 0"),

@@ -112,16 +112,19 @@ def _fused(x, weight):
 
 
 def linear_gelu_plain(x, weight, bias):
-    """GELU of `linear`."""
+    """x (T, in), weight (out, in), bias (out,) -> GELU(x Wᵀ + b) (T, out)."""
     return _product(x.contiguous(), weight, bias, "gelu") if _fused(x, weight) else F.gelu(linear(x, weight, bias))
 
 
 def feed_forward_plain(x, up, bias, down):
-    """`linear` of `linear_gelu_plain`, outside training in PARTs of the numbers between the two."""
+    """x (T, H), up (F, H), bias (F,), down (H, F) -> GELU(x upᵀ + bias) downᵀ (T, H).
+
+    Outside training as a sum over parts of the F rows of `up` and columns of `down`, PART in each.
+    """
     if not _fused(x, up):
         return linear(linear_gelu_plain(x, up, bias), down)
-    y = None
+    x, y = x.contiguous(), None
     for up_part, bias_part, down_part in zip(up.split(PART), bias.split(PART), down.split(PART, 1), strict=True):
-        part = _product(_product(x.contiguous(), up_part, bias_part, "gelu"), down_part.contiguous())
+        part = _product(_product(x, up_part, bias_part, "gelu"), down_part.contiguous())  # (T, H)
         y = part if y is None else y.add_(part)
     return y
