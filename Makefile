@@ -39,7 +39,7 @@ compare: $(VENV)/ready $(VENV)/transformers  ## the encoder and its files agains
 	$(RUN) tests/compare.py
 
 bench: $(VENV)/ready $(VENV)/transformers  ## speed and memory against transformers (DATA=DIR FLAGS="...")
-	$(RUN) bench.py --data $(DATA) $(FLAGS)
+	$(RUN) -m bench.speed --data $(DATA) $(FLAGS)
 
 kernels: $(VENV)/ready  ## compile every Triton kernel for A100 and H100, no GPU needed: registers, spills, occupancy
 	$(RUN) -m kernels.compile
@@ -58,7 +58,7 @@ $(VENV)/ready: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(RUN) weights.py
+	$(RUN) -m support.downloads
 	touch $@
 
 $(VENV)/transformers: $(VENV)/ready

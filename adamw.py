@@ -6,14 +6,15 @@ With gradient g at a parameter's step t = 1, 2, ..., learning rate lr, weight de
     m ← β₁ m + (1 - β₁) g            running mean of the gradient
     v ← β₂ v + (1 - β₂) g²           running mean of its square
     θ ← θ - lr · wd · θ              weight decay, decoupled from the gradient; none on biases and LayerNorms
-    θ ← θ - lr · m̂ / (√v̂ + ε)        m̂ = m / (1 - β₁ᵗ), v̂ = v / (1 - β₂ᵗ): both start at 0, this takes the bias out
+    θ ← θ - lr · m̂ / (√v̂ + ε)        m̂ = m / (1 - β₁ᵗ), v̂ = v / (1 - β₂ᵗ)
 
-before which g is scaled down where the norm of the gradient of all that takes part in the step exceeds `clip`.
+m and v start at 0, so early values are too small; dividing by 1 - βᵗ corrects that. Before all this g is scaled down
+where the norm of the gradient of all that takes part in the step exceeds `clip`.
 
 The parameters, gradients, m and v of a group each live in ONE flat tensor, of which the model's own tensors become
 views. The update is a handful of element-wise operations on 23 million numbers (MiniLM), so its speed is that of
-memory, and `kernels/adamw.py` goes over a flat tensor once. The flat gradient also makes zeroing it, its norm, and its
-sum over several processes one operation each.
+memory, and `kernels/cpu/optimizer.py` and `kernels/adamw_step.py` go over a flat tensor once. The flat gradient also
+makes zeroing it, its norm, and its sum over several processes one operation each.
 
 A group is what trains together: the encoder is one, and what belongs to one task only is another. A step names the
 groups that took part; the rest stay as they are, as if they had no gradient.
@@ -23,7 +24,8 @@ import math
 
 import torch
 
-from kernels.adamw import Update, adamw
+from kernels import adamw
+from kernels.plain import Update
 
 
 class Flat:

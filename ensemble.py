@@ -25,13 +25,12 @@ from pathlib import Path
 
 import numpy as np
 
-import flags
-import runs
-from cache import cached_outputs, metrics_of, model_folder
-from console import Parser, UserError, command, table
-from data import SPLITS, TASKS, data_path, load_examples
 from evaluate import METRICS, decide, dev_score, score, write_predictions
 from soup import check_alike, choose_soup, save_soup, soup
+from support import files, flags
+from support.console import Parser, UserError, command, table
+from support.output_cache import cached_outputs, metrics_of, model_folder
+from tasks import SPLITS, TASKS, data_path, load_examples
 
 GRID = (0.0, 0.5, 1.0, 2.0, 4.0)  # the weights that --tune_priors tries
 TIE = 1e-9  # sums of weights, as shares of Σ W_i, that differ by less are equal: 0.1 + 0.2 and 0.3 are
@@ -42,7 +41,7 @@ TIE = 1e-9  # sums of weights, as shares of Σ W_i, that differ by less are equa
 
 def data_flags(run):
     """Which data a run was trained on: a Namespace of --data, --max_examples, and a --TASK_SPLIT for each file."""
-    saved = runs.read_json(Path(run) / "config.json")
+    saved = files.read_json(Path(run) / "config.json")
     names = ["data", "max_examples", *(f"{task}_{split}" for task in TASKS for split in SPLITS)]
     if not isinstance(saved, dict) or any(name not in saved for name in names):
         raise UserError(f"{run} is no run of multitask.py on the tasks {', '.join(TASKS)}; leave it out")
@@ -241,7 +240,7 @@ def main(argv=None):
     outs = {name: value for name, value in vars(flags.arguments().parse_args([])).items() if name.endswith("_out")}
     if args.method == "soup":
         check_alike(folders)
-        configs = [runs.read_json(Path(run) / "config.json") for run in args.runs]
+        configs = [files.read_json(Path(run) / "config.json") for run in args.runs]
         if len({(config.get("bert"), config.get("seed")) for config in configs}) > 1:
             print("these runs began with other --bert or --seed: their mean may have learned nothing", file=sys.stderr)
     examples = load_examples(data, dict.fromkeys(("dev", args.split)))
@@ -259,7 +258,7 @@ def main(argv=None):
         scores = [dev_score(metrics) for metrics in alone]
         numbers = choose_soup(folders, weights, scores, dev, device) if args.greedy else range(len(folders))
         best, own = [folders[i] for i in numbers], [weights[i] for i in numbers]
-        config = runs.read_json(Path(args.runs[0]) / "config.json") | vars(data) | outs
+        config = files.read_json(Path(args.runs[0]) / "config.json") | vars(data) | outs
         notes = {"soup": {args.runs[i]: weights[i] for i in numbers}}
         metrics = save_soup(args.out, *soup(best, own), dev, config, device, **notes)
         kept = {"soup": dict(zip(numbers, own, strict=True))}

@@ -13,9 +13,9 @@ import sys
 import numpy as np
 import torch
 
-import parallel
-from data import TASKS
-from weights import replacing
+from support import distributed
+from support.files import replacing
+from tasks import TASKS
 
 
 def accuracy(predicted, labels):
@@ -50,11 +50,11 @@ def outputs(model, task, dataset, batch_size=64):
     model.eval()
     device = next(model.parameters()).device
     result = np.zeros((len(dataset), task.classes) if task.classes else len(dataset), dtype=np.float32)
-    for numbers in dataset.by_length(batch_size)[parallel.rank() :: parallel.world()]:
+    for numbers in dataset.by_length(batch_size)[distributed.rank() :: distributed.world()]:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             logits = model(task.name, dataset.batch(numbers).to(device))
         result[numbers] = probabilities(task, logits.float()).cpu().numpy()
-    parallel.sum_(torch.from_numpy(result))  # in place, zeros where another process has the values
+    distributed.sum_(torch.from_numpy(result))  # in place, zeros where another process has the values
     return result
 
 
@@ -79,7 +79,7 @@ def decide(task, values):
 def score(task, values, labels):
     """`outputs` and labels (n,) -> the task's metric. Warns on stderr of a model that answers the same to all."""
     predicted = decide(task, values)
-    if parallel.rank() == 0 and len(predicted) > 1 and (predicted == predicted[0]).all():
+    if distributed.rank() == 0 and len(predicted) > 1 and (predicted == predicted[0]).all():
         print(
             f"warning: {task.name} has not learned: it predicts {predicted[0]:.4g} for all {len(predicted)} examples",
             file=sys.stderr,

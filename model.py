@@ -32,17 +32,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import runs
-from bert import Bert, sentence_means
-from console import UserError
-from data import TASKS
-from kernels.dropout import dropout
-from kernels.gelu import linear_gelu
-from kernels.linear import linear
-from kernels.loss import mean_loss
+from bert import Bert, Linear, sentence_means
+from kernels import dropout, linear_gelu, mean_loss
 from pals import Pals
+from support import files
+from support.console import UserError
+from support.safetensors import read_safetensors, write_safetensors
+from tasks import TASKS
 from tokenizer import Tokenizer
-from weights import read_safetensors, write_safetensors
 
 
 class Head(nn.Module):
@@ -51,8 +48,8 @@ class Head(nn.Module):
     def __init__(self, size_in, size, size_out, layers, p):
         super().__init__()
         sizes = [size_in] + [size] * layers
-        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
-        self.output = nn.Linear(sizes[-1], size_out)
+        self.hidden = nn.ModuleList(Linear(a, b) for a, b in itertools.pairwise(sizes))
+        self.output = Linear(sizes[-1], size_out)
         self.p = p
         for layer in self.hidden:  # He et al. (2015): the signal keeps its size through the layers
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -65,7 +62,7 @@ class Head(nn.Module):
         x = dropout(x, p)
         for layer in self.hidden:
             x = dropout(linear_gelu(x, layer.weight, layer.bias), p)
-        return linear(x, self.output.weight, self.output.bias)
+        return self.output(x)
 
 
 class MultitaskBert(nn.Module):
@@ -116,7 +113,7 @@ class MultitaskBert(nn.Module):
     def classify(self, task, x, batch):
         """The rest of `forward`, from the embeddings x (T, H) on."""
         if self.encoding(task) == "both":
-            h = self.bert.encode(x, batch, self.side(task))  # (T, H), of 3B sequences
+            h = self.bert.encode(x, batch, self.adapter(task))  # (T, H), of 3B sequences
             joint = self.bert.pool(h[batch.cls_rows.chunk(3)[0]])  # (B, H)
             _, u, v = sentence_means(h, batch).chunk(3)  # (B, H) each
             z_1 = self.heads[task](joint)  # (B, 1)
@@ -130,17 +127,17 @@ class MultitaskBert(nn.Module):
         Returns, for B examples, (B, H); siamese pairs (B, 2H), from 2B sequences; one sentence with means (B, 2H).
         """
         if self.options["use_means"] and not TASKS[task].pair:
-            h = self.bert.encode(x, batch, self.side(task))
+            h = self.bert.encode(x, batch, self.adapter(task))
             means = sentence_means(h, batch)
             return torch.cat((self.bert.pool(h[batch.cls_rows]), F.layer_norm(means, means.shape[1:])), 1)
-        pooled = self.bert.pool(self.bert.encode(x, batch, self.side(task), cls_only=True))
+        pooled = self.bert.pool(self.bert.encode(x, batch, self.adapter(task), cls_only=True))
         return torch.cat(pooled.chunk(2), 1) if self.encoding(task) == "siamese" else pooled
 
     def encoding(self, task):
         """How the pairs of the task (its name) are encoded: "joint", "siamese", "both", or None where it has none."""
         return TASKS[task].encoding(self.options["pair_encoding"], self.options["use_means"])
 
-    def side(self, task):
+    def adapter(self, task):
         """The PALs of the task, for `Bert.encode`, or None."""
         return None if self.pals is None else self.pals[task]
 
@@ -160,7 +157,7 @@ class MultitaskBert(nn.Module):
         write_safetensors(Path(folder) / "heads.safetensors", self.heads.state_dict())
         if self.pals is not None:
             write_safetensors(Path(folder) / "pals.safetensors", self.pals.state_dict())
-        runs.write_json(Path(folder) / "multitask.json", self.options)
+        files.write_json(Path(folder) / "multitask.json", self.options)
 
     @classmethod
     def load(cls, folder):
@@ -168,13 +165,13 @@ class MultitaskBert(nn.Module):
         if not (Path(folder) / "multitask.json").exists():
             raise UserError(f"{folder} holds no trained model; name the folder of a run of multitask.py")
         bert = Bert.load(folder)
-        model = cls(bert, **runs.read_json(Path(folder) / "multitask.json"))
+        model = cls(bert, **files.read_json(Path(folder) / "multitask.json"))
         try:
             model.heads.load_state_dict(read_safetensors(Path(folder) / "heads.safetensors"))
             if model.pals is not None:
                 model.pals.load_state_dict(read_safetensors(Path(folder) / "pals.safetensors"))
         except RuntimeError:
-            raise UserError(f"the heads in {folder} are not those of the tasks of data.py; train again") from None
+            raise UserError(f"the heads in {folder} are not those of the tasks of tasks.py; train again") from None
         return model, Tokenizer(folder, bert.config.max_position_embeddings, bert.config.vocab_size)
 
 

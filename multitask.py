@@ -6,9 +6,9 @@
     python multitask.py --resume --out runs/mine              goes on where the run stopped
     python multitask.py --eval_only --out runs/mine           scores its best model again, writes predictions
 
-`model.py` has the model and its losses. Each step draws a batch of one task (`data.training_steps`). `--use_pals`,
+`model.py` has the model and its losses. Each step draws a batch of one task (`sampling.py`). `--use_pals`,
 `--use_smart` and `--gradient_surgery` are explained in `pals.py`, `smart.py` and `surgery.py`, training in several
-processes (torchrun) in `parallel.py`, and `--cuda_graphs` in `graphs.py`.
+processes (torchrun) in `support/distributed.py`, and `--cuda_graphs` in `support/cuda_graphs.py`.
 """
 
 import collections
@@ -19,24 +19,23 @@ from statistics import mean
 
 import torch
 
-import flags
-import parallel
-import runs
 from adamw import AdamW, linear_schedule
 from bert import Bert, BertConfig
-from console import UserError, command, progress, table
-from data import TASKS, fingerprint, joint_steps, load_data, training_steps
 from evaluate import dev_score, majority, outputs, score, write_predictions
-from graphs import GraphedStep
 from model import MultitaskBert, logits_of, task_loss
+from sampling import joint_steps, training_steps
 from smart import Smart
+from support import distributed, files, flags, run_folder
+from support.console import UserError, command, progress, table
+from support.cuda_graphs import GraphedStep
+from support.downloads import find_model
 from surgery import Surgery
+from tasks import TASKS, fingerprint, load_data
 from tokenizer import Tokenizer
-from weights import find_model
 
 
 def train(args, model, tokenizer, datasets):
-    """Trains `model` and leaves the run in args.out; returns True, or False where Ctrl-C stopped it. See `runs.py`."""
+    """Trains `model` and leaves the run in args.out; returns True, or False where Ctrl-C stopped it."""
     optimizer = AdamW(model.parameter_groups(), weight_decay=args.weight_decay, clip=args.clip)
     smart = Smart(model, optimizer, args) if args.use_smart else None
     surgery = Surgery(optimizer, args.seed) if args.gradient_surgery else None
@@ -47,23 +46,23 @@ def train(args, model, tokenizer, datasets):
     steps = list(training_plan(args, {name: len(splits["train"]) for name, splits in datasets.items()}))
     data = {name: fingerprint(splits["train"].examples) for name, splits in datasets.items()}
     # where the run stands: steps done, the best dev score so far, and which training files it was started with
-    at = runs.load_state(args.out, model, optimizer, averages) or {"step": 0, "best": -math.inf, "data": data}
+    at = run_folder.load_state(args.out, model, optimizer, averages) or {"step": 0, "best": -math.inf, "data": data}
     if at["data"] != data:
         raise UserError(f"the training files are not those that {args.out} was started with; choose another --out")
-    writer = parallel.rank() == 0
+    writer = distributed.rank() == 0
 
     pending = []  # (step, name, value), not read yet: reading a loss waits for the GPU
     sizes = [sum(map(len, batches.values())) for _, batches in steps]
     bar = progress(sum(sizes), sum(sizes[: at["step"]]), "examples", "training")
-    with runs.Interrupt() as interrupt, bar:
+    with run_folder.Interrupt() as interrupt, bar:
         if writer:
-            runs.rewind_metrics(args.out, at["step"])
+            run_folder.rewind_metrics(args.out, at["step"])
         for step, (epoch, batches) in enumerate(steps[at["step"] :], at["step"] + 1):
             factor = linear_schedule(step - 1, len(steps), args.warmup)
             pending += training_step(args, step, factor, batches, model, optimizer, datasets, smart, surgery, graphed)
             bar.update(sizes[step - 1])
 
-            stop = parallel.any_of(interrupt.asked)
+            stop = distributed.any_of(interrupt.asked)
             end_of_epoch = step == len(steps) or steps[step][0] > epoch
             save = end_of_epoch or stop or step % args.save_every == 0
             if save or step % 20 == 0:
@@ -72,7 +71,7 @@ def train(args, model, tokenizer, datasets):
                 means = read_values(pending)
                 bar.set_postfix_str(" ".join(f"{t} {v:.3f}" for t, v in means.items() if t in TASKS), refresh=False)
                 if writer:
-                    runs.append_metrics(args.out, kind="train", step=step, epoch=epoch, steps=read, **means)
+                    run_folder.append_metrics(args.out, kind="train", step=step, epoch=epoch, steps=read, **means)
             if end_of_epoch:
                 metrics = {t: dev_metric(model, t, splits["dev"]) for t, splits in datasets.items()}
                 dev = dev_score(metrics)
@@ -80,14 +79,14 @@ def train(args, model, tokenizer, datasets):
                 if surgery and writer:
                     bar.write(f"epoch {epoch}: gradients in conflict: {conflict_shares(args.out, epoch)}")
                 if writer:
-                    runs.append_metrics(args.out, kind="dev", step=step, epoch=epoch, **metrics, score=dev)
+                    run_folder.append_metrics(args.out, kind="dev", step=step, epoch=epoch, **metrics, score=dev)
                 if writer and dev > at["best"]:
-                    with runs.replacing_folder(Path(args.out) / "best") as folder:
+                    with files.replacing_folder(Path(args.out) / "best") as folder:
                         model.save(folder, tokenizer)
                 at["best"] = max(dev, at["best"])
             if save and writer:
                 at["step"] = step
-                runs.save_state(args.out, model, optimizer, averages, **at)
+                run_folder.save_state(args.out, model, optimizer, averages, **at)
             if stop and step < len(steps):
                 return False
     return True
@@ -103,7 +102,7 @@ def training_plan(args, sizes):
 
 
 def graphed_step(model, optimizer):
-    """What runs the forward and backward pass of a step as a CUDA graph, see `graphs.py`."""
+    """What runs the forward and backward pass of a step as a CUDA graph, see `support/cuda_graphs.py`."""
     return GraphedStep(
         next(model.parameters()).device,
         lambda name, batch: logits_of(model, name, batch),
@@ -117,7 +116,7 @@ def training_step(args, step, factor, batches, model, optimizer, datasets, smart
 
     Returns a list of (step, name, value): the losses, the norm of the gradient, what SMART and surgery have to report.
     """
-    parallel.seed_step(args.seed, step)
+    distributed.seed_step(args.seed, step)
     model.train()
     if not graphed:  # which does it itself
         optimizer.zero_grad()
@@ -129,7 +128,7 @@ def training_step(args, step, factor, batches, model, optimizer, datasets, smart
     rates = {"shared": args.lr} | dict.fromkeys(batches, args.head_lr)
     if model.pals is not None:
         rates |= {f"pals.{name}": args.pal_lr for name in batches}
-    parallel.sum_gradients(optimizer, [group for group in rates if group != "shared" or not surgery])
+    distributed.sum_gradients(optimizer, [group for group in rates if group != "shared" or not surgery])
     if surgery:
         conflicts = surgery.combine(step).items()
         values += [(step, f"conflict {pair}", torch.tensor(float(found))) for pair, found in conflicts]
@@ -147,11 +146,11 @@ def backward(args, step, name, numbers, model, dataset, smart=None, graphed=None
     if graphed:
         return [(step, name, graphed(name, dataset.batch(numbers), dataset.labels(numbers)))]
     task, device = TASKS[name], next(model.parameters()).device
-    mine = parallel.share(numbers)
+    mine = distributed.share(numbers)
     weight = len(mine) / len(numbers)
     batch, labels = dataset.batch(mine).to(device), dataset.labels(mine).to(device, non_blocking=True)
     if smart:
-        logits, smoothness, bregman = smart.forward(task, batch, step, parallel.first_of_share(len(numbers)))
+        logits, smoothness, bregman = smart.forward(task, batch, step, distributed.first_of_share(len(numbers)))
         loss = task_loss(task, logits, labels)
         values = {name: loss, "smoothness": smoothness, "bregman": bregman}
         total = loss + args.lambda_s * smoothness + args.mu * bregman
@@ -169,7 +168,7 @@ def read_values(pending):
     """
     values = torch.stack([value.detach().float().cpu() for _, _, value in pending])
     of_loss = torch.tensor([not name.startswith(("gradient", "conflict")) for _, name, _ in pending])
-    values[of_loss] = parallel.sum_(values[of_loss])  # the others are the same in every process
+    values[of_loss] = distributed.sum_(values[of_loss])  # the others are the same in every process
     by_name = collections.defaultdict(list)
     for (step, name, _), value in zip(pending, values.tolist(), strict=True):
         if not math.isfinite(value):
@@ -182,7 +181,7 @@ def read_values(pending):
 
 def conflict_shares(out, epoch):
     """Text: in which share of the epoch's steps the gradients of each two tasks were in conflict (`surgery.py`)."""
-    lines = [line for line in runs.read_metrics(out) if line["kind"] == "train" and line["epoch"] == epoch]
+    lines = [line for line in run_folder.read_metrics(out) if line["kind"] == "train" and line["epoch"] == epoch]
     total = sum(line["steps"] for line in lines)
     pairs = [name for name in lines[0] if name.startswith("conflict ")]
     shares = {pair: sum(line[pair] * line["steps"] for line in lines if line["steps"]) / total for pair in pairs}
@@ -203,7 +202,7 @@ def report(args, model, datasets):
             if split in splits:
                 values = outputs(model, task, splits[split])  # all processes take part; one writes
                 path = Path(args.out) / getattr(args, f"{name}_{split}_out")
-                if parallel.rank() == 0:
+                if distributed.rank() == 0:
                     write_predictions(path, task, splits[split].examples.ids, values)
                 if split == "dev":
                     metrics[name] = score(task, values, splits["dev"].examples.labels)
@@ -222,17 +221,17 @@ def main(argv=None):
     args = flags.parse(argv)
     device = flags.choose_device(args)
     flags.choose_products(args, device)
-    parallel.start(args.batch_size)
+    distributed.start(args.batch_size)
     if args.eval_only:
-        model, tokenizer = MultitaskBert.load(runs.best_folder(args.out))
+        model, tokenizer = MultitaskBert.load(run_folder.best_folder(args.out))
         report(args, model.to(device), load_data(args, tokenizer, ("dev", "test")))
-        parallel.stop()
+        distributed.stop()
         return
-    with parallel.one_after_another():
+    with distributed.one_after_another():
         folder = find_model(args.bert)
     config = BertConfig.load(folder)
     tokenizer = Tokenizer(folder, config.max_position_embeddings, config.vocab_size)
-    with parallel.one_voice():
+    with distributed.one_voice():
         datasets = load_data(args, tokenizer)
     torch.manual_seed(args.seed)
     bert = Bert.load(folder, hidden_dropout_prob=args.hidden_dropout_prob)
@@ -240,20 +239,20 @@ def main(argv=None):
     pal_size = args.pal_size if args.use_pals else None
     heads = args.pair_encoding, args.use_means, args.classifier_layers, args.classifier_size
     model = MultitaskBert(bert, *heads, pal_size, args.pal_heads).to(device)
-    if parallel.rank() == 0:
-        runs.recover_folder(Path(args.out) / "best")
-        runs.write_json(Path(args.out) / "config.json", vars(args))
+    if distributed.rank() == 0:
+        files.recover_folder(Path(args.out) / "best")
+        files.write_json(Path(args.out) / "config.json", vars(args))
     describe(model, datasets, device)
     started = time.perf_counter()
     if not train(args, model, tokenizer, datasets):
         print(f"stopped and saved; go on with: python multitask.py --resume --out {args.out}")
-        parallel.stop()  # process 0 has saved
+        distributed.stop()  # process 0 has saved
         raise SystemExit(130)
     print(f"trained in {time.perf_counter() - started:.0f} s")
-    parallel.barrier()  # the best model is written
-    model, _ = MultitaskBert.load(runs.best_folder(args.out))
+    distributed.barrier()  # the best model is written
+    model, _ = MultitaskBert.load(run_folder.best_folder(args.out))
     report(args, model.to(device), datasets)
-    parallel.stop()
+    distributed.stop()
 
 
 def describe(model, datasets, device):
@@ -261,7 +260,7 @@ def describe(model, datasets, device):
     count = lambda module: f"{sum(p.numel() for p in module.parameters()):,}"  # noqa: E731
     pals = f", PALs {count(next(iter(model.pals.values())))} a task" if model.pals is not None else ""
     sizes = ", ".join(f"{name} {len(splits['train'])}" for name, splits in datasets.items())
-    processes = f" in {parallel.world()} processes" if parallel.world() > 1 else ""
+    processes = f" in {distributed.world()} processes" if distributed.world() > 1 else ""
     print(f"encoder {count(model.bert)} parameters, heads {count(model.heads)}{pals}")
     print(f"training examples: {sizes}; on {device}{processes}")
 

@@ -9,7 +9,7 @@ Beside the feed-forward half of each BERT layer, a task adds a narrow self-atten
                        no output projection
     V_D   (H, d_s)     back up to H                       one for each task, shared by its layers
 
-where h (T, H) is the layer's input; V_E and V_D act on each token's row. `bert.py` calls TS(h) the layer's `side`.
+where h (T, H) is the layer's input; V_E and V_D act on each token's row. TS is the `adapter` of `bert.py`.
 
 V_D starts at zero, so TS(h) = 0: a model to which PALs were just added computes bit for bit what it did before
 (training apart: PALs draw dropout masks of their own). The gradient is not zero. With dX the gradient of the loss with
@@ -25,15 +25,14 @@ What it costs for bert-base, per task. With the biases that the authors' code ha
                                                             1,819,836      (1,811,520 without any bias)
 
 1.7 % of the encoder, for each task. The price in time is higher, because narrow matrices use a processor badly: 1.28
-times the plain step for MiniLM on one CPU core (`python bench_methods.py`), where d_s is over half of its width.
+times the plain step for MiniLM on one CPU core (`python -m bench.methods`), where d_s is over half of its width.
 """
 
 from torch import nn
 
-from bert import initialize
-from console import UserError
-from kernels.attention import attention
-from kernels.linear import linear
+from bert import Linear, initialize
+from kernels import attention
+from support.console import UserError
 
 
 class Pals(nn.Module):
@@ -46,16 +45,15 @@ class Pals(nn.Module):
             raise UserError(f"--pal_size {size} is no multiple of --pal_heads {heads}; choose 204 and 12, for instance")
         self.heads = heads
         self.attention_dropout = config.attention_probs_dropout_prob
-        self.encode = nn.Linear(config.hidden_size, size)  # V_E
-        self.decode = nn.Linear(size, config.hidden_size)  # V_D
-        self.qkv = nn.ModuleList(nn.Linear(size, 3 * size) for _ in range(config.num_hidden_layers))
+        self.encode = Linear(config.hidden_size, size)  # V_E
+        self.decode = Linear(size, config.hidden_size)  # V_D
+        self.qkv = nn.ModuleList(Linear(size, 3 * size) for _ in range(config.num_hidden_layers))
         initialize(self, config.initializer_range)
         nn.init.zeros_(self.decode.weight)
 
-    def forward(self, i, h, bounds):
-        """TS(h) of layer i. h (T, H), bounds from `kernels.attention.plan` -> (T, H)."""
-        qkv = self.qkv[i]
-        e = linear(h, self.encode.weight, self.encode.bias)  # (T, d_s)
-        e = linear(e, qkv.weight, qkv.bias)  # (T, 3 d_s)
-        e = attention(e, bounds, self.heads, self.attention_dropout if self.training else 0.0)  # (T, d_s)
-        return linear(e, self.decode.weight, self.decode.bias)
+    def forward(self, i, h, batch):
+        """TS(h) of layer i. h (T, H), of the `Batch` -> (T, H)."""
+        qkv = self.qkv[i](self.encode(h))  # (T, 3 d_s)
+        p = self.attention_dropout if self.training else 0.0
+        a = attention(qkv, batch.cu_seqlens, batch.max_seqlen, self.heads, p)  # (T, d_s)
+        return self.decode(a)  # (T, H)

@@ -11,12 +11,12 @@ Each with `--run DIR`, the folder of a run of `multitask.py`.
 import sys
 from pathlib import Path
 
-import runs
-from console import Parser, UserError, command
-from data import TASKS, DataSet, Examples
 from evaluate import decide, outputs
-from flags import add_device, choose_device
 from model import MultitaskBert
+from support import run_folder
+from support.console import Parser, UserError, command
+from support.flags import add_device, choose_device
+from tasks import TASKS, DataSet, Examples
 
 
 def describe(model, tokenizer, sentences, others=None):
@@ -80,7 +80,7 @@ def main(argv=None):
         if args.sentences
         else None
     )
-    folder = runs.best_folder(args.run)
+    folder = run_folder.best_folder(args.run)
     if not folder.exists():
         raise UserError(f"{args.run} holds no trained model; train one with `make train`, or name a run with --run")
     model, tokenizer = MultitaskBert.load(folder)

@@ -35,14 +35,13 @@ from typing import NamedTuple
 import torch
 
 import ensemble
-import flags
-import runs
 import simcse
-from bench import Ours
-from console import Parser, UserError, command, table
-from data import TASKS, load_examples
+from bench.speed import Ours
 from evaluate import dev_score
-from weights import replacing
+from support import files, flags, run_folder
+from support.console import Parser, UserError, command, table
+from support.files import replacing
+from tasks import TASKS, load_examples
 
 
 class Row(NamedTuple):
@@ -52,7 +51,7 @@ class Row(NamedTuple):
     title: str
     flags: str
     encoder: str = ""  # the name of the SimCSE stage that it starts from, in `ENCODERS`
-    cost: float = 1.0  # time in units of plain fine-tuning (`bench.py --methods`)
+    cost: float = 1.0  # time in units of plain fine-tuning (`python -m bench.methods`)
     published: tuple | None = None  # SST, paraphrase, STS, dev score
 
 
@@ -108,10 +107,10 @@ def row_flags(args, row, seed):
     """The command line of a row's run, a list of str, without `--resume`."""
     text = f"{PRESETS[args.preset][0]} {args.flags} --skip_test {row.flags} --seed {seed}"
     encoder = ["--bert", str(Path(args.out, row.encoder, "encoder"))] if row.encoder else []
-    return [*shlex.split(text), *encoder, "--out", str(run_folder(args, row, seed))]
+    return [*shlex.split(text), *encoder, "--out", str(folder_of(args, row, seed))]
 
 
-def run_folder(args, row, seed):
+def folder_of(args, row, seed):
     """Where a row's run stands."""
     return Path(args.out, f"{row.name}-{seed}")
 
@@ -142,14 +141,14 @@ def run(args, script, argv, folder):
         code, stop = child.wait(), True
     signal.signal(signal.SIGTERM, before)
     part = folder / "seconds.json"
-    seconds = (runs.read_json(part) if part.exists() else 0) + time.time() - started
+    seconds = (files.read_json(part) if part.exists() else 0) + time.time() - started
     if code == 0:
         row = {"seconds": round(seconds), "commit": commit(), "device": device_name(args)}
-        runs.write_json(folder / "row.json", row)
+        files.write_json(folder / "row.json", row)
         shutil.rmtree(folder / "last", ignore_errors=True)  # three times the model, and good for resuming only
         part.unlink(missing_ok=True)
     elif folder.exists():
-        runs.write_json(part, seconds)
+        files.write_json(part, seconds)
     if stop or code == 130:
         print(f"stopped; go on with: python reproduce.py {shlex.join(args.argv)}")
         raise SystemExit(130)
@@ -179,16 +178,16 @@ def device_name(args):
 def check(args, rows):
     """Raises UserError where a run that is there was started with other flags than these."""
     for seed, row in itertools.product(args.seeds, rows):
-        if (run_folder(args, row, seed) / "config.json").exists():
+        if (folder_of(args, row, seed) / "config.json").exists():
             flags.parse([*row_flags(args, row, seed), "--resume"])
     for name in {row.encoder for row in rows if row.encoder}:
         if Path(args.out, name, "config.json").exists():
-            runs.parse_flags(simcse.arguments(), [*encoder_flags(args, name), "--resume"])
+            run_folder.parse_flags(simcse.arguments(), [*encoder_flags(args, name), "--resume"])
 
 
 def estimate(args, rows):
     """Prints how long the runs that are missing will take, from three steps of the plain model timed here."""
-    missing = [row for seed in args.seeds for row in rows if not finished(run_folder(args, row, seed))]
+    missing = [row for seed in args.seeds for row in rows if not finished(folder_of(args, row, seed))]
     if not missing:
         return
     plain = flags.parse([*row_flags(args, BASE, args.seeds[0]), "--resume"])
@@ -214,8 +213,8 @@ def run_rows(args, rows):
         for row in rows:
             if row.encoder and not finished(Path(args.out, row.encoder)):
                 run(args, "simcse.py", encoder_flags(args, row.encoder), Path(args.out, row.encoder))
-            if not finished(run_folder(args, row, seed)):
-                run(args, "multitask.py", row_flags(args, row, seed), run_folder(args, row, seed))
+            if not finished(folder_of(args, row, seed)):
+                run(args, "multitask.py", row_flags(args, row, seed), folder_of(args, row, seed))
 
 
 # ----- reporting
@@ -223,7 +222,7 @@ def run_rows(args, rows):
 
 def best_epoch(folder):
     """The metrics of a run at its best epoch: {task: metric, ..., "score": dev score}."""
-    lines = [line for line in runs.read_metrics(folder) if line["kind"] == "dev"]
+    lines = [line for line in run_folder.read_metrics(folder) if line["kind"] == "dev"]
     return max(lines, key=lambda line: line["score"])
 
 
@@ -243,10 +242,10 @@ def report_runs(args, rows):
     """The results of table 1 or 2, from the runs that are finished."""
     results = []
     for row in rows:
-        folders = [run_folder(args, row, seed) for seed in args.seeds]
+        folders = [folder_of(args, row, seed) for seed in args.seeds]
         folders = [folder for folder in folders if finished(folder)]
         if folders:
-            took = [runs.read_json(folder / "row.json") for folder in folders]
+            took = [files.read_json(folder / "row.json") for folder in folders]
             published = row.published if rows is METHODS or row is BASE else None
             metrics = [best_epoch(folder) for folder in folders]
             results.append(result(row.title, metrics, published, runs=[str(f) for f in folders], took=took))
@@ -259,14 +258,14 @@ def report_ensembles(args):
     found, device = {}, flags.choose_device(own)
     flags.choose_products(own, device)  # as the runs were scored
     for seed in args.seeds:
-        folders = [run_folder(args, row, seed) for row in METHODS]
+        folders = [folder_of(args, row, seed) for row in METHODS]
         folders = sorted(filter(finished, folders), key=lambda folder: -best_epoch(folder)["score"])
         if not folders:
             continue
         data = ensemble.data_flags(folders[0])
         said = [ensemble.outputs_of(folder, data, "dev", device) for folder in folders]
         best, names = best_epoch(folders[0]), [str(folder) for folder in folders]
-        baseline = run_folder(args, BASE, seed)
+        baseline = folder_of(args, BASE, seed)
         of_seed = {"best single model": (best, names[:1])}
         if finished(baseline):
             of_seed = {"plain fine-tuned model": (best_epoch(baseline), [str(baseline)])} | of_seed
@@ -316,7 +315,7 @@ def write_report(args, results):
     lines = [f"# Table {args.table}, preset {args.preset}", "", "  \n".join(about), "", text, ""]
     with replacing(f"{name}.md") as file:
         file.write("\n".join(lines).encode())
-    runs.write_json(f"{name}.json", {"about": about, "results": results})
+    files.write_json(f"{name}.json", {"about": about, "results": results})
     print(f"\n{text}\nwritten to {name}.md and .json")
 
 

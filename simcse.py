@@ -36,18 +36,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import parallel
-import runs
 from adamw import AdamW, linear_schedule
-from bert import Bert, BertConfig, initialize, sentence_means, to_usual_names
-from console import Parser, UserError, command, progress, table
-from corpus import batch_of_step, fingerprint, open_corpus
-from data import TASKS, data_path, read_examples
+from bert import Bert, BertConfig, Linear, initialize, sentence_means
 from evaluate import pearson
-from flags import add_device, choose_device, choose_products, positive, share
-from kernels.linear import linear
+from support import distributed, files, run_folder
+from support.console import Parser, UserError, command, progress, table
+from support.corpora import batch_of_step, fingerprint, open_corpus
+from support.downloads import MINILM, find_model
+from support.flags import add_device, choose_device, choose_products, positive, share
+from support.safetensors import write_safetensors
+from tasks import TASKS, data_path, read_examples
 from tokenizer import MAX_TOKENS, Tokenizer, pack
-from weights import MINILM, find_model, write_safetensors
+from weights import to_usual_names
 
 POSITIVE_ABOVE = 4  # pairs of `sts` with a higher label are the positives of `alignment`, as in Gao et al.
 
@@ -62,7 +62,7 @@ class SentenceEncoder(nn.Module):
         bert.pooler.requires_grad_(False)  # plays no part here, and is to reach `multitask.py` as it is
         self.projection = None
         if pooling == "cls":
-            self.projection = nn.Linear(bert.config.hidden_size, bert.config.hidden_size)
+            self.projection = Linear(bert.config.hidden_size, bert.config.hidden_size)
             initialize(self.projection, bert.config.initializer_range)
 
     def forward(self, batch):
@@ -72,7 +72,7 @@ class SentenceEncoder(nn.Module):
             return sentence_means(self.bert.encode(x, batch), batch)
         h = self.bert.encode(x, batch, cls_only=True)
         if self.training:
-            h = torch.tanh(linear(h, self.projection.weight, self.projection.bias))
+            h = torch.tanh(self.projection(h))
         return h.float()
 
 
@@ -111,10 +111,10 @@ def embeddings(model, tokenizer, sentences, max_tokens, batch_size=64):
     encoded = tokenizer.encode(sentences, max_tokens=max_tokens)
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i][0]))
     result = torch.zeros(len(encoded), model.bert.config.hidden_size)
-    for start in range(parallel.rank() * batch_size, len(order), parallel.world() * batch_size):
+    for start in range(distributed.rank() * batch_size, len(order), distributed.world() * batch_size):
         numbers = order[start : start + batch_size]
         result[numbers] = model(pack([encoded[i] for i in numbers]).to(device)).cpu()
-    return parallel.sum_(result).numpy()
+    return distributed.sum_(result).numpy()
 
 
 def alignment(a, b):
@@ -162,35 +162,40 @@ def train(args, model, config, tokenizer, corpus, examples):
     epoch_steps = len(corpus) // args.batch_size
     total = epoch_steps * args.epochs
     data = fingerprint(corpus)
-    position = runs.load_state(args.out, model, optimizer) or {"step": 0, "data": data, "before": None, "after": None}
+    position = run_folder.load_state(args.out, model, optimizer) or {
+        "step": 0,
+        "data": data,
+        "before": None,
+        "after": None,
+    }
     if position["data"] != data:
         raise UserError(f"the corpus is not the one that {args.out} was started with; choose another --out")
-    writer = parallel.rank() == 0
+    writer = distributed.rank() == 0
     if writer:
-        runs.rewind_metrics(args.out, position["step"])
+        run_folder.rewind_metrics(args.out, position["step"])
     position["before"] = position["before"] or assess(model, tokenizer, examples, args.max_tokens)
 
     losses, pending = [], []
     bar = progress(total * args.batch_size, position["step"] * args.batch_size, "sentences", "SimCSE")
-    with runs.Interrupt() as interrupt, bar:
+    with run_folder.Interrupt() as interrupt, bar:
         for step in range(position["step"] + 1, total + 1):
             numbers = batch_of_step(len(corpus), args.batch_size, args.seed, step)
-            parallel.seed_step(args.seed, step)
+            distributed.seed_step(args.seed, step)
             model.train()
-            batch = views([corpus[i] for i in parallel.share(numbers)], tokenizer, args).to(device)
+            batch = views([corpus[i] for i in distributed.share(numbers)], tokenizer, args).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                 h = model(batch)
-            of_views = [parallel.gather(part) for part in h.split(len(parallel.share(numbers)))]
+            of_views = [distributed.gather(part) for part in h.split(len(distributed.share(numbers)))]
             loss = contrastive_loss(*of_views[:2], args.tau, args.negatives, *of_views[2:])
             optimizer.zero_grad()
             loss.backward()
-            parallel.sum_gradients(optimizer, None)
+            distributed.sum_gradients(optimizer, None)
             lr = args.lr * linear_schedule(step - 1, total, args.warmup)
             norm = optimizer.step(dict.fromkeys(groups, lr))
             pending.append(torch.where(torch.isfinite(norm), loss.detach(), norm))  # either one ends the run
             bar.update(args.batch_size)
 
-            stop = parallel.any_of(interrupt.asked)
+            stop = distributed.any_of(interrupt.asked)
             end_of_epoch = step % epoch_steps == 0
             save = end_of_epoch or stop or step % args.save_every == 0
             if save or len(pending) == 20:
@@ -202,16 +207,16 @@ def train(args, model, config, tokenizer, corpus, examples):
                 bar.set_postfix_str(f"loss {mean(losses[-20:]):.4f}")
             if save:
                 if writer:
-                    runs.append_metrics(args.out, kind="train", step=step, lr=lr, loss=mean(losses))
+                    run_folder.append_metrics(args.out, kind="train", step=step, lr=lr, loss=mean(losses))
                 losses.clear()
             if end_of_epoch:
                 position["after"] = assess(model, tokenizer, examples, args.max_tokens)
                 if writer:
-                    runs.append_metrics(args.out, kind="dev", step=step, **position["after"])
-                    with runs.replacing_folder(Path(args.out) / "encoder") as folder:
+                    run_folder.append_metrics(args.out, kind="dev", step=step, **position["after"])
+                    with files.replacing_folder(Path(args.out) / "encoder") as folder:
                         save_encoder(model.bert, config, tokenizer, folder)
             if save and writer:
-                runs.save_state(args.out, model, optimizer, **(position | {"step": step}))
+                run_folder.save_state(args.out, model, optimizer, **(position | {"step": step}))
             if stop and step < total:
                 return None
     return position["before"], position["after"]
@@ -220,7 +225,7 @@ def train(args, model, config, tokenizer, corpus, examples):
 def save_encoder(bert, config, tokenizer, folder):
     """A folder for `multitask.py --bert`. Args: config, with the dropout that fine-tuning is to use, not SimCSE's."""
     config.save(folder)
-    write_safetensors(Path(folder) / "model.safetensors", to_usual_names(bert), {"format": "pt"})
+    write_safetensors(Path(folder) / "model.safetensors", to_usual_names(bert.state_dict()), {"format": "pt"})
     tokenizer.save(folder)
 
 
@@ -289,24 +294,24 @@ def start_encoder(args, folder, vocabulary):
 
 @command
 def main(argv=None):
-    args = runs.parse_flags(arguments(), argv)
+    args = run_folder.parse_flags(arguments(), argv)
     check(args)
     device = choose_device(args)
     choose_products(args, device)
-    parallel.start(args.batch_size)
+    distributed.start(args.batch_size)
     sts = TASKS["sts"]
-    with parallel.one_after_another():
-        folder = runs.best_folder(args.out, "encoder") if args.eval_only else find_model(args.bert)
+    with distributed.one_after_another():
+        folder = run_folder.best_folder(args.out, "encoder") if args.eval_only else find_model(args.bert)
     limits = BertConfig.load(folder) if args.eval_only or args.layers is None else BertConfig()
     tokenizer = Tokenizer(folder, limits.max_position_embeddings, None if args.layers else limits.vocab_size)
-    with parallel.one_voice():
+    with distributed.one_voice():
         examples = read_examples(data_path(args.data, sts, "dev"), sts)
         corpus = None if args.eval_only else open_corpus(args)
     torch.manual_seed(args.seed)
     if args.eval_only:
         model = SentenceEncoder(Bert.load(folder), args.pooling).to(device)
         print(assessment({"encoder": assess(model, tokenizer, examples, args.max_tokens)}))
-        parallel.stop()
+        distributed.stop()
         return
     bert = start_encoder(args, folder, tokenizer.wordpiece.get_vocab_size())
     config = dataclasses.replace(
@@ -315,20 +320,20 @@ def main(argv=None):
         attention_probs_dropout_prob=limits.attention_probs_dropout_prob,
     )
     model = SentenceEncoder(bert, args.pooling).to(device)
-    if parallel.rank() == 0:
-        runs.write_json(Path(args.out) / "config.json", vars(args))
+    if distributed.rank() == 0:
+        files.write_json(Path(args.out) / "config.json", vars(args))
     count = sum(p.numel() for p in bert.parameters())
-    print(f"encoder {count:,} parameters; {len(corpus):,} lines; on {device}, processes: {parallel.world()}")
+    print(f"encoder {count:,} parameters; {len(corpus):,} lines; on {device}, processes: {distributed.world()}")
     started = time.perf_counter()
     result = train(args, model, config, tokenizer, corpus, examples)
     if result is None:
         print(f"stopped and saved; go on with: python simcse.py --resume --out {args.out}")
-        parallel.stop()  # process 0 has saved
+        distributed.stop()  # process 0 has saved
         raise SystemExit(130)
     print(f"trained in {time.perf_counter() - started:.0f} s")
     print(assessment(dict(zip(("before", "after"), result, strict=True))))
     print(f"fine-tune it with: python multitask.py --bert {args.out}/encoder")
-    parallel.stop()
+    distributed.stop()
 
 
 def assessment(results):

@@ -25,7 +25,7 @@ With the class probabilities p = softmax(a) and q = softmax(b), or for one logit
 
 Two readings of "project". The paper's (`--smart_projection ball`) clips x̃ - x to [-ε, ε]. The code that most work
 builds on (`unit`, the default) divides it, token by token, by (its ∞-norm + ε), which leaves a perturbation of size
-almost 1: six orders of magnitude more. What `python bench_methods.py` prints for sst, MiniLM after 60 plain steps on
+almost 1: six orders of magnitude more. What `python -m bench.methods` prints for sst, MiniLM after 60 plain steps on
 data/sample, default settings, beside what dropout alone does:
 
                             ∞-norm of x̃ - x     cosine with ν     R_s
@@ -50,7 +50,7 @@ Four traps, each with a test of its own:
 
 Cost: 3 + T_x forward and 2 + T_x backward passes in place of 1 and 1. The T_x extra backward passes are for x̃ only, so
 they skip the gradients of the weights, half of the work; θ̃ needs no backward pass. That is 3.1 times the plain step
-for MiniLM on one CPU core (`python bench_methods.py`).
+for MiniLM on one CPU core (`python -m bench.methods`).
 """
 
 import contextlib
@@ -65,7 +65,7 @@ PRESETS = {"weak": {"mu": 0.02, "epsilon": 1e-6}, "strong": {"mu": 2.0, "epsilon
 def divergence(task, a, b):
     """ℓ_s of two outputs of the model, example by example.
 
-    Args: task, its row in data.TASKS; a and b, logits (B, C), as `evaluate.probabilities` has them. Returns (B,).
+    Args: task, its row in tasks.TASKS; a and b, logits (B, C), as `evaluate.probabilities` has them. Returns (B,).
     """
     a, b = a.float(), b.float()
     if task.classes > 2:
@@ -131,7 +131,7 @@ class Smart:
     def forward(self, task, batch, step, first=0):
         """The model's output for a batch, and both penalties.
 
-        Args: task, its row in data.TASKS; step, the number of the training step; first, the place of the batch's
+        Args: task, its row in tasks.TASKS; step, the number of the training step; first, the place of the batch's
         first example in the whole batch of the step. Returns logits (B, C), and R_s and D_Breg, means over the
         batch, scalars.
         """

@@ -15,14 +15,14 @@ not hurt it on dev.
 from dataclasses import asdict
 from pathlib import Path
 
-import runs
 from bert import BertConfig
-from cache import cached_outputs, metrics_of
-from console import UserError
-from data import DataSet
 from evaluate import dev_score
 from model import MultitaskBert
 from multitask import dev_metric
+from support import files, run_folder
+from support.console import UserError
+from support.output_cache import cached_outputs, metrics_of
+from tasks import DataSet
 from tokenizer import Tokenizer
 
 TRAINING_ONLY = ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range")
@@ -52,7 +52,7 @@ def check_alike(folders):
     for folder in folders:
         config = asdict(BertConfig.load(folder))
         own = {
-            "heads, PALs or pair encodings": runs.read_json(Path(folder) / "multitask.json"),
+            "heads, PALs or pair encodings": files.read_json(Path(folder) / "multitask.json"),
             "encoders": {name: value for name, value in config.items() if name not in TRAINING_ONLY},
             "vocabularies": Tokenizer(folder).wordpiece.to_str(),
         }
@@ -91,9 +91,9 @@ def save_soup(out, model, tokenizer, examples, config, device, **notes):
     Args: examples, {task: Examples} of dev; config, the flags of a run of this architecture; notes, for the line in
     `metrics.jsonl`. The run says of itself that it took 0 epochs, so that --resume leaves it as it is.
     """
-    with runs.replacing_folder(Path(out) / "best") as folder:
+    with files.replacing_folder(Path(out) / "best") as folder:
         model.save(folder, tokenizer)
     metrics = metrics_of(cached_outputs(out, examples, "dev", device))
-    runs.append_metrics(out, kind="dev", step=0, epoch=0, **metrics, score=dev_score(metrics), **notes)
-    runs.write_json(Path(out) / "config.json", config | {"out": out, "epochs": 0})
+    run_folder.append_metrics(out, kind="dev", step=0, epoch=0, **metrics, score=dev_score(metrics), **notes)
+    files.write_json(Path(out) / "config.json", config | {"out": out, "epochs": 0})
     return metrics

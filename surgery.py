@@ -16,7 +16,7 @@ G_ij = g_i · g_j and for the final sum. In between p = Σ_k c_k g_k is three co
 
     p · g_j = Σ_k c_k G_kj            p ← p - a g_j   is   c_j ← c_j - a
 
-With it a batch takes 1.03 to 1.07 times the plain time for MiniLM on one CPU core (`python bench_methods.py`), and n
+With it a batch takes 1.03 to 1.07 times the plain time for MiniLM on one CPU core (`python -m bench.methods`), and n
 times the memory of the shared gradient.
 """
 
@@ -25,7 +25,7 @@ import itertools
 import numpy as np
 import torch
 
-import parallel
+from support import distributed
 
 
 def project(gram, generator):
@@ -57,7 +57,7 @@ class Surgery:
 
     def take(self, task):
         """Call after a task's backward pass: keeps its shared gradient aside, and clears it for the next task."""
-        self.gradients[task] = [parallel.sum_(flat.grad).clone() for flat in self.flats]
+        self.gradients[task] = [distributed.sum_(flat.grad).clone() for flat in self.flats]
         for flat in self.flats:
             flat.grad.zero_()
 

@@ -34,7 +34,7 @@ import numpy as np
 import tokenizers
 import torch
 
-from console import UserError
+from support.console import UserError
 
 MAX_TOKENS = 512  # BERT has this many position embeddings
 

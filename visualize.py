@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import runs
-from console import Parser, UserError, command
-from data import TASKS, DataSet, data_path, read_examples
 from evaluate import probabilities, score
-from flags import add_device, choose_device, positive
 from model import MultitaskBert
 from pca_tsne import pca, tsne
-from weights import replacing
+from support import files, run_folder
+from support.console import Parser, UserError, command
+from support.files import replacing
+from support.flags import add_device, choose_device, positive
+from tasks import TASKS, DataSet, data_path, read_examples
 
 SST = TASKS["sst"]
 METHODS = {"pca": "PCA", "tsne": "t-SNE"}
@@ -38,13 +38,13 @@ def config_of(run):
     path = Path(run) / "config.json"
     if not path.exists():
         raise UserError(f"{run} holds no run; train one with multitask.py, or name another folder")
-    return runs.read_json(path)
+    return files.read_json(path)
 
 
 def lines_of(run, kind):
     """The `train` or `dev` lines of a run's metrics, a list of dicts."""
     config_of(run)
-    lines = [line for line in runs.read_metrics(run) if line.get("kind") == kind and line.keys() & TASKS.keys()]
+    lines = [line for line in run_folder.read_metrics(run) if line.get("kind") == kind and line.keys() & TASKS.keys()]
     if not lines:
         raise UserError(f"{run} has no {kind} lines of the tasks; let it finish an epoch, or name another run")
     return lines
@@ -115,7 +115,7 @@ def map_models(args, examples):
     """
     seen = []
     for run in args.runs:
-        model, tokenizer = MultitaskBert.load(runs.best_folder(run))
+        model, tokenizer = MultitaskBert.load(run_folder.best_folder(run))
         seen.append(look(model.to(choose_device(args)), DataSet(examples, tokenizer)))
     panels = []
     for k in args.models:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from console import Parser, UserError, command
-from data import SPLITS, TASKS, data_path
+from support.console import Parser, UserError, command
+from tasks import SPLITS, TASKS, data_path
 
 URL = "https://raw.githubusercontent.com/gpoesia/minbert-default-final-project/main/data"
 

@@ -1,1 +1,88 @@
-"""The hot path. One file an operation: its maths in words, the plain PyTorch form, and what makes it fast."""
+"""The operations that the model spends its time in: one name each, and the switch between their three forms.
+
+    plain    plain.py    the definition, a few lines of PyTorch each: read these; `--kernels plain` runs them
+    cpu      cpu/        the same numbers on a CPU, faster
+    gpu      gpu.py      the same numbers on a GPU: fused Triton kernels, a file each
+
+`forms_of(x)` chooses by where the tensor x lives. Everything else in this file is the list of names. `plain.py` says
+what each operation takes and returns.
+"""
+
+import functools
+import importlib
+import os
+
+import torch
+
+from kernels import cpu, plain
+
+INTERPRET = (
+    os.environ.get("TRITON_INTERPRET") == "1"
+)  # Triton's interpreter runs the GPU's kernels on the CPU: for tests
+CHOICES = ("auto", "plain")
+_choice = "auto"
+
+
+def use(choice):
+    """From now on operations take their plain form ("plain"), or the fastest that there is ("auto")."""
+    global _choice
+    assert choice in CHOICES
+    _choice = choice
+
+
+def forms_of(x):
+    """The module whose forms take the tensor x. float64, which checks gradients, never goes to Triton."""
+    if _choice == "plain":
+        return plain
+    if (x.is_cuda or INTERPRET) and x.dtype != torch.float64 and triton_forms():
+        return triton_forms()
+    return cpu if x.device.type == "cpu" else plain
+
+
+@functools.cache
+def triton_forms():
+    """The module `gpu.py`, or None where Triton is not installed. Imported when a tensor first asks for it."""
+    try:
+        return importlib.import_module("kernels.gpu")
+    except ImportError:
+        return None
+
+
+def linear(x, weight, bias=None):
+    return forms_of(x).linear(x, weight, bias)
+
+
+def linear_gelu(x, weight, bias):
+    return forms_of(x).linear_gelu(x, weight, bias)
+
+
+def feed_forward(x, up, bias, down):
+    return forms_of(x).feed_forward(x, up, bias, down)
+
+
+def dropout(x, p):
+    return forms_of(x).dropout(x, p)
+
+
+def embed(ids, positions, segments, tables, norm):
+    return forms_of(tables[0]).embed(ids, positions, segments, tables, norm)
+
+
+def attention(qkv, cu_seqlens, max_seqlen, heads, p=0.0):
+    return forms_of(qkv).attention(qkv, cu_seqlens, max_seqlen, heads, p)
+
+
+def cls_attention(h, weight, bias, cu_seqlens, max_seqlen, heads, p=0.0):
+    return forms_of(h).cls_attention(h, weight, bias, cu_seqlens, max_seqlen, heads, p)
+
+
+def add_norm(x, bias, residual, norm, p, extra=None):
+    return forms_of(x).add_norm(x, bias, residual, norm, p, extra)
+
+
+def mean_loss(logits, labels, classes):
+    return forms_of(logits).mean_loss(logits, labels, classes)
+
+
+def adamw(updates, clip, betas):
+    return forms_of(updates[0].param).adamw(updates, clip, betas)

@@ -21,8 +21,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels import adamw, add_norm, attention, embed, gelu, loss
-from kernels.dropout import threshold
+from kernels import adamw_step, bias_gelu, embedding, flash_attention, losses, residual_norm
+from kernels.random_bits import threshold
 
 # Of a multiprocessor: bytes of shared memory, programs, warps, registers (CUDA C Programming Guide)
 LIMITS = {80: (164 * 1024, 32, 64, 65536), 90: (228 * 1024, 32, 64, 65536)}
@@ -45,49 +45,51 @@ def cases(dtypes=(torch.float32, torch.bfloat16)):
         short = str(x).removeprefix("torch.")
         for model, heads, d in (("BERT-base", 12, 64), ("MiniLM", 12, 32), ("PALs", 12, 17)):
             for max_seqlen in (12, 24, 512):
-                options = attention.launch_options(d, max_seqlen, x)
+                options = flash_attention.launch_options(d, max_seqlen, x)
                 options |= {"HEADS": heads, "DROP": threshold(0.1)}
                 forward = {"qkv": x, "cu_seqlens": torch.int32, "seed": torch.int64, "out": x, "lse": f32}
                 backward = forward | {"dout": x, "dqkv": x, "scale": "fp32"}
                 name = f"{model} {short} d {d}, up to {max_seqlen} tokens"
-                yield Case(f"attention forward   {name}", attention._forward, forward | {"scale": "fp32"}, options)
-                yield Case(f"attention backward  {name}", attention._backward, backward, options)
+                yield Case(
+                    f"attention forward   {name}", flash_attention._forward, forward | {"scale": "fp32"}, options
+                )
+                yield Case(f"attention backward  {name}", flash_attention._backward, backward, options)
         for model, width in (("BERT-base", 768), ("MiniLM", 384), ("PALs", 204)):
-            options = add_norm.launch_options(width) | {"DROP": threshold(0.1)}
-            side = x if model == "PALs" else None
-            common = {"x": x, "bias": f32, "residual": x, "side": side, "seed": torch.int64, "weight": f32}
-            forward = common | {"shift": f32, "y": x, "mean": f32, "rstd": f32, "eps": "fp32"}
+            options = residual_norm.launch_options(width) | {"DROP": threshold(0.1)}
+            extra = x if model == "PALs" else None
+            common = {"x": x, "bias": f32, "residual": x, "extra": extra, "seed": torch.int64, "weight": f32}
+            forward = common | {"beta": f32, "y": x, "mean": f32, "rstd": f32, "eps": "fp32"}
             backward = common | {"mean": f32, "rstd": f32, "dy": x, "dx": x, "dz": x, "partial": f32}
             backward |= {"T": "i32", "ROWS": "i32"}
-            yield Case(f"add_norm forward    {model} {short} H {width}", add_norm._forward, forward, options)
-            yield Case(f"add_norm backward   {model} {short} H {width}", add_norm._backward, backward, options)
+            yield Case(f"add_norm forward    {model} {short} H {width}", residual_norm._forward, forward, options)
+            yield Case(f"add_norm backward   {model} {short} H {width}", residual_norm._backward, backward, options)
         for model, width in (("BERT-base", 3072), ("MiniLM", 1536), ("heads", 768)):
-            options = gelu.LAUNCH | {"F": width}
+            options = bias_gelu.LAUNCH | {"F": width}
             forward = {"x": x, "bias": f32, "y": x, "T": "i32"}
             backward = {"x": x, "bias": f32, "dy": x, "dx": x, "partial": f32, "T": "i32", "ROWS": "i32"}
-            yield Case(f"gelu forward        {model} {short} F {width}", gelu._forward, forward, options)
-            yield Case(f"gelu backward       {model} {short} F {width}", gelu._backward, backward, options)
+            yield Case(f"gelu forward        {model} {short} F {width}", bias_gelu._forward, forward, options)
+            yield Case(f"gelu backward       {model} {short} F {width}", bias_gelu._backward, backward, options)
         for classes in (5, 2, 0):
-            options = loss.launch_options(64, classes if classes > 2 else 1, classes)
+            options = losses.launch_options(64, classes if classes > 2 else 1, classes)
             arguments = {"logits": x, "labels": f32, "loss": f32, "dlogits": f32, "B": "i32"}
-            yield Case(f"loss                {short}, {classes} classes", loss._loss, arguments, options)
+            yield Case(f"loss                {short}, {classes} classes", losses._loss, arguments, options)
     for model, width in (("BERT-base", 768), ("MiniLM", 384)):
-        options = add_norm.launch_options(width)
+        options = residual_norm.launch_options(width)
         common = dict.fromkeys(("ids", "positions", "segments"), torch.int64)
         common |= dict.fromkeys(("word", "position", "segment", "weight"), f32)
-        forward = common | {"shift": f32, "y": f32, "mean": f32, "rstd": f32, "eps": "fp32"}
+        forward = common | {"beta": f32, "y": f32, "mean": f32, "rstd": f32, "eps": "fp32"}
         backward = common | {"mean": f32, "rstd": f32, "dy": f32, "dz": f32, "partial": f32, "T": "i32", "ROWS": "i32"}
         rows = {"dz": f32, "keys": torch.int64, "tokens": torch.int64, "dword": f32, "dposition": f32, "T": "i32"}
         name = f"{model} float32 H {width}"
-        yield Case(f"embed forward       {name}", embed._forward, forward, options)
-        yield Case(f"embed backward      {name}", embed._backward, backward, options)
-        yield Case(f"embed add_rows      {name}", embed._add_rows, rows, options | {"CHUNK": embed.CHUNK})
-    options = {"BLOCK": adamw.BLOCK, "num_warps": 8}
-    yield Case("adamw squares", adamw._squares, {"grad": f32, "partial": f32, "n": "i32"}, options)
+        yield Case(f"embed forward       {name}", embedding._forward, forward, options)
+        yield Case(f"embed backward      {name}", embedding._backward, backward, options)
+        yield Case(f"embed add_rows      {name}", embedding._add_rows, rows, options | {"CHUNK": embedding.CHUNK})
+    options = {"BLOCK": adamw_step.BLOCK, "num_warps": 8}
+    yield Case("adamw squares", adamw_step._squares, {"grad": f32, "partial": f32, "n": "i32"}, options)
     flat = dict.fromkeys(("param", "grad", "m", "v", "partial", "norm"), f32) | {"n": "i32", "parts": "i32"}
     numbers = dict.fromkeys(("clip", "rate", "eps", "shrink", "beta1", "beta2", "gain1", "gain2"), "fp32")
-    options = options | {"PARTS_PAD": 4 * adamw.PROGRAMS}
-    yield Case("adamw update", adamw._update, flat | numbers, options)
+    options = options | {"PARTS_PAD": 4 * adamw_step.PROGRAMS}
+    yield Case("adamw update", adamw_step._update, flat | numbers, options)
 
 
 def compile_case(case, arch):

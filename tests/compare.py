@@ -19,8 +19,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from bert import Bert
+from support.downloads import MINILM, find_model
+from support.safetensors import read_safetensors, write_safetensors
 from tokenizer import pack, to_padded
-from weights import MINILM, find_model, read_safetensors, write_safetensors
 
 GOLDEN = Path(__file__).parent / "golden.json"
 LENGTHS = (1, 2, 3, 17, 50, 128, 300, 512)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from bert import Bert, BertConfig  # noqa: E402
-from data import SPLITS, TASKS, data_path  # noqa: E402
+from tasks import SPLITS, TASKS, data_path  # noqa: E402
 
 torch.set_num_threads(2)
 WORDS = "good bad film very not dull bright story how what is the of old new cat dog runs sleeps".split()  # noqa: SIM905

@@ -17,7 +17,7 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from weights import read_safetensors  # noqa: E402
+from support.safetensors import read_safetensors  # noqa: E402
 
 KILLS = 20
 FLAGS = "--data data/sample --max_examples 200 --epochs 2 --batch_size 16 --save_every 3".split()  # noqa: SIM905

@@ -7,9 +7,10 @@ from compare import GOLDEN, golden_batch, golden_places
 from conftest import tiny_config
 
 from bert import Bert, BertConfig
-from console import UserError
+from support.console import UserError
+from support.downloads import MINILM, find_model
+from support.safetensors import read_safetensors, write_safetensors
 from tokenizer import pack
-from weights import MINILM, find_model, read_safetensors, write_safetensors
 
 
 def random_batch(lengths, seed=0):

@@ -5,10 +5,10 @@ import itertools
 import pytest
 import tiny
 
-import data
 import multitask
-import runs
+import tasks
 from bert import Bert
+from support import run_folder
 
 PALS = "--use_pals --pal_size 12 --pal_heads 4"
 METHODS = (PALS, "--use_smart", "--gradient_surgery", "--option pretrain", "--use_means")
@@ -28,10 +28,10 @@ def test_a_combination_runs_and_evaluates_the_same_from_disk(tmp_path, capsys, c
     table = capsys.readouterr().out.split("| task")[1]
     predictions = [path.read_bytes() for path in sorted((out / "predictions").iterdir())]
     assert len(predictions) == 6
-    metrics = runs.read_metrics(out)
+    metrics = run_folder.read_metrics(out)
     assert [line["step"] for line in metrics] == [1, 1]
     assert ("smoothness" in metrics[0]) == chosen[1]
-    assert (metrics[0].keys() >= data.TASKS.keys()) == chosen[2]  # surgery's one step took every task
+    assert (metrics[0].keys() >= tasks.TASKS.keys()) == chosen[2]  # surgery's one step took every task
     assert (out / "best" / "pals.safetensors").exists() == chosen[0]
     frozen = Bert.load(out / "best").state_dict()
     before = Bert.load(bert).state_dict()
@@ -52,14 +52,14 @@ def test_flags_that_make_no_sense_are_refused_in_one_sentence(tmp_path, capsys, 
 
 
 def test_a_fourth_task_is_a_row_and_three_files(tmp_path, monkeypatch, capsys):
-    movies = data.Task("cfimdb", "cfimdb-{split}.csv", ("review",), "liked", 2, 0, 1, "accuracy", "Predicted_Liked")
-    monkeypatch.setitem(data.TASKS, "cfimdb", movies)
+    movies = tasks.Task("cfimdb", "cfimdb-{split}.csv", ("review",), "liked", 2, 0, 1, "accuracy", "Predicted_Liked")
+    monkeypatch.setitem(tasks.TASKS, "cfimdb", movies)
     bert, files = tiny.folder(tmp_path / "bert"), tiny.task_files(tmp_path / "data", 8)
     for i, methods in enumerate(("--gradient_surgery", f"{PALS} --use_smart --use_means")):
         out = tmp_path / f"run{i}"
         multitask.main(f"--bert {bert} --data {files} --out {out} --epochs 2 --batch_size 4 {methods}".split())
         assert "| cfimdb " in capsys.readouterr().out
-        assert "cfimdb" in runs.read_metrics(out)[0]
+        assert "cfimdb" in run_folder.read_metrics(out)[0]
         lines = (out / "predictions" / "cfimdb-test-output.csv").read_text().splitlines()
         assert lines[0] == "id \t Predicted_Liked "
         assert len(lines) == 9

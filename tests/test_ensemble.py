@@ -11,12 +11,12 @@ import ensemble
 import multitask
 import predict
 from bert import Bert
-from data import TASKS, load_examples
 from ensemble import choose, combine, data_flags, metric_of, outputs_of, tune
 from evaluate import METRICS, decide, dev_score, score
 from model import MultitaskBert
 from soup import choose_soup, dev_score_of, soup
-from weights import read_safetensors, write_safetensors
+from support.safetensors import read_safetensors, write_safetensors
+from tasks import TASKS, load_examples
 
 CPU = torch.device("cpu")
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from data import TASKS
 from evaluate import accuracy, dev_score, majority, pearson, probabilities, score, write_predictions
+from tasks import TASKS
 
 
 def test_the_dev_score_of_the_published_table():

@@ -18,10 +18,10 @@ from test_bert import random_batch
 import multitask
 import predict
 from bert import Bert
-from data import TASKS
 from evaluate import probabilities
 from model import Head, MultitaskBert, task_loss
-from weights import read_safetensors
+from support.safetensors import read_safetensors
+from tasks import TASKS
 
 
 def weights_of(folder):

@@ -10,9 +10,9 @@ from conftest import ROOT
 import ensemble
 import multitask
 import reproduce
-import runs
 import simcse
-from data import TASKS
+from support import files, run_folder
+from tasks import TASKS
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_a_table_that_was_interrupted_loses_no_row_and_runs_none_twice(table, tm
     assert [r["title"] for r in results] == ["Pretrain base model (encoder frozen)", "Finetune base model", "+ SimCSE"]
     for r in results:
         for name, value in [(n, r[n]) for n in (*TASKS, "score")]:
-            lines = [runs.read_metrics(folder) for folder in r["runs"]]
+            lines = [run_folder.read_metrics(folder) for folder in r["runs"]]
             best = [max((x for x in of if x["kind"] == "dev"), key=lambda x: x["score"])[name] for of in lines]
             assert value == best
         assert r["took"][0].keys() == {"seconds", "commit", "device"}
@@ -78,7 +78,7 @@ def test_a_table_that_was_interrupted_loses_no_row_and_runs_none_twice(table, tm
     assert f"{statistics.mean(score):.3f} ± {statistics.stdev(score):.3f}" in text
     assert f"{statistics.mean(score) - 0.764:+.3f}" in text
     assert (
-        str(tmp_path / "runs" / "simcse" / "encoder") in runs.read_json(results[2]["runs"][0] + "/config.json")["bert"]
+        str(tmp_path / "runs" / "simcse" / "encoder") in files.read_json(results[2]["runs"][0] + "/config.json")["bert"]
     )
 
 

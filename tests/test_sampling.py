@@ -4,7 +4,7 @@ import collections
 
 import pytest
 
-from data import joint_steps, task_order, task_shares
+from sampling import joint_steps, task_order, task_shares
 
 SIZES = {"sst": 8544, "para": 141498, "sts": 6040}
 

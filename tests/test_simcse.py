@@ -12,11 +12,11 @@ import tiny
 import torch
 
 import multitask
-import runs
 import simcse
 from bert import Bert
-from corpus import TextFile, batch_of_step
-from weights import read_safetensors
+from support import run_folder
+from support.corpora import TextFile, batch_of_step
+from support.safetensors import read_safetensors
 
 ROOT = Path(__file__).parent.parent
 
@@ -170,14 +170,14 @@ def test_supervised_with_hard_negatives_from_a_random_start(tmp_path):
     simcse.main(flags(tmp_path, more))
     config = Bert.load(tmp_path / "run" / "encoder").config
     assert (config.num_hidden_layers, config.hidden_size) == (1, 64)
-    losses = [line["loss"] for line in runs.read_metrics(tmp_path / "run") if line["kind"] == "train"]
+    losses = [line["loss"] for line in run_folder.read_metrics(tmp_path / "run") if line["kind"] == "train"]
     assert losses[1] < losses[0]
 
 
 def test_a_run_resumes_bit_for_bit(tmp_path, monkeypatch):
     simcse.main([*flags(tmp_path), "--out", str(tmp_path / "whole")])
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "Interrupt", tiny.StopAfter(3))
+        patch.setattr(run_folder, "Interrupt", tiny.StopAfter(3))
         with pytest.raises(SystemExit):
             simcse.main([*flags(tmp_path), "--out", str(tmp_path / "parts")])
     simcse.main(["--resume", "--out", str(tmp_path / "parts")])

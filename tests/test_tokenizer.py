@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import write_vocabulary
 
-from console import UserError
+from support.console import UserError
 from tokenizer import Tokenizer, from_padded, pack, to_padded, truncate_longer_first
 
 

@@ -11,10 +11,10 @@ import tiny
 import torch
 
 import visualize
-from console import UserError
-from data import TASKS, DataSet, data_path, read_examples
 from evaluate import outputs
 from pca_tsne import conditional_p, kl_gradient, pca, squared_distances, tsne
+from support.console import UserError
+from tasks import TASKS, DataSet, data_path, read_examples
 from tokenizer import Tokenizer
 
 SST = TASKS["sst"]

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-import data
 import multitask
-import runs
+import tasks
 from adamw import AdamW
 from bert import Bert, BertConfig
 from model import MultitaskBert
+from support import run_folder
+from support.safetensors import read_safetensors
 from tokenizer import Tokenizer, pack
-from weights import read_safetensors
 
 WORDS = [a + b for a in ("ba", "ce", "di", "fo", "gu") for b in ("lan", "mer", "nis", "pot", "rux", "sil")]
 
@@ -60,12 +60,12 @@ def sentence(rng, low=2, high=9):
 
 
 def task_files(path, n=12, seed=0):
-    """Files of n examples for all tasks of data.TASKS and all splits."""
+    """Files of n examples for all tasks of tasks.TASKS and all splits."""
     path.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
-    for task in data.TASKS.values():
-        for split in data.SPLITS:
-            with open(data.data_path(path, task, split), "w", newline="") as file:
+    for task in tasks.TASKS.values():
+        for split in tasks.SPLITS:
+            with open(tasks.data_path(path, task, split), "w", newline="") as file:
                 writer = csv.writer(file, delimiter="\t")
                 writer.writerow(["", "id", *task.columns, *([task.label] if split != "test" else [])])
                 for i in range(n):
@@ -76,7 +76,7 @@ def task_files(path, n=12, seed=0):
 
 
 class StopAfter:
-    """In place of `runs.Interrupt`: Ctrl-C at the n-th step."""
+    """In place of `run_folder.Interrupt`: Ctrl-C at the n-th step."""
 
     def __init__(self, n):
         self.left = n
@@ -100,7 +100,7 @@ def last_states(path, flags, monkeypatch):
     """The last states (tensors by name) of a run in path/whole, and of one in path/parts, stopped and resumed."""
     multitask.main([*flags, "--out", str(path / "whole")])
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "Interrupt", StopAfter(5))
+        patch.setattr(run_folder, "Interrupt", StopAfter(5))
         with pytest.raises(SystemExit):
             multitask.main([*flags, "--out", str(path / "parts")])
     multitask.main(["--resume", "--out", str(path / "parts")])

@@ -1,0 +1,31 @@
+"""The AdamW update on a CPU: in blocks that stay in the cache.
+
+As single operations over everything the update of `plain.adamw` moves its 28 bytes a parameter (four numbers read,
+three written) several times over. Here it walks in blocks of 1 MB, which stay in the processor's cache from the first
+line to the last.
+"""
+
+import torch
+
+CACHED = 1 << 18  # elements of a block
+TINY = 1e-36  # far below ε'², but not 0: of words that never came up v is 0, whose root takes MKL 17 times as long
+
+
+def adamw(updates, clip, betas):
+    """The CPU's form of `plain.adamw`."""
+    b1, b2 = betas
+    blocks = [block for u in updates for block in u.grad.split(CACHED)]  # one sum of 10⁷ squares would round badly
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(blocks)))
+    scale = (clip / (norm + 1e-6)).clamp(max=1.0) if clip else None
+    for u in updates:
+        buffer = torch.empty_like(u.param[:CACHED])
+        for p, g, m, v in zip(*(x.split(CACHED) for x in u[:4]), strict=True):
+            if scale is not None:
+                g = torch.mul(g, scale, out=buffer[: len(g)])
+            m.lerp_(g, 1 - b1)
+            v.mul_(b2).addcmul_(g, g, value=1 - b2)
+            denominator = torch.clamp(v, min=TINY, out=buffer[: len(v)]).sqrt_().add_(u.eps)
+            if u.shrink != 1:
+                p.mul_(u.shrink)
+            p.addcdiv_(m, denominator, value=-u.rate)
+    return norm

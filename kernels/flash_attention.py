@@ -1,0 +1,269 @@
+"""Self-attention over a packed batch (Vaswani et al., 2017, section 3.2), forward and backward.
+
+A packed batch is one long row of T tokens; sentence b owns the tokens cu_seqlens[b] .. cu_seqlens[b + 1] - 1. Each
+token attends to the tokens of its own sentence, in each of `heads` heads of size d separately:
+
+    S = q kᵀ / √d        P = softmax(S), row by row        o = D v,   D = P · keep / (1 - p)
+
+where q, k and v (m, d) are the queries, keys and values of the sentence's m tokens in one head, three linear maps of
+the hidden states which the caller has computed, S (m, m) are the scores of each query with each key, and keep is
+dropout's mask of ones and zeros, each 0 with probability p.
+
+Backward. Given do, the gradient of a scalar loss with respect to o, the chain rule gives, line by line:
+
+    dv = Dᵀ do           o = D v is linear in v
+    dD = do vᵀ           ... and in D
+    dP = dD · keep / (1 - p)                         dropout is an element-wise product
+    dS = P ⊙ (dP - δ),   δ_i = Σ_j P_ij dP_ij        softmax: ∂P_ij / ∂S_in = P_ij (1[j = n] - P_in)
+    dq = dS k / √d       dk = dSᵀ q / √d             S is linear in q and in k
+
+(⊙ is the element-wise product. 1[...] is 1 where the condition holds, else 0; i counts queries, j and n keys.)
+
+On a GPU, S and P would be written to memory and read back several times, and that traffic takes longer than the
+arithmetic. The Triton kernels keep them on the chip (FlashAttention; Dao et al., 2022). Each program takes one
+sentence, one head and a tile of rows (`triton_tools.py` says what programs and tiles are); it finds them by cu_seqlens
+and by strides, so nothing is copied or padded.
+
+Forward. A program holds a tile of queries and walks over the keys, a tile at a time. Softmax needs the whole row, but
+its sum can be kept up to date (the online softmax; Milakov & Gimelshein, 2018). For one query, with scores s_j = S_ij
+and t the largest of those so far,
+
+    l = Σ_j exp(s_j - t)        a = Σ_j exp(s_j - t) v_j        over the keys seen so far, so o_i = a / l at the end
+
+and when a tile brings a larger score t', both sums are corrected by the one factor exp(t - t'). Dropout multiplies the
+terms of a, not of l: it comes after the softmax. What the backward pass needs of a row is one number, the logarithm of
+the sum of its exponentials, lse_i = t + log l, from which P_ij = exp(S_ij - lse_i) comes back at once.
+
+Backward. dv and dk of a key sum over all queries, dq of a query over all keys. Programs that added to each other's
+sums would need atomic additions, in an order that changes from run to run; instead each program owns a tile of rows
+and walks twice: first these rows are keys, and dk and dv grow as queries pass by; then they are queries, and dq grows.
+The scores are computed twice, the result is the same bits every time. A sentence that fits one tile (most do) needs
+only the first walk, because there all keys of its queries are at hand. And δ needs no row of P: since
+P_ij dP_ij = P_ij dD_ij keep_ij / (1 - p) = D_ij dD_ij, and dD_ij = do_i · v_j,
+
+    δ_i = Σ_j P_ij dP_ij = Σ_j D_ij (do_i · v_j) = do_i · Σ_j D_ij v_j = do_i · o_i
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from kernels.random_bits import dropout_keep, dropout_key, new_seed, threshold
+from kernels.triton_tools import jit, matmul_dtype, tl, triton
+
+
+@jit
+def _tile(matrix, first, m, stride: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, BLOCK: tl.constexpr):
+    """Rows first .. first + BLOCK of a matrix (m, D), as a block (BLOCK, D_PAD) with zeros beyond its edges."""
+    row, column = first + tl.arange(0, BLOCK), tl.arange(0, D_PAD)
+    inside = (row < m)[:, None] & (column < D)[None, :]
+    return tl.load(matrix + row[:, None] * stride + column[None, :], mask=inside, other=0.0)
+
+
+@jit
+def _store(matrix, x, first, m, stride: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, BLOCK: tl.constexpr):
+    """The opposite of `_tile`: writes what of the block x (BLOCK, D_PAD) lies inside the matrix (m, D)."""
+    row, column = first + tl.arange(0, BLOCK), tl.arange(0, D_PAD)
+    inside = (row < m)[:, None] & (column < D)[None, :]
+    tl.store(matrix + row[:, None] * stride + column[None, :], x.to(matrix.dtype.element_ty), mask=inside)
+
+
+@jit
+def _forward(
+    qkv,  # (T, 3, HEADS, D)
+    cu_seqlens,  # (B + 1,) int32
+    seed,  # (1,) int64, or None without dropout
+    out,  # (T, HEADS, D)
+    lse,  # (T, HEADS) float32: log₂ Σ_j 2^s_ij, for the backward pass
+    scale,  # log₂(e) / √d: exponentials are taken to base 2, which is what the hardware computes
+    HEADS: tl.constexpr,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,  # the power of two that holds D
+    BLOCK: tl.constexpr,  # rows of a program
+    INNER: tl.constexpr,  # rows that it takes at a time on its walk
+    DROP: tl.constexpr,  # p · 2³², see `dropout.py`; 0 for no dropout
+    MATMUL: tl.constexpr,  # the type of the operands of matrix products
+    PRECISION: tl.constexpr,
+):
+    """One program: one sentence, one head, BLOCK queries; it walks over the keys, INNER at a time."""
+    sentence, head, first = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS, tl.program_id(1) * BLOCK
+    start = tl.load(cu_seqlens + sentence)
+    m = tl.load(cu_seqlens + sentence + 1) - start
+    if first >= m:
+        return
+    qkv += start.to(tl.int64) * (3 * HEADS * D) + head * D
+    out += start.to(tl.int64) * (HEADS * D) + head * D
+    i = first + tl.arange(0, BLOCK)
+    if DROP:
+        key = dropout_key(seed, (start + i) * HEADS + head)
+
+    q = _tile(qkv, first, m, 3 * HEADS * D, D, D_PAD, BLOCK).to(MATMUL)
+    top = tl.full([BLOCK], -float("inf"), tl.float32)  # the largest score of each row so far
+    total = tl.zeros([BLOCK], tl.float32)  # Σ 2^(s - top) so far
+    acc = tl.zeros([BLOCK, D_PAD], tl.float32)  # Σ 2^(s - top) v so far
+    for other in range(0, m, INNER):
+        j = other + tl.arange(0, INNER)
+        k = _tile(qkv + HEADS * D, other, m, 3 * HEADS * D, D, D_PAD, INNER).to(MATMUL)
+        v = _tile(qkv + 2 * HEADS * D, other, m, 3 * HEADS * D, D, D_PAD, INNER).to(MATMUL)
+        s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale  # (BLOCK, INNER)
+        s = tl.where((j < m)[None, :], s, -float("inf"))
+        new_top = tl.maximum(top, tl.max(s, 1))
+        shrink = tl.exp2(top - new_top)  # what was summed against the old top counts this much against the new
+        e = tl.exp2(s - new_top[:, None])
+        total = total * shrink + tl.sum(e, 1)
+        if DROP:
+            e = tl.where(dropout_keep(key[:, None], j[None, :], DROP), e, 0.0)
+        acc = acc * shrink[:, None] + tl.dot(e.to(MATMUL), v, input_precision=PRECISION)
+        top = new_top
+    acc = acc / (total * (1 - DROP / 4294967296))[:, None]
+    _store(out, acc, first, m, HEADS * D, D, D_PAD, BLOCK)
+    tl.store(lse + (start + i) * HEADS + head, top + tl.log2(total), mask=i < m)
+
+
+@jit
+def _backward(
+    qkv,  # (T, 3, HEADS, D)
+    cu_seqlens,  # (B + 1,) int32
+    seed,  # (1,) int64, or None without dropout
+    out,  # (T, HEADS, D)
+    lse,  # (T, HEADS) float32
+    dout,  # (T, HEADS, D)
+    dqkv,  # (T, 3, HEADS, D)
+    scale,  # log₂(e) / √d
+    HEADS: tl.constexpr,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,
+    BLOCK: tl.constexpr,
+    INNER: tl.constexpr,
+    DROP: tl.constexpr,
+    MATMUL: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One program: one sentence, one head, BLOCK rows; first dk and dv of these rows as keys, then dq as queries."""
+    sentence, head, first = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS, tl.program_id(1) * BLOCK
+    start = tl.load(cu_seqlens + sentence)
+    m = tl.load(cu_seqlens + sentence + 1) - start
+    if first >= m:
+        return
+    qkv += start.to(tl.int64) * (3 * HEADS * D) + head * D
+    dqkv += start.to(tl.int64) * (3 * HEADS * D) + head * D
+    out += start.to(tl.int64) * (HEADS * D) + head * D
+    dout += start.to(tl.int64) * (HEADS * D) + head * D
+    lse += start * HEADS + head
+    rescale = 1 / (1 - DROP / 4294967296)
+    root = scale * 0.6931471805599453  # 1 / √d
+
+    # These rows are keys. Scores stand transposed, (BLOCK keys, INNER queries), as dv and dk want them.
+    j = first + tl.arange(0, BLOCK)
+    k = _tile(qkv + HEADS * D, first, m, 3 * HEADS * D, D, D_PAD, BLOCK).to(MATMUL)
+    v = _tile(qkv + 2 * HEADS * D, first, m, 3 * HEADS * D, D, D_PAD, BLOCK).to(MATMUL)
+    dk = tl.zeros([BLOCK, D_PAD], tl.float32)
+    dv = tl.zeros([BLOCK, D_PAD], tl.float32)
+    for other in range(0, m, INNER):
+        i = other + tl.arange(0, INNER)
+        q = _tile(qkv, other, m, 3 * HEADS * D, D, D_PAD, INNER).to(MATMUL)
+        o = _tile(out, other, m, HEADS * D, D, D_PAD, INNER)
+        do = _tile(dout, other, m, HEADS * D, D, D_PAD, INNER)
+        delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
+        do = do.to(MATMUL)
+        s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale
+        s = tl.where((j < m)[:, None], s, -float("inf"))
+        prob = tl.exp2(s - tl.load(lse + i * HEADS, mask=i < m, other=0.0)[None, :])
+        dprob = tl.dot(v, tl.trans(do), input_precision=PRECISION)
+        dropped = prob
+        if DROP:
+            key = dropout_key(seed, (start + i) * HEADS + head)
+            keep = dropout_keep(key[None, :], j[:, None], DROP)
+            dropped = tl.where(keep, prob * rescale, 0.0)
+            dprob = tl.where(keep, dprob * rescale, 0.0)
+        dv += tl.dot(dropped.to(MATMUL), do, input_precision=PRECISION)
+        ds = (prob * (dprob - delta[None, :])).to(MATMUL)
+        dk += tl.dot(ds, q, input_precision=PRECISION)
+        if m <= BLOCK:  # these are all keys of a short sentence, so dq of the queries at hand is complete
+            dq = tl.dot(tl.trans(ds), k, input_precision=PRECISION)
+            _store(dqkv, dq * root, other, m, 3 * HEADS * D, D, D_PAD, INNER)
+    _store(dqkv + HEADS * D, dk * root, first, m, 3 * HEADS * D, D, D_PAD, BLOCK)
+    _store(dqkv + 2 * HEADS * D, dv, first, m, 3 * HEADS * D, D, D_PAD, BLOCK)
+    if m <= BLOCK:
+        return
+
+    # The same rows are queries; scores are (BLOCK queries, INNER keys).
+    i = first + tl.arange(0, BLOCK)
+    q = _tile(qkv, first, m, 3 * HEADS * D, D, D_PAD, BLOCK).to(MATMUL)
+    o = _tile(out, first, m, HEADS * D, D, D_PAD, BLOCK)
+    do = _tile(dout, first, m, HEADS * D, D, D_PAD, BLOCK)
+    delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
+    do = do.to(MATMUL)
+    row_lse = tl.load(lse + i * HEADS, mask=i < m, other=0.0)
+    if DROP:
+        key = dropout_key(seed, (start + i) * HEADS + head)
+    dq = tl.zeros([BLOCK, D_PAD], tl.float32)
+    for other in range(0, m, INNER):
+        column = other + tl.arange(0, INNER)
+        k_other = _tile(qkv + HEADS * D, other, m, 3 * HEADS * D, D, D_PAD, INNER).to(MATMUL)
+        v_other = _tile(qkv + 2 * HEADS * D, other, m, 3 * HEADS * D, D, D_PAD, INNER).to(MATMUL)
+        s = tl.dot(q, tl.trans(k_other), input_precision=PRECISION) * scale
+        prob = tl.exp2(tl.where((column < m)[None, :], s, -float("inf")) - row_lse[:, None])
+        dprob = tl.dot(do, tl.trans(v_other), input_precision=PRECISION)
+        if DROP:
+            dprob = tl.where(dropout_keep(key[:, None], column[None, :], DROP), dprob * rescale, 0.0)
+        ds = (prob * (dprob - delta[:, None])).to(MATMUL)
+        dq += tl.dot(ds, k_other, input_precision=PRECISION)
+    _store(dqkv, dq * root, first, m, 3 * HEADS * D, D, D_PAD, BLOCK)
+
+
+def launch_options(d, max_seqlen, dtype):
+    """How the kernels are cut for heads of size d: their constexprs by name, num_warps and num_stages.
+
+    A short sentence is one tile of one program, so a batch of them is heads times sentences small programs, of which
+    a multiprocessor runs several at once. Longer ones are worth a larger tile, and a pipeline of num_stages loads.
+    """
+    largest = (32 if dtype == torch.float32 else 64) // (1 if d <= 64 else 2)  # more would not fit into registers
+    block = min(largest, max(16, triton.next_power_of_2(max_seqlen)))
+    return {
+        "D": d,
+        "D_PAD": max(16, triton.next_power_of_2(d)),  # 16 is the least that tl.dot takes
+        "BLOCK": block,
+        "INNER": min(block, 16 if dtype == torch.float32 else 32),
+        "MATMUL": matmul_dtype(dtype),
+        "PRECISION": "ieee",  # not the 10-bit products (TF32) that tensor cores make of float32
+        "num_warps": 4,
+        "num_stages": 1 if max_seqlen <= block and dtype != torch.float32 else 2,
+    }
+
+
+def _launch(kernel, tensors, cu_seqlens, max_seqlen, heads, p):
+    """tensors start with qkv (T, 3H); the kernel's other pointer arguments follow cu_seqlens and the seed."""
+    qkv, seed, *others = tensors
+    d = qkv.shape[1] // 3 // heads
+    options = launch_options(d, max_seqlen, qkv.dtype)
+    grid = ((len(cu_seqlens) - 1) * heads, triton.cdiv(max_seqlen, options["BLOCK"]))
+    scale = math.log2(math.e) / math.sqrt(d)
+    kernel[grid](qkv, cu_seqlens, seed, *others, scale, HEADS=heads, DROP=threshold(p), **options)
+
+
+class _FusedAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, qkv, cu_seqlens, max_seqlen, heads, p):
+        qkv = qkv.contiguous()
+        seed = new_seed(qkv, p)
+        out = torch.empty(len(qkv), qkv.shape[1] // 3, dtype=qkv.dtype, device=qkv.device)
+        lse = torch.empty(len(qkv), heads, device=qkv.device)
+        _launch(_forward, (qkv, seed, out, lse), cu_seqlens, max_seqlen, heads, p)
+        ctx.batch = cu_seqlens, max_seqlen, heads, p
+        ctx.save_for_backward(qkv, seed, out, lse)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dout):
+        dqkv = torch.empty_like(ctx.saved_tensors[0])
+        _launch(_backward, (*ctx.saved_tensors, dout.contiguous(), dqkv), *ctx.batch)
+        return dqkv, None, None, None, None
+
+
+def attention(qkv, cu_seqlens, max_seqlen, heads, p=0.0):
+    """The GPU's form of `plain.attention`. The result has qkv's dtype."""
+    return _FusedAttention.apply(qkv, cu_seqlens, max_seqlen, heads, p)

@@ -1,0 +1,111 @@
+"""Sentences to learn from without labels, or in pairs that are alike: what `simcse.py` reads.
+
+A corpus has len(corpus) rows, and corpus[i] is a tuple of 1, 2 or 3 sentences: one, or two that are alike, or these and
+one that is unlike the first. The sentences of the tasks are a list in memory. A text file is never in memory: an
+index of 8 bytes a line says where each line starts, and a random order of the index (8 more) is the shuffle. The
+order is a function of the seed and the epoch, so that a run resumes on the line it was at.
+"""
+
+import array
+import functools
+import hashlib
+
+import numpy as np
+
+from support.console import UserError
+from tasks import TASKS, data_path, read_examples
+
+
+class TextFile:
+    """A text file of any length, one example a line, with 1 to 3 sentences between tabs; 8 bytes of memory a line."""
+
+    def __init__(self, path, columns, keep=lambda sentence: True):
+        """Args: columns, the numbers of sentences that a line may have, all lines the same; keep, a function that says
+        of a line's first sentence whether the line counts. Raises UserError for a file without a usable line.
+        """
+        offsets, start, faults, digest = array.array("q"), 0, 0, hashlib.sha256()
+        self.columns = None
+        try:
+            with open(path, "rb") as file:
+                for line in file:
+                    digest.update(line)
+                    row = self.parse(line)
+                    if all(row) and len(row) in columns and len(row) == (self.columns or len(row)):
+                        self.columns = len(row)
+                        if keep(row[0]):
+                            offsets.append(start)
+                    elif line.strip():
+                        faults += 1
+                    start += len(line)
+        except FileNotFoundError:
+            raise UserError(f"{path} does not exist; name a text file with one example a line") from None
+        if faults:
+            print(f"{path}: {faults} lines left out, they do not have {self.columns or columns} sentences between tabs")
+        if not offsets:
+            raise UserError(f"{path} has no usable line; see `python simcse.py --help`")
+        self.digest = digest.hexdigest()
+        self.offsets = np.frombuffer(offsets, dtype=np.int64)
+        self.file = open(path, "rb")  # noqa: SIM115, open as long as the corpus is in use
+
+    @staticmethod
+    def parse(line):
+        """bytes -> a tuple of str."""
+        text = line.decode("utf-8", errors="replace").replace("\0", "")
+        return tuple(part.strip() for part in text.rstrip("\r\n").split("\t"))
+
+    def __len__(self):
+        return len(self.offsets)
+
+    def __getitem__(self, i):
+        self.file.seek(self.offsets[i])
+        return self.parse(self.file.readline())
+
+
+def open_corpus(args):
+    """What the flags ask for. Returns a `TextFile`, or a list of tuples."""
+    keep = lambda sentence: not args.normalize_length or len(sentence) > args.normalize_length  # noqa: E731
+    if args.corpus:
+        corpus = TextFile(args.corpus, (1,), keep)
+    elif args.pairs and args.pairs not in TASKS:
+        corpus = TextFile(args.pairs, (2, 3), keep)
+    elif args.pairs:
+        task = TASKS[args.pairs]
+        if not task.pair or task.classes != 2:
+            raise UserError(f"--pairs {args.pairs}: the task has no pairs that are alike; use para, or a file")
+        examples = read_examples(data_path(args.data, task, "train"), task)
+        pairs = zip(examples.sentences, examples.others, examples.labels, strict=True)
+        corpus = [(a, b) for a, b, label in pairs if label == 1 and keep(a)]
+    else:
+        sentences = {}  # a dict keeps the order and drops what occurs twice: it would be its own negative
+        for task in TASKS.values():
+            examples = read_examples(data_path(args.data, task, "train"), task)
+            sentences |= dict.fromkeys(examples.sentences + (examples.others or []))
+        corpus = [(sentence,) for sentence in sentences if keep(sentence)]
+    if args.max_sentences and args.max_sentences < len(corpus):
+        rows = np.sort(np.random.default_rng(0).permutation(len(corpus))[: args.max_sentences])
+        if isinstance(corpus, TextFile):
+            corpus.offsets = corpus.offsets[rows]
+        else:
+            corpus = [corpus[i] for i in rows]
+    if len(corpus) < args.batch_size:
+        raise UserError(f"the corpus has {len(corpus)} usable lines, fewer than --batch_size {args.batch_size}")
+    return corpus
+
+
+def fingerprint(corpus):
+    """A short text that changes with any line of a corpus."""
+    if isinstance(corpus, TextFile):
+        return corpus.digest[:16]
+    return hashlib.sha256("\0".join("\t".join(row) for row in corpus).encode()).hexdigest()[:16]
+
+
+@functools.lru_cache(maxsize=1)
+def shuffled(n, seed, epoch):
+    """A random order of n lines, (n,) int64: the same for the same arguments."""
+    return np.random.default_rng([seed, epoch]).permutation(n)
+
+
+def batch_of_step(n, batch_size, seed, step):
+    """The numbers of the lines of a step, from 1. An epoch is as many full batches as n lines make."""
+    epoch, place = divmod(step - 1, n // batch_size)
+    return shuffled(n, seed, epoch)[place * batch_size : (place + 1) * batch_size].tolist()

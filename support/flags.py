@@ -1,0 +1,200 @@
+"""The flags of `multitask.py`, and the kinds of numbers that flags take."""
+
+import argparse
+import math
+import os
+
+import torch
+
+import kernels
+from kernels.cpu.products import bfloat16_products, use_bfloat16_products
+from sampling import SAMPLINGS
+from smart import PRESETS
+from support import run_folder
+from support.console import Parser, UserError
+from support.downloads import MINILM
+from tasks import SPLITS, TASKS, data_path
+
+
+def arguments():
+    """The parser of `multitask.py`."""
+    parser = Parser(prog="multitask.py", description="Fine-tune one BERT on all tasks.")
+    add = parser.add_argument
+    add("--option", choices=("finetune", "pretrain"), default="finetune", help="train all, or only the heads")
+    add("--bert", default=MINILM, help="pretrained encoder: a folder or a name")
+    add("--out", default=None, help="folder of the run (default: runs/OPTION)")
+    add("--resume", action="store_true", help="go on with the run in --out, if there is one")
+    add("--eval_only", action="store_true", help="score the best model of the run in --out, write its predictions")
+    add("--save_every", type=positive(int), default=1000, metavar="N", help="save every N steps, besides epoch ends")
+
+    add("--pair_encoding", choices=("joint", "siamese"), default="joint",
+        help="sentences of a pair in one sequence, or each alone")  # fmt: skip
+    add("--use_means", action="store_true", help="for sst and sts the mean of the hidden states beside [CLS]")
+    add("--classifier_layers", type=positive(int, 0), default=2, help="feed-forward layers in a head")
+    add("--classifier_size", type=positive(int), default=None, help="their width (default: the hidden size)")
+    add(
+        "--hidden_dropout_prob",
+        type=share,
+        default=0.1,
+        help="dropout in the encoder (but for its attention, which has its own) and the heads",
+    )
+
+    add("--epochs", type=positive(int), default=3)
+    add("--batch_size", type=positive(int), default=32)
+    add("--lr", type=positive(float), default=1e-4, help="peak learning rate of the encoder")
+    add("--head_lr", type=positive(float), default=1e-3, help="peak learning rate of the heads, which start untrained")
+    add("--weight_decay", type=positive(float, 0), default=0.01)
+    add("--warmup", type=share, default=0.1, help="share of the steps over which the learning rate rises")
+    add("--clip", type=positive(float, 0), default=1.0, help="largest norm of the gradient, 0 for no limit")
+    add("--sampling", choices=SAMPLINGS, default="proportional", help="how often a step takes each task")
+    add("--extra_sst", action="store_true", help="one more pass over SST at the end of each epoch")
+    add("--seed", type=positive(int, 0), default=11711)
+    add_device(parser)
+    add(
+        "--bf16",
+        action="store_true",
+        help="matrix products in bfloat16 on a CPU that has them (on a GPU they always are)",
+    )
+    add("--cuda_graphs", action="store_true", help="replay recorded steps; repeat it with --resume")
+
+    add("--use_pals", action="store_true", help="projected attention layers for each task (pals.py)")
+    add("--pal_size", type=positive(int), default=204, help="their width d_s")
+    add("--pal_heads", type=positive(int), default=12)
+    add("--pal_lr", type=positive(float), default=1e-4, help="their peak learning rate")
+    add("--gradient_surgery", action="store_true", help="PCGrad: a batch of each task in every step (surgery.py)")
+    add("--use_smart", action="store_true", help="smoothness-inducing regularization (smart.py)")
+    add("--smart", choices=tuple(PRESETS), default=None, help="its strength: sets --mu and --epsilon (default: weak)")
+    add("--lambda_s", type=positive(float, 0), default=1.0, help="weight of the smoothness penalty")
+    add("--mu", type=positive(float, 0), default=None, help="weight of the Bregman term (weak: 0.02, strong: 2)")
+    add("--epsilon", type=positive(float), default=None, help="radius of the perturbation (weak: 1e-6, strong: 1e-5)")
+    add("--sigma", type=positive(float, 0), default=1e-5, help="standard deviation of the first perturbation")
+    add("--eta", type=positive(float, 0), default=1e-3, help="step size of the perturbation")
+    add("--T_x", type=positive(int), default=1, help="steps of the perturbation")
+    add("--S", type=positive(int), default=1, help="training steps between moves of the averaged weights")
+    add("--beta", type=share, default=0.99, help="momentum of the averaged weights, 0 for the plain Bregman term")
+    add("--smart_projection", choices=("unit", "ball"), default="unit", help="see the text of smart.py")
+
+    add("--data", default="data/sample", metavar="DIR", help="folder of the task files")
+    add(
+        "--max_examples",
+        type=positive(int),
+        default=None,
+        metavar="N",
+        help="only N examples of each file, drawn at random",
+    )
+    add("--train_examples", type=positive(int), default=None, metavar="N",
+        help="only N training examples of each task, drawn at random; dev and test stay whole")  # fmt: skip
+    add("--skip_test", action="store_true", help="leave the test files alone: no predictions for them")
+    for task in TASKS.values():
+        for split in SPLITS:
+            add(
+                f"--{task.name}_{split}",
+                default=None,
+                metavar="FILE",
+                help=f"(default: {data_path('DATA', task, split)})",
+            )
+        for split in ("dev", "test"):
+            add(f"--{task.name}_{split}_out", default=f"predictions/{task.name}-{split}-output.csv", metavar="FILE",
+                help="where predictions go, relative to --out")  # fmt: skip
+    return parser
+
+
+def add_device(parser, default="auto"):
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default=default)
+    parser.add_argument(
+        "--use_gpu", dest="device", action="store_const", const="cuda", help="the same as --device cuda"
+    )
+
+
+def parse(argv):
+    """The flags of a run, checked, with the defaults that depend on other flags filled in."""
+    parser = arguments()
+    args = parser.parse_args(argv)
+    parser.set_defaults(out=f"runs/{args.option}", **PRESETS[args.smart or "weak"])
+    args = run_folder.parse_flags(parser, argv)
+    check(args)
+    return args
+
+
+def positive(kind, low=None):
+    """An argparse type: a finite number greater than 0, or at least `low`."""
+
+    def parse(text):
+        try:
+            value = kind(text)
+            finite = math.isfinite(value) and value < 2**63
+        except (ValueError, OverflowError):
+            raise argparse.ArgumentTypeError(f"{text!r:.40} is not a number") from None
+        if not finite or value < (low or 0) or (low is None and value == 0):
+            bound = "greater than 0" if low is None else f"at least {low}"
+            raise argparse.ArgumentTypeError(f"{text} is not {bound}")
+        return value
+
+    return parse
+
+
+def share(text):
+    """An argparse type: a number in [0, 1)."""
+    value = positive(float, 0)(text)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not below 1")
+    return value
+
+
+def check(args):
+    """Raises UserError for flags that make no sense together."""
+    if args.gradient_surgery and args.option == "pretrain":
+        raise UserError("--gradient_surgery has nothing to do with --option pretrain: no shared parameters train")
+    if args.gradient_surgery and args.sampling != "proportional":
+        raise UserError(f"--gradient_surgery takes every task in every step; leave out --sampling {args.sampling}")
+    if args.cuda_graphs:
+        check_graphs(args)
+    usual = vars(arguments().parse_args([])) | PRESETS["weak"]
+    needs = dict.fromkeys(("pal_size", "pal_heads", "pal_lr"), "use_pals")
+    needs |= dict.fromkeys(("smart", "lambda_s", "mu", "epsilon", "sigma", "eta", "T_x", "S", "beta"), "use_smart")
+    needs["smart_projection"] = "use_smart"
+    for name, switch in needs.items():
+        if getattr(args, name) != usual[name] and not getattr(args, switch):
+            raise UserError(f"--{name} does nothing alone; add --{switch}")
+    if args.option == "pretrain" and args.lr != usual["lr"]:
+        raise UserError("--lr is the encoder's, and --option pretrain freezes it; use --head_lr")
+    if args.use_smart and not args.lambda_s and not args.mu:
+        raise UserError("--use_smart with --lambda_s 0 and --mu 0 does nothing; leave it out")
+    if args.use_smart and args.mu and not args.beta and args.S == 1:
+        raise UserError("--beta 0 with --S 1 keeps the Bregman term at 0; add --mu 0, or raise --beta or --S")
+
+
+def choose_products(args, device):
+    """Matrix products in bfloat16, where --bf16 asks for them on the CPU. Raises UserError where it has none."""
+    if args.bf16 and device.type == "cpu":
+        if not bfloat16_products():
+            raise UserError("this processor has no bfloat16 products; leave out --bf16")
+        use_bfloat16_products()
+
+
+def check_graphs(args):
+    """Raises UserError where a training step cannot be recorded; `support/cuda_graphs.py` says why."""
+    unsupported = {
+        "--use_smart": args.use_smart,
+        "--gradient_surgery": args.gradient_surgery,
+        f"--pair_encoding {args.pair_encoding}": args.pair_encoding != "joint",
+        "--use_means": args.use_means,
+        "torchrun": int(os.environ.get("WORLD_SIZE", "1")) > 1,
+    }
+    for what in (name for name, given in unsupported.items() if given):
+        raise UserError(f"--cuda_graphs cannot record a step with {what}; leave one of the two out")
+    if args.device == "cpu" or not torch.cuda.is_available() or kernels.triton_forms() is None:
+        raise UserError("--cuda_graphs needs a CUDA device and Triton; leave it out to train without")
+
+
+def choose_device(args):
+    """The device to train on; under torchrun on a machine with GPUs, each process has one of its own."""
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("no CUDA device is available; leave out --use_gpu and --device cuda to run on the CPU")
+    if args.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    number = int(os.environ.get("LOCAL_RANK", "0"))
+    if number >= torch.cuda.device_count():
+        raise UserError(f"there is no GPU for process {number}; start {torch.cuda.device_count()} processes at most")
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)

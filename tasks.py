@@ -1,0 +1,257 @@
+"""The task table; task files -> examples -> batches.
+
+A task is one row of `TASKS` and three files, `train`, `dev` and `test`: tab-separated, a header line first, quoted as
+CSV is, the first column an unnamed index. A fourth task is a fourth row.
+"""
+
+import csv
+import hashlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from support.console import UserError
+from tokenizer import pack
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the rest of the project needs to know of a task."""
+
+    name: str
+    file: str  # name of its files, `{split}` standing for train, dev or test-student
+    columns: tuple  # the column of the sentence, or of both sentences
+    label: str  # the column of the label
+    classes: int  # 2 or more classes (labels 0, 1, ...), or 0: a real number is predicted
+    low: float  # smallest and largest label
+    high: float
+    metric: str  # what the dev score counts: "accuracy" or "pearson"
+    output: str  # the name of the value in prediction files
+    names: tuple = ()  # of the classes, for people
+
+    @property
+    def pair(self):
+        """True for a task about two sentences."""
+        return len(self.columns) == 2
+
+    def encoding(self, pair_encoding, use_means):
+        """What becomes of this task's pairs under these two flags, in the words of `DataSet`; None where it has none.
+
+        With `--use_means` a number is predicted from both encodings (`model.py`).
+        """
+        if not self.pair:
+            return None
+        return "both" if use_means and not self.classes else pair_encoding
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task(
+            "sst",
+            "ids-sst-{split}.csv",
+            ("sentence",),
+            "sentiment",
+            5,
+            0,
+            4,
+            "accuracy",
+            "Predicted_Sentiment",
+            names=("very negative", "negative", "neutral", "positive", "very positive"),
+        ),
+        Task(
+            "para",
+            "quora-{split}.csv",
+            ("sentence1", "sentence2"),
+            "is_duplicate",
+            2,
+            0,
+            1,
+            "accuracy",
+            "Predicted_Is_Paraphrase",
+            names=("no", "yes"),
+        ),
+        Task(
+            "sts",
+            "sts-{split}.csv",
+            ("sentence1", "sentence2"),
+            "similarity",
+            0,
+            0,
+            5,
+            "pearson",
+            "Predicted_Similiary",  # spelt as the course's own tools expect it
+        ),
+    )
+}
+SPLITS = {"train": "train", "dev": "dev", "test": "test-student"}
+
+
+@dataclass(frozen=True)
+class Examples:
+    """n examples of one split of a task."""
+
+    ids: list  # n str
+    sentences: list  # n str
+    others: list | None  # n str, the second sentences of pairs
+    labels: np.ndarray | None  # (n,) float32; None where the file has no labels (test)
+
+    def __len__(self):
+        return len(self.ids)
+
+    def sample(self, n):
+        """n of them at random, always the same (the files are not in random order); all of them where n is None."""
+        if n is None or n >= len(self):
+            return self
+        rows = np.sort(np.random.default_rng(0).permutation(len(self))[:n])
+        pick = lambda values: None if values is None else [values[i] for i in rows]  # noqa: E731
+        labels = None if self.labels is None else self.labels[rows]
+        return Examples(pick(self.ids), pick(self.sentences), pick(self.others), labels)
+
+
+def read_examples(path, task, labelled=True):
+    """The examples of a file.
+
+    Rows that cannot be used are reported on stderr with file, line and reason, counted, and left out. Raises UserError
+    where the file does not exist, lacks a needed column, or has no usable row.
+    """
+    needed = ["id", *task.columns] + [task.label] * labelled
+    try:
+        with open(path, encoding="utf-8", errors="replace", newline="") as file:
+            reader = csv.reader(_without_nul(file), delimiter="\t")
+            header = next(reader, [])
+            missing = [column for column in needed if column not in header]
+            if missing:
+                raise UserError(f"{path} has no column {missing[0]!r} (it has {header}); see the formats in the README")
+            places = [header.index(column) for column in needed]
+            rows, faults = [], []
+            try:
+                for row in reader:
+                    fault = _fault(row, header, places, task, labelled)
+                    if fault:
+                        faults.append(f"{path}, line {reader.line_num}: {fault}")
+                    else:
+                        rows.append([row[place].strip() for place in places])
+            except csv.Error as error:
+                faults.append(f"{path}, line {reader.line_num}: {error}; the rest of the file is left out")
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; run `make data`, or name the folder with --data") from None
+    for fault in faults[:5]:
+        print(fault, file=sys.stderr)
+    if faults:
+        print(f"{path}: {len(faults)} of {len(faults) + len(rows)} rows left out", file=sys.stderr)
+    if not rows:
+        raise UserError(f"{path} has no usable row; see the formats in the README")
+    columns = list(map(list, zip(*rows, strict=True)))
+    labels = np.array(columns[-1], dtype=np.float32) if labelled else None
+    return Examples(columns[0], columns[1], columns[2] if task.pair else None, labels)
+
+
+def _without_nul(lines):
+    """csv refuses a NUL byte; so does every tokenizer."""
+    return (line.replace("\0", "") for line in lines)
+
+
+def _fault(row, header, places, task, labelled):
+    """Why a row cannot be used, or None."""
+    if len(row) != len(header):
+        return f"{len(row)} columns instead of {len(header)}, its quoting is broken"
+    values = [row[place].strip() for place in places]
+    if not all(values[1 : 1 + len(task.columns)]):
+        return "an empty sentence"
+    if not labelled:
+        return None
+    try:
+        label = float(values[-1])
+    except ValueError:
+        return f"the label {values[-1]!r:.40} is not a number"
+    if not task.low <= label <= task.high or (task.classes and label != int(label)):
+        return f"the label {values[-1]} is not " + (
+            f"one of 0 to {task.classes - 1}" if task.classes else f"in {task.low} to {task.high}"
+        )
+    return None
+
+
+def data_path(folder, task, split):
+    """Where a split's file stands in a data folder: `split` is train, dev or test."""
+    return Path(folder) / task.file.format(split=SPLITS[split])
+
+
+def fingerprint(examples):
+    """A short text that changes with any id, sentence or label: names a data set in a run's records."""
+    digest = hashlib.sha256()
+    for column in (examples.ids, examples.sentences, examples.others or []):
+        digest.update("\0".join(column).encode() + b"\1")
+    if examples.labels is not None:
+        digest.update(examples.labels.tobytes())
+    return digest.hexdigest()[:16]
+
+
+class DataSet:
+    """Examples with their token ids: what training and evaluation draw batches from."""
+
+    def __init__(self, examples, tokenizer, pair_encoding="joint"):
+        """Args: pair_encoding, what becomes of a pair: "joint", one sequence; "siamese", each sentence a sequence of
+        its own; "both", all three of these.
+        """
+        self.examples = examples
+        self.encoded = []  # one list of n encoded sequences for each sequence that an example has
+        if examples.others is None or pair_encoding != "siamese":
+            self.encoded.append(tokenizer.encode(examples.sentences, examples.others))
+        if examples.others is not None and pair_encoding != "joint":
+            self.encoded += [tokenizer.encode(examples.sentences), tokenizer.encode(examples.others)]
+
+    def __len__(self):
+        return len(self.examples)
+
+    def batch(self, numbers):
+        """A `Batch` of B examples. Args: numbers, a list of B int, which ones.
+
+        Its sequences: B sentences or joint pairs; "siamese", B first sentences, then B second ones; "both", B joint
+        pairs, then B first sentences, then B second ones.
+        """
+        return pack([encoded[i] for encoded in self.encoded for i in numbers])
+
+    def labels(self, numbers):
+        """(B,) float32 tensor."""
+        return torch.from_numpy(self.examples.labels[numbers])
+
+    def by_length(self, batch_size):
+        """Lists of example numbers, of similar length in each list, all examples once: the order for evaluation."""
+        lengths = [sum(len(ids) for ids, _ in sequences) for sequences in zip(*self.encoded, strict=True)]
+        order = sorted(range(len(self)), key=lengths.__getitem__)
+        return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+def load_examples(args, splits=SPLITS):
+    """The files of a run: {task: {split: Examples}}. A task without a test file has no "test".
+
+    Args: args, the flags of `multitask.py` (listed in `support/flags.py`).
+    """
+    examples = {}
+    for task in TASKS.values():
+        examples[task.name] = {}
+        for split in splits:
+            given = getattr(args, f"{task.name}_{split}")
+            path = Path(given or data_path(args.data, task, split))
+            if split == "test" and not given and not path.exists():
+                print(f"{path} does not exist: no test predictions for {task.name}", file=sys.stderr)
+                continue
+            found = read_examples(path, task, labelled=split != "test")
+            examples[task.name][split] = found.sample(args.max_examples)
+    return examples
+
+
+def load_data(args, tokenizer, splits=SPLITS):
+    """What a run computes with: {task: {split: DataSet}}."""
+    splits = [split for split in splits if split != "test" or not args.skip_test]
+    datasets = {}
+    for name, files in load_examples(args, splits).items():
+        if "train" in files:
+            files["train"] = files["train"].sample(args.train_examples)
+        encoding = TASKS[name].encoding(args.pair_encoding, args.use_means)
+        datasets[name] = {split: DataSet(examples, tokenizer, encoding) for split, examples in files.items()}
+    return datasets

@@ -1,0 +1,187 @@
+"""Two processes against one: the same losses, the same evaluation; and what happens when one of them dies."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+import torch.multiprocessing as mp
+
+import multitask
+import simcse
+from support import distributed, run_folder
+from tasks import TASKS
+
+ROOT = Path(__file__).parent.parent
+
+# at least 20 steps; an epoch has one for each task, or one for all, so that the metrics have the loss of every step
+METHODS = {
+    "baseline": "--epochs 7",
+    "uneven": "--epochs 7 --batch_size 3 --pair_encoding siamese",
+    "pals": "--epochs 7 --use_pals --pal_size 12 --pal_heads 4",
+    "smart": "--epochs 7 --use_smart --smart_projection ball --epsilon 0.5 --sigma 1 --eta 1 --mu 2",
+    "smart_siamese": "--epochs 7 --batch_size 3 --pair_encoding siamese --use_smart --smart_projection ball"
+    " --epsilon 0.5 --sigma 1 --mu 2",
+    "surgery": "--epochs 20 --gradient_surgery",
+}
+
+
+def commands(folder, out):
+    """Each method's program and flags, dropout off."""
+    common = f"--bert {folder}/bert --data {folder}/data"
+    for name, flags in METHODS.items():
+        flags = f"{common} --hidden_dropout_prob 0 --max_examples 4 --batch_size 4 --lr 1e-3 --out {out}/{name} {flags}"
+        yield multitask.main, flags.split()
+    flags = (
+        f"{common} --epochs 20 --dropout 0 --layers 2 --hidden 32 --pairs {folder}/pairs.tsv --batch_size 7 --lr 1e-3"
+    )
+    yield simcse.main, f"{flags} --negatives both --pooling mean --out {out}/simcse".split()
+
+
+def one_of_two(rank, folder, port):
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))  # as torchrun does
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    distributed.start(2)
+    distributed.start, distributed.stop = lambda batch_size: None, distributed.barrier  # the same two for all commands
+    for main, argv in commands(folder, folder / "two"):
+        main(argv)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """A folder with the runs of two processes in two/, of one in one/."""
+    folder = tmp_path_factory.mktemp("parallel")
+    tiny.folder(folder / "bert")
+    tiny.task_files(folder / "data")
+    rng = torch.Generator().manual_seed(0)
+    draw = lambda: " ".join(tiny.WORDS[i] for i in torch.randint(len(tiny.WORDS), (6,), generator=rng))  # noqa: E731
+    (folder / "pairs.tsv").write_text("\n".join(f"{draw()}\t{draw()}\t{draw()}" for _ in range(7)))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))  # a port that is free
+        port = probe.getsockname()[1]
+    two = mp.spawn(one_of_two, (folder, port), nprocs=2, join=False)
+    end = time.monotonic() + 90
+    try:
+        while not two.join(timeout=1):
+            assert time.monotonic() < end, "two processes should be done by now"
+    finally:
+        for process in two.processes:
+            process.kill()
+    for main, argv in commands(folder, folder / "one"):
+        main(argv)
+    return folder
+
+
+def losses_of(line):
+    """The losses and penalties of a line of metrics, and the gradient's norm, which shows a wrong factor."""
+    wanted = (*TASKS, "loss", "smoothness", "bregman", "gradient norm")
+    return {name: value for name, value in line.items() if name in wanted}
+
+
+@pytest.mark.parametrize("name", [*METHODS, "simcse"])
+def test_two_processes_have_the_losses_and_the_metrics_of_one(both, name):
+    one, two = (run_folder.read_metrics(both / part / name) for part in ("one", "two"))
+    assert len(one) == len(two) >= 14
+    assert [line["kind"] for line in one] == [line["kind"] for line in two]
+    for a, b in zip(one, two, strict=True):
+        if a["kind"] == "train":
+            assert losses_of(b) == pytest.approx(losses_of(a), rel=1e-3, abs=1e-4)
+            if name.startswith("smart"):  # small, with so small an encoder, and wrong noise would change half of it
+                assert b["smoothness"] == pytest.approx(a["smoothness"], rel=0.02, abs=0)
+        else:  # of few examples: one that changes sides moves an accuracy far
+            assert b == pytest.approx(a, abs=0.3)
+    losses = [losses_of(line) for line in one if line["kind"] == "train"]
+    assert losses[0] != losses[-1]
+    if name != "simcse":
+        files = sorted(path.name for path in (both / "two" / name / "predictions").iterdir())
+        assert len(files) == 6
+        for file in files:
+            lines = [(both / part / name / "predictions" / file).read_text().splitlines() for part in ("one", "two")]
+            ids, values = ([[line.split(" , ")[i] for line in part[1:]] for part in lines] for i in (0, 1))
+            assert ids[0] == ids[1]
+            if file.startswith("sts"):
+                assert list(map(float, values[1])) == pytest.approx(list(map(float, values[0])), abs=0.05)
+
+
+def test_evaluation_shared_by_two_gives_the_predictions_of_one(both):
+    run = both / "two" / "pals"
+    before = {path.name: path.read_text() for path in (run / "predictions").iterdir()}
+    multitask.main(["--eval_only", "--out", str(run)])
+    assert {path.name: path.read_text() for path in (run / "predictions").iterdir()} == before
+
+
+def test_shares_cover_a_batch_and_differ_by_one_at_most(monkeypatch):
+    monkeypatch.setattr(distributed, "world", lambda: 3)
+    for n in (3, 7, 8, 32):
+        shares = []
+        for rank in range(3):
+            monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+            shares.append(distributed.share(list(range(n))))
+            assert distributed.first_of_share(n) == shares[-1][0]
+        assert [i for share in shares for i in share] == list(range(n))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(SystemExit):
+        multitask.main(["--batch_size", "3", "--out", str(tmp_path / "run")])
+    assert "cannot be shared by 4 processes" in capsys.readouterr().err
+
+
+def torchrun(*argv):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "multitask.py"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([*command, *argv], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def children(pid):
+    """The processes that a process started."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+
+
+def last_step(out):
+    return max((line["step"] for line in run_folder.read_metrics(out)), default=0)
+
+
+@pytest.mark.skipif(not Path(f"/proc/self/task/{os.getpid()}/children").exists(), reason="needs /proc")
+def test_a_dying_process_ends_the_run_with_a_sentence_and_it_resumes(tmp_path):
+    bert, files, out = tiny.folder(tmp_path / "bert", 0.1), tiny.task_files(tmp_path / "data"), tmp_path / "run"
+    flags = f"--bert {bert} --data {files} --batch_size 4 --epochs 2000 --save_every 5 --out {out}".split()
+    run = torchrun(*flags)
+    try:
+        for _ in range(600):
+            if (out / "last" / "state.safetensors").exists():
+                break
+            assert run.poll() is None, run.stderr.read()
+            time.sleep(0.1)
+        os.kill(children(run.pid)[1], signal.SIGKILL)
+        _, errors = run.communicate(timeout=60)
+    finally:
+        run.kill()
+    assert run.returncode != 0
+    assert "process 0 lost the others" in errors
+    assert "--resume" in errors
+    resumed = torchrun("--resume", "--out", str(out))
+    try:
+        step = last_step(out)
+        for _ in range(600):
+            if last_step(out) > step + 20:
+                break
+            assert resumed.poll() is None, resumed.stderr.read()
+            time.sleep(0.1)
+        assert last_step(out) > step + 20
+    finally:
+        resumed.terminate()
+        try:
+            resumed.communicate(timeout=30)
+        finally:
+            resumed.kill()

@@ -1,0 +1,519 @@
+"""The Triton kernels against the plain forms in float64.
+
+On a machine with a GPU the tests run there. Without one Triton's interpreter runs the kernels on the CPU; the switch
+for it has to be thrown before the kernels are imported, so one test runs this file again in a process of its own.
+"""
+
+import itertools
+import os
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT, tiny_config
+from torch import nn
+
+import kernels
+from adamw import AdamW
+from bench import gpu as bench_gpu
+from bert import Bert
+from kernels import INTERPRET, adamw, add_norm, attention, embed, linear_gelu, mean_loss, plain
+from kernels.plain import Update
+from tokenizer import pack
+
+TRITON = kernels.triton_forms() is not None
+if TRITON:
+    from kernels.bias_gelu import bias_gelu
+    from kernels.random_bits import new_seed, threshold
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRET else "cpu")
+HERE = TRITON and (DEVICE.type == "cuda" or INTERPRET)  # the kernels run in this process
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+if INTERPRET:
+    torch.set_num_threads(1)  # its operations are far too small to share out
+runs_kernels = pytest.mark.skipif(not HERE, reason="runs in the interpreter's process")
+
+
+@pytest.mark.skipif(not TRITON, reason="Triton is not installed")
+@pytest.mark.skipif(HERE, reason="the kernels run in this process")
+def test_the_kernels_in_the_interpreter():
+    command = [sys.executable, "-m", "pytest", "-x", __file__]
+    env = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-4000:]
+
+
+@pytest.mark.skipif(not TRITON or INTERPRET, reason="compiles, so needs Triton and not its interpreter")
+@pytest.mark.parametrize("arch", (80, 90))
+def test_kernels_compile_without_a_gpu_and_spill_nothing(arch):
+    from kernels import compile as ahead
+
+    wanted = (
+        "backward  BERT-base bfloat16 d 64, up to 512",
+        "add_norm backward   BERT-base bfloat16",
+        "embed backward      BERT-base",
+        "embed add_rows      BERT-base",
+        "loss                bfloat16, 5 classes",
+        "adamw update",
+    )
+    chosen = [case for case in ahead.cases() if any(name in case.name for name in wanted)]
+    assert len(chosen) == len(wanted)
+    for case in chosen:
+        registers, spilled, shared = ahead.compile_case(case, arch)
+        assert 16 <= registers <= 255 and spilled == 0
+        assert 0 < ahead.occupancy(arch, registers, shared, case.options["num_warps"]) <= 1
+
+
+@pytest.fixture(autouse=HERE)
+def same_draws_and_unwritten_memory_is_nan():
+    """torch.empty gives NaN, so an element that no program writes cannot look right by luck."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    torch.manual_seed(0)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def assert_near(fast, exact, dtype):
+    """The largest difference, as a share of the largest number, is within the tolerance of dtype."""
+    assert fast.shape == exact.shape
+    if fast.numel():
+        error = (fast.double() - exact.double()).abs().max() / exact.abs().max().clamp(min=1)
+        assert error <= TOLERANCE[dtype], f"error {error:.2e}"
+
+
+def mask(seed, rows, columns, p):
+    """The formula of `kernels/random_bits.py`, in 64-bit arithmetic cut to 32 bits: keep / (1 - p), (rows, columns)."""
+
+    def mix(x):
+        for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
+            x = ((x ^ (x >> shift)) * factor) & 0xFFFFFFFF
+        return x
+
+    low, high = int(seed) & 0xFFFFFFFF, int(seed) >> 32
+    key = mix(mix((rows + low) & 0xFFFFFFFF) ^ high)
+    bits = mix((key[:, None] + columns[None, :] * 0x9E3779B9) & 0xFFFFFFFF)
+    return (bits >= threshold(p)).double() / (1 - p)
+
+
+def seed_of(number, p):
+    """The seed that the next call will draw: PyTorch's generator is set, looked at, and set again."""
+    torch.manual_seed(number)
+    seed = new_seed(torch.empty(0, device=DEVICE), p)
+    torch.manual_seed(number)
+    return seed
+
+
+def bounds_of(lengths):
+    return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=DEVICE)
+
+
+def attention_exact(qkv, lengths, heads, p, seed):
+    """Softmax attention with the mask of `seed`, one sentence and one head after the other, in float64."""
+    q, k, v = qkv.view(len(qkv), 3, heads, -1).unbind(1)  # each (T, heads, d)
+    out, start = [], 0
+    for m in lengths:
+        token, place = torch.arange(start, start + m, device=DEVICE), torch.arange(m, device=DEVICE)
+        of_heads = []
+        for h in range(heads):
+            probs = torch.softmax(q[token, h] @ k[token, h].t() / q.shape[-1] ** 0.5, -1)
+            if p:
+                probs = probs * mask(seed, token * heads + h, place, p)
+            of_heads.append(probs @ v[token, h])
+        out.append(torch.cat(of_heads, 1))
+        start += m
+    return torch.cat(out)
+
+
+@runs_kernels
+@pytest.mark.parametrize("number", range(54))
+def test_attention_on_random_batches(number):
+    rng = random.Random(number)
+    d = (1, 16, 17, 32, 64, 80, 128)[number % 7]
+    count, longest = rng.choice(((1, 200), (3, 60), (6, 24), (14, 10), (40, 3)))
+    heads = rng.choice((1, 2, 3) if count == 6 else (1, 2) if count == 3 else (1,))
+    lengths = [rng.randint(1, longest) for _ in range(count)]
+    p, dtype = rng.choice((0.0, 0.1, 0.5)), (torch.float32, torch.bfloat16)[number // 7 % 2]
+    seed = seed_of(number, p)
+    qkv = torch.randn(sum(lengths), 3 * heads * d, generator=torch.Generator().manual_seed(number)).to(DEVICE, dtype)
+    qkv.requires_grad_()
+    out = attention(qkv, bounds_of(lengths), max(lengths), heads, p)
+    dout = torch.randn_like(out)
+    out.backward(dout)
+    exact = qkv.detach().double().requires_grad_()
+    exact_out = attention_exact(exact, lengths, heads, p, seed)
+    exact_out.backward(dout.double())
+    assert out.dtype == qkv.grad.dtype == dtype
+    assert_near(out, exact_out, dtype)
+    assert_near(qkv.grad, exact.grad, dtype)
+
+
+@runs_kernels
+def test_attention_takes_strided_inputs_and_empty_sentences():
+    lengths = [3, 0, 1, 20, 0]
+    wide = torch.randn(sum(lengths), 2 * 3 * 2 * 16, device=DEVICE, requires_grad=True)
+    qkv = wide[:, ::2]
+    batch = bounds_of(lengths), 20
+    out = attention(qkv, *batch, 2)
+    exact = qkv.detach().double().requires_grad_()
+    exact_out = plain.attention(exact, *batch, 2)
+    assert_near(out, exact_out, torch.float32)
+    dout = torch.randn(1, 1, device=DEVICE).expand_as(out)
+    (fast,) = torch.autograd.grad(out, qkv, dout)
+    (slow,) = torch.autograd.grad(exact_out, exact, dout.double())
+    assert_near(fast, slow, torch.float32)
+
+
+@runs_kernels
+def test_attention_of_nothing_is_nothing():
+    qkv = torch.randn(0, 3 * 32, device=DEVICE, requires_grad=True)
+    out = attention(qkv, bounds_of([]), 0, 2, 0.1)
+    out.sum().backward()
+    assert out.shape == (0, 32) and qkv.grad.shape == (0, 96)
+
+
+@runs_kernels
+def test_attention_does_not_overflow_on_large_scores():
+    lengths = [70, 2]
+    qkv = (30 * torch.randn(72, 3 * 32, device=DEVICE)).requires_grad_()
+    out = attention(qkv, bounds_of(lengths), 70, 2)
+    out.sum().backward()
+    exact = qkv.detach().double().requires_grad_()
+    exact_out = attention_exact(exact, lengths, 2, 0, None)
+    exact_out.sum().backward()
+    assert_near(out, exact_out, torch.bfloat16)  # an exponential of thousands has few digits in float32
+    assert torch.isfinite(qkv.grad).all()
+
+
+@runs_kernels
+def test_attention_backward_is_deterministic():
+    qkv = torch.randn(60, 3 * 64, device=DEVICE, requires_grad=True)
+    grads = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        out = attention(qkv, bounds_of([40, 20]), 40, 2, 0.1)
+        grads.append(torch.autograd.grad(out, qkv, torch.ones_like(out))[0])
+    assert torch.equal(*grads)
+
+
+def drawn_masks(heads, m, p, calls=1):
+    """Attention with equal scores and v = 1 gives out the mask itself: (calls, heads, m, m), 1 where kept."""
+    qkv = torch.zeros(m, 3, heads, m, device=DEVICE)
+    qkv[:, 2] = torch.eye(m, device=DEVICE)[:, None]
+    qkv = qkv.view(m, -1).requires_grad_()
+    batch, masks = (bounds_of([m]), m), []
+    for _ in range(calls):
+        out = attention(qkv, *batch, heads, p)
+        (dqkv,) = torch.autograd.grad(out, qkv, qkv.detach().view(m, 3, -1)[:, 2])  # do = 1: dv is the mask transposed
+        keep = out.view(m, heads, m).transpose(0, 1) * m * (1 - p)
+        backward = dqkv.view(m, 3, heads, m)[:, 2].permute(1, 2, 0) * m * (1 - p)
+        torch.testing.assert_close(keep, backward)
+        masks.append(keep.round())
+    return torch.stack(masks)
+
+
+@runs_kernels
+def test_attention_dropout_has_the_right_share_and_one_mask_forward_and_backward():
+    torch.manual_seed(0)
+    keep = drawn_masks(heads=2, m=64, p=0.3)
+    assert set(keep.unique().tolist()) == {0.0, 1.0}
+    assert abs(keep.mean() - 0.7) < 4 * (0.3 * 0.7 / keep.numel()) ** 0.5
+
+
+@runs_kernels
+def test_attention_dropout_differs_between_heads_calls_and_rows_and_replays():
+    torch.manual_seed(0)
+    keep = drawn_masks(heads=2, m=64, p=0.5, calls=2)
+    for a, b in itertools.combinations(keep.flatten(0, 1), 2):  # two layers or two steps are two calls
+        assert abs((a == b).float().mean() - 0.5) < 0.05
+        assert abs((a[1:] == b[:-1]).float().mean() - 0.5) < 0.05
+    assert abs((keep[..., 1:, :] == keep[..., :-1, :]).float().mean() - 0.5) < 0.05
+    assert abs((keep[..., 1:] == keep[..., :-1]).float().mean() - 0.5) < 0.05
+    torch.manual_seed(0)
+    assert torch.equal(drawn_masks(heads=2, m=64, p=0.5, calls=2), keep)
+
+
+def norm_of(H):
+    norm = nn.LayerNorm(H, eps=1e-12, device=DEVICE)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    return norm
+
+
+@runs_kernels
+@pytest.mark.parametrize("number", range(24))
+def test_add_norm_on_random_rows(number):
+    rng = random.Random(number)
+    H = (1, 204, 384, 768, 1024)[number % 5]
+    T, p, dtype = rng.randint(1, 30), rng.choice((0.0, 0.1, 0.5)), (torch.float32, torch.bfloat16)[number % 2]
+    torch.manual_seed(number)
+    norm = norm_of(H)
+    bias = torch.randn(H, device=DEVICE, requires_grad=True)
+    rows = [torch.randn(T, H, device=DEVICE).to(dtype).requires_grad_() for _ in range(2 + number % 3 // 2)]
+    if number % 4 == 1:  # what comes out of the embedding is float32 whatever the linear layers make
+        rows[1] = rows[1].detach().float().requires_grad_()
+    seed = seed_of(number, p)
+    y = add_norm(rows[0], bias, rows[1], norm, p, *rows[2:])
+    inputs = [rows[0], bias, rows[1], norm.weight, norm.bias, *rows[2:]]
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    x, b, residual, weight, shift, *extra = exact
+    factor = mask(seed, torch.arange(T, device=DEVICE), torch.arange(H, device=DEVICE), p) if p else 1
+    exact_y = F.layer_norm(residual + (x + b) * factor + sum(extra), (H,), weight, shift, norm.eps)
+    dy = torch.randn_like(y)
+    assert y.dtype == dtype
+    assert_near(y, exact_y, dtype)
+    wanted = torch.autograd.grad(exact_y, exact, dy.double())
+    for given, grad, exact_grad in zip(inputs, torch.autograd.grad(y, inputs, dy), wanted, strict=True):
+        assert grad.dtype == given.dtype
+        assert_near(grad, exact_grad, dtype)
+
+
+@runs_kernels
+@pytest.mark.parametrize("number", range(16))
+def test_bias_gelu_on_random_rows(number):
+    rng = random.Random(number)
+    width = (1, 204, 816, 1536, 3072)[number % 5]
+    T, dtype = rng.randint(1, 50), (torch.float32, torch.bfloat16)[number % 2]
+    torch.manual_seed(number)
+    x = (2 * torch.randn(width, T, device=DEVICE)).to(dtype).t().requires_grad_()  # columns lie next to each other
+    bias = torch.randn(width, device=DEVICE, requires_grad=True)
+    y = bias_gelu(x, bias)
+    exact = [x.detach().double().requires_grad_(), bias.detach().double().requires_grad_()]
+    exact_y = plain.gelu(exact[0] + exact[1])
+    dy = torch.randn(1, width, device=DEVICE).to(dtype).expand(T, width)
+    assert y.dtype == dtype
+    assert_near(y, exact_y, dtype)
+    wanted = torch.autograd.grad(exact_y, exact, dy.double())
+    for grad, exact_grad in zip(torch.autograd.grad(y, (x, bias), dy), wanted, strict=True):
+        assert_near(grad, exact_grad, dtype)
+
+
+def tables_of(H, dtype, rows):
+    return [torch.randn(n, H, device=DEVICE).to(dtype).requires_grad_() for n in rows]
+
+
+@runs_kernels
+@pytest.mark.parametrize("number", range(54))
+def test_embed_on_random_tokens(number):
+    rng = random.Random(number)
+    H, dtype = (1, 17, 204, 384, 768)[number % 5], (torch.float32, torch.bfloat16)[number % 2]
+    T, rows = rng.choice((1, 2, 9, 20, 40)), (rng.choice((1, 3, 40)), rng.choice((1, 20)), rng.choice((1, 2, 3)))
+    torch.manual_seed(number)
+    tables, norm = tables_of(H, dtype, rows), norm_of(H)
+    places = [torch.randint(n, (T,), device=DEVICE) for n in rows]
+    standing = [torch.randn_like(t) if number % 3 else None for t in tables]
+    for table, grad in zip(tables, standing, strict=True):
+        table.grad = None if grad is None else grad.clone()
+    y = embed(*places, tables, norm)
+    exact = [t.detach().double().requires_grad_() for t in (*tables, *norm.parameters())]
+    z = sum(table[place] for table, place in zip(exact[:3], places, strict=True))
+    exact_y = nn.functional.layer_norm(z, (H,), *exact[3:], norm.eps)
+    dy = torch.randn_like(y)
+    assert y.dtype == dtype
+    assert_near(y, exact_y, dtype)
+    y.backward(dy)
+    exact_y.backward(dy.double())
+    for x, e, before in zip((*tables, *norm.parameters()), exact, (*standing, None, None), strict=True):
+        assert x.grad.dtype == x.dtype
+        assert_near(x.grad, e.grad if before is None else e.grad + before.double(), dtype)
+
+
+@runs_kernels
+def test_embed_adds_to_the_standing_gradient_in_place_and_only_where_it_trains():
+    tables, norm = tables_of(32, torch.float32, (9, 8, 2)), norm_of(32)
+    places = [torch.tensor(p, device=DEVICE) for p in ([3, 3, 8, 3], [0, 1, 2, 0], [0, 0, 1, 0])]
+    for table in tables:
+        table.grad = torch.ones_like(table)
+    stands = [table.grad for table in tables]
+    tables[1].requires_grad_(False)
+    embed(*places, tables, norm).square().sum().backward()
+    assert all(table.grad is grad for table, grad in zip(tables, stands, strict=True))
+    touched = (stands[0] != 1).any(1)
+    assert touched.nonzero().flatten().tolist() == [3, 8] and (stands[1] == 1).all() and (stands[2] != 1).any()
+    with torch.no_grad():
+        assert not embed(*places, tables, norm).requires_grad
+
+
+@runs_kernels
+def test_embed_backward_is_deterministic():
+    tables, norm = tables_of(64, torch.float32, (3, 9, 2)), norm_of(64)
+    places = [torch.randint(len(t), (70,), device=DEVICE) for t in tables]
+    dy, grads = torch.randn(70, 64, device=DEVICE), []
+    for _ in range(2):
+        for x in (*tables, *norm.parameters()):
+            x.grad = None
+        embed(*places, tables, norm).backward(dy)
+        grads.append([x.grad for x in (*tables, *norm.parameters())])
+    assert all(torch.equal(*pair) for pair in zip(*grads, strict=True))
+
+
+@runs_kernels
+@pytest.mark.parametrize("number", range(54))
+def test_mean_loss_on_random_batches(number):
+    rng = random.Random(number)
+    classes, dtype = (5, 2, 0, 3)[number % 4], (torch.float32, torch.bfloat16)[number // 4 % 2]
+    B, C, size = rng.choice((1, 2, 7, 32, 64, 300)), classes if classes > 2 else 1, rng.choice((1, 10, 100))
+    torch.manual_seed(number)
+    logits = (size * torch.randn(C, B, device=DEVICE)).to(dtype).t().requires_grad_()
+    labels = torch.randint(classes, (B,), device=DEVICE).float() if classes else 5 * torch.rand(B, device=DEVICE)
+    exact = logits.detach().double().requires_grad_()
+    loss, exact_loss = mean_loss(logits, labels, classes), mean_loss(exact, labels.double(), classes)
+    assert loss.dtype == torch.float32 and loss.shape == ()
+    assert_near(loss, exact_loss, torch.float32)
+    (0.7 * loss).backward()
+    (0.7 * exact_loss).backward()
+    assert logits.grad.dtype == dtype
+    assert_near(logits.grad, exact.grad, dtype)
+
+
+@runs_kernels
+def test_the_mean_loss_of_what_is_not_a_number_is_not_a_number():
+    for classes in (5, 2, 0):
+        C = classes if classes > 2 else 1
+        nothing = torch.zeros(0, C, device=DEVICE, requires_grad=True)
+        with np.errstate(invalid="ignore"):
+            loss = mean_loss(nothing, torch.zeros(0, device=DEVICE), classes)
+            lost = mean_loss(torch.full((3, C), torch.nan, device=DEVICE), torch.ones(3, device=DEVICE), classes)
+        loss.backward()
+        assert loss.isnan() and lost.isnan() and nothing.grad.shape == (0, C)
+
+
+@runs_kernels
+def test_rows_of_nothing():
+    norm, bias = norm_of(32), torch.randn(32, device=DEVICE, requires_grad=True)
+    x = torch.randn(0, 32, device=DEVICE, requires_grad=True)
+    for y in (add_norm(x, bias, x, norm, 0.1), bias_gelu(x, bias)):
+        bias.grad = None
+        y.sum().backward()
+        assert y.shape == (0, 32) and not bias.grad.any()
+    tables, none = tables_of(32, torch.float32, (9, 8, 2)), torch.zeros(0, dtype=torch.int64, device=DEVICE)
+    y = embed(none, none, none, tables, norm)
+    y.sum().backward()
+    assert y.shape == (0, 32) and not any(table.grad.any() for table in tables)
+
+
+@runs_kernels
+def test_add_norm_dropout_share_and_differing_calls():
+    norm, (T, H, p) = norm_of(256), (64, 256, 0.3)
+    x = torch.ones(T, H, device=DEVICE, requires_grad=True)
+    torch.manual_seed(0)
+    kept = []
+    for _ in range(2):
+        y = add_norm(x, torch.zeros(H, device=DEVICE), torch.zeros(T, H, device=DEVICE), norm, p)
+        (dx,) = torch.autograd.grad(y, x, torch.randn_like(y))
+        forward = (y - norm.bias) / norm.weight > 0  # the row's larger value is what was kept
+        assert torch.equal(forward, dx != 0)
+        kept.append(forward)
+    share = torch.stack(kept).float().mean()
+    assert abs(share - 0.7) < 4 * (0.3 * 0.7 / (2 * T * H)) ** 0.5
+    assert abs((kept[0] == kept[1]).float().mean() - (0.7**2 + 0.3**2)) < 0.02
+
+
+@runs_kernels
+def test_float64_takes_the_plain_form_and_passes_gradcheck():
+    lengths, norm = [3, 1, 5], norm_of(6).double()
+    batch = bounds_of(lengths), 5
+    x, bias = torch.randn(9, 6, device=DEVICE).double(), torch.randn(6, device=DEVICE).double()
+    qkv = torch.randn(9, 18, device=DEVICE).double()
+    ids = torch.tensor([4, 0, 4, 1, 4, 2], device=DEVICE)
+    for form, *inputs in (
+        (lambda qkv: attention(qkv, *batch, 2), qkv),
+        (lambda x, b: add_norm(x, b, x, norm, 0.0), x, bias),
+        (linear_gelu, x, torch.randn(6, 6, device=DEVICE).double(), bias),
+        (lambda *tables: embed(ids, ids % 2, ids % 2, tables, norm), *x.split((5, 2, 2))),
+        (lambda z: mean_loss(z, ids[:3].double(), 6), x[:3]),
+        (lambda z: mean_loss(z, (ids[:5] % 2).double(), 2), x[:5, :1]),
+        (lambda z: mean_loss(z, x[5:, 0].detach(), 0), x[:4, :1]),
+    ):
+        assert torch.autograd.gradcheck(form, [tensor.detach().requires_grad_() for tensor in inputs])
+
+
+@runs_kernels
+@pytest.mark.parametrize("clip", (0.0, 1.0, 1e6))
+def test_adamw_update_is_the_formula(clip):
+    torch.manual_seed(0)
+    fast = [torch.randn(4, n, device=DEVICE) for n in (1, 4095, 9000)]
+    for x in fast:
+        x[2:] = 0  # m and v, as training starts
+    exact = [x.double() for x in fast]
+    for step in range(3):
+        numbers = (1e-3, 1e-9, 1 - 1e-3 * step)
+        norm = adamw([Update(*x, *numbers) for x in fast], clip, (0.9, 0.999))
+        exact_norm = plain.adamw([Update(*x, *numbers) for x in exact], clip, (0.9, 0.999))
+        assert_near(norm, exact_norm, torch.float32)
+    for x, y in zip(fast, exact, strict=True):
+        assert_near(x, y, torch.float32)
+        torch.testing.assert_close(x[3].double(), y[3], rtol=4e-6, atol=0)
+
+
+@runs_kernels
+def test_the_optimizer_equals_torch_adamw():
+    torch.manual_seed(0)
+    model, twin = (nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 1)).to(DEVICE) for _ in range(2))
+    twin.load_state_dict(model.state_dict())
+    optimizer = AdamW({"all": list(model.named_parameters())}, weight_decay=0.1, clip=0.5)
+    decayed = [p for p in twin.parameters() if p.dim() > 1]
+    rest = [p for p in twin.parameters() if p.dim() < 2]
+    theirs = torch.optim.AdamW([{"params": decayed}, {"params": rest, "weight_decay": 0.0}], 1e-3, weight_decay=0.1)
+    x = torch.randn(8, 40, device=DEVICE)
+    for _ in range(5):
+        optimizer.zero_grad()
+        theirs.zero_grad()
+        model(x).square().mean().backward()
+        twin(x).square().mean().backward()
+        norm = optimizer.step({"all": 1e-3})
+        torch.testing.assert_close(norm, nn.utils.clip_grad_norm_(twin.parameters(), 0.5))
+        theirs.step()
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
+def losses_of_a_training_run(steps=3):
+    """A tiny encoder without dropout learns to give its [CLS] rows a fixed pooled vector."""
+    torch.manual_seed(0)
+    rng = random.Random(0)
+    model = Bert(tiny_config(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)).to(DEVICE)
+    target = torch.randn(5, 32, device=DEVICE)
+    optimizer, losses = AdamW({"shared": list(model.named_parameters())}), []
+    for _ in range(steps):
+        lengths = [rng.randint(1, 14) for _ in range(5)]
+        batch = pack([([rng.randrange(120) for _ in range(n)], n // 2) for n in lengths]).to(DEVICE)
+        _, pooled = model(batch)
+        loss = (pooled - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step({"shared": 1e-3})
+        losses.append(loss.item())
+    return losses
+
+
+@runs_kernels
+def test_whole_training_steps_give_the_losses_of_the_plain_path(monkeypatch):
+    fast = losses_of_a_training_run()
+    monkeypatch.setattr(kernels, "_choice", "plain")
+    torch.testing.assert_close(fast, losses_of_a_training_run(), rtol=1e-5, atol=0)
+    assert fast[-1] < fast[0]
+
+
+@runs_kernels
+def test_the_forms_of_attention_agree():
+    lengths = [5, 40, 1, 17]
+    qkv = torch.randn(sum(lengths), 3 * 34, device=DEVICE)
+    batch = bounds_of(lengths), 40
+    assert_near(attention(qkv, *batch, 2), plain.attention(qkv, *batch, 2), torch.float32)
+    assert_near(
+        kernels.cpu.attention(qkv.cpu(), batch[0].cpu(), 40, 2), plain.attention(qkv, *batch, 2).cpu(), torch.float32
+    )
+
+
+@pytest.mark.skipif(not INTERPRET, reason="the interpreter is what --toy is for")
+def test_the_benchmark_runs_at_toy_size(capsys):
+    bench_gpu.main(["--kernels", "--toy"])
+    rows = capsys.readouterr().out.splitlines()
+    for kernel in ("attention sst", "attention quora", "add_norm", "gelu", "embed", "loss", "adamw"):
+        assert any(row.startswith(f"| {kernel}") and "Triton" in row for row in rows)
