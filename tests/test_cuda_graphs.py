@@ -78,12 +78,12 @@ class Recorder:
         self.step, self.run, self.recording, self.log = step, step._run, None, []
         step._run = self.note
 
-    def note(self, task, inputs, longest):
+    def note(self, task, batch, labels):
         if self.recording is None:
             self.log.append("run")
-            return self.run(task, inputs, longest)
+            return self.run(task, batch, labels)
         loss = torch.zeros(())
-        self.recording.replay = lambda: (self.log.append("replay"), loss.copy_(self.run(task, inputs, longest)))
+        self.recording.replay = lambda: (self.log.append("replay"), loss.copy_(self.run(task, batch, labels)))
         return loss
 
     @contextlib.contextmanager

@@ -258,7 +258,7 @@ def test_outputs_are_computed_once(copied, loads):
         assert values.dtype == np.float32
         assert np.array_equal(values, first[name][1])
         assert len(examples) == len(values) == 40
-        assert model.heads[name].hidden[0].in_features == model.bert.config.hidden_size * (1 + TASKS[name].pair)
+        assert model.heads[name].hidden[0].weight.shape[1] == model.bert.config.hidden_size * (1 + TASKS[name].pair)
     metrics = {name: score(TASKS[name], values, examples.labels) for name, (examples, values) in again.items()}
     lines = [json.loads(line) for line in (copied / "d" / "metrics.jsonl").read_text().splitlines()]
     best = max((line for line in lines if line["kind"] == "dev"), key=lambda line: line["score"])

@@ -87,7 +87,7 @@ def test_a_run_on_fewer_examples_is_scored_on_all_and_leaves_test_to_eval_only(f
 
 
 def test_bfloat16_products_are_refused_where_there_are_none(flags, refused, monkeypatch):
-    monkeypatch.setattr("flags.bfloat16_products", lambda: False)
+    monkeypatch.setattr("support.flags.bfloat16_products", lambda: False)
     refused(multitask.main, [*flags, "--bf16"], "--bf16")
 
 

@@ -52,11 +52,15 @@ class Rows(NamedTuple):
     biases: list  # of (n · heads, 1, m) float, added to a group's scores: 0 for a token, -inf for padding
 
 
-@functools.lru_cache(maxsize=4)  # by identity of the tensor: every layer asks for the same batch
+def groups_of(cu_seqlens):
+    """The `Groups` of a batch: every layer asks for the same."""
+    return _groups(tuple(cu_seqlens.tolist()))
+
+
+@functools.lru_cache(maxsize=4)
 @torch.inference_mode(False)
-def groups_of(cu_seqlens, similar=0.6):
-    """The `Groups` of a batch: sentences at least `similar` times as long as their group's longest."""
-    bounds = cu_seqlens.tolist()
+def _groups(bounds, similar=0.6):
+    """`Groups` of sentences at least `similar` times as long as their group's longest. Args: bounds, cu_seqlens."""
     order = sorted(range(len(bounds) - 1), key=lambda b: bounds[b] - bounds[b + 1])  # longest first
     order = [b for b in order if bounds[b + 1] > bounds[b]]
     shapes, longest = [], []  # longest: the m of each sentence, in this order
@@ -76,7 +80,7 @@ def groups_of(cu_seqlens, similar=0.6):
     place[token[~padding]] = torch.arange(len(start))[~padding]
     order = torch.tensor(order, dtype=torch.int64)
     tensors = order, token.masked_fill(padding, 0), start, longest.repeat_interleave(longest), place, padding
-    return Groups(shapes, *(t.to(cu_seqlens.device) for t in tensors), {})
+    return Groups(shapes, *tensors, {})
 
 
 def rows_of(groups, heads):
