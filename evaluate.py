@@ -8,6 +8,7 @@ A model that gives one and the same answer to everything can have a respectable 
 says so when it sees it.
 """
 
+import math
 import sys
 
 import numpy as np
@@ -29,6 +30,23 @@ def pearson(predicted, labels):
     x, y = x - x.mean(), y - y.mean()
     scale = np.sqrt((x @ x) * (y @ y))
     return float(x @ y / scale) if scale > 0 else 0.0
+
+
+def alignment(a, b):
+    """Unit vectors of pairs that are alike, a and b (n, H) -> mean ‖a - b‖², NaN for no pair."""
+    return float(((a - b) ** 2).sum(1).mean()) if len(a) else math.nan
+
+
+def uniformity(a):
+    """Unit vectors (n, H) -> log of the mean of e^{-2 ‖x - y‖²} over all pairs x ≠ y."""
+    squared = np.maximum(2 - 2 * (a @ a.T), 0)[np.triu_indices(len(a), 1)]
+    return float(np.log(np.exp(-2 * squared.astype(np.float64)).mean()))
+
+
+def ranks(values):
+    """(n,) -> the ranks 0 .. n - 1 as floats, equal values sharing the mean of theirs."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts + 1) / 2)[inverse]
 
 
 METRICS = {"accuracy": accuracy, "pearson": pearson}
@@ -56,6 +74,12 @@ def outputs(model, task, dataset, batch_size=64):
         result[numbers] = probabilities(task, logits.float()).cpu().numpy()
     distributed.sum_(torch.from_numpy(result))  # in place, zeros where another process has the values
     return result
+
+
+def dev_metrics(model, datasets):
+    """The metric of each task. Args: datasets, {task: labelled DataSet}."""
+    values = {name: outputs(model, TASKS[name], dataset) for name, dataset in datasets.items()}
+    return {name: score(TASKS[name], values[name], dataset.examples.labels) for name, dataset in datasets.items()}
 
 
 def probabilities(task, logits):

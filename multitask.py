@@ -6,99 +6,91 @@
     python multitask.py --resume --out runs/mine              goes on where the run stopped
     python multitask.py --eval_only --out runs/mine           scores its best model again, writes predictions
 
-`model.py` has the model and its losses. Each step draws a batch of one task (`sampling.py`). `--use_pals`,
+`model.py` has the model and its losses. Each step draws a batch of one task (`sampling.py`); `support/training_run.py`
+resumes, records and saves. `--use_pals`,
 `--use_smart` and `--gradient_surgery` are explained in `pals.py`, `smart.py` and `surgery.py`, training in several
 processes (torchrun) in `support/distributed.py`, and `--cuda_graphs` in `support/cuda_graphs.py`.
 """
 
-import collections
-import math
 import time
 from pathlib import Path
-from statistics import mean
 
 import torch
 
 from adamw import AdamW, linear_schedule
 from bert import Bert, BertConfig
-from evaluate import dev_score, majority, outputs, score, write_predictions
+from evaluate import dev_metrics, dev_score, majority, outputs, score, write_predictions
 from model import MultitaskBert, logits_of, task_loss
-from sampling import joint_steps, training_steps
-from smart import Smart
-from support import distributed, files, flags, run_folder
-from support.console import UserError, command, progress, table
+from sampling import SAMPLINGS, Plan
+from smart import PRESETS, Smart
+from support import distributed, flags, run_folder
+from support.console import command, table
 from support.cuda_graphs import GraphedStep
 from support.downloads import find_model
+from support.training_run import TrainingRun
 from surgery import Surgery
-from tasks import TASKS, fingerprint, load_data
+from tasks import SPLITS, TASKS, fingerprint, load_data
 from tokenizer import Tokenizer
 
 
-def train(args, model, tokenizer, datasets):
-    """Trains `model` and leaves the run in args.out; returns True, or False where Ctrl-C stopped it."""
-    optimizer = AdamW(model.parameter_groups(), weight_decay=args.weight_decay, clip=args.clip)
-    smart = Smart(model, optimizer, args) if args.use_smart else None
-    surgery = Surgery(optimizer, args.seed) if args.gradient_surgery else None
-    graphed = graphed_step(model, optimizer) if args.cuda_graphs else None
-    if smart:
-        print("SMART: {} forward and {} backward passes for each batch, in place of 1 and 1".format(*smart.passes()))
-    averages = smart.state() if smart else {}
-    steps = list(training_plan(args, {name: len(splits["train"]) for name, splits in datasets.items()}))
-    data = {name: fingerprint(splits["train"].examples) for name, splits in datasets.items()}
-    # where the run stands: steps done, the best dev score so far, and which training files it was started with
-    at = run_folder.load_state(args.out, model, optimizer, averages) or {"step": 0, "best": -math.inf, "data": data}
-    if at["data"] != data:
-        raise UserError(f"the training files are not those that {args.out} was started with; choose another --out")
-    writer = distributed.rank() == 0
+class Training:
+    """What a training step needs: the model, its optimizer, the data, and the methods around them."""
 
-    pending = []  # (step, name, value), not read yet: reading a loss waits for the GPU
-    sizes = [sum(map(len, batches.values())) for _, batches in steps]
-    bar = progress(sum(sizes), sum(sizes[: at["step"]]), "examples", "training")
-    with run_folder.Interrupt() as interrupt, bar:
-        if writer:
-            run_folder.rewind_metrics(args.out, at["step"])
-        for step, (epoch, batches) in enumerate(steps[at["step"] :], at["step"] + 1):
-            factor = linear_schedule(step - 1, len(steps), args.warmup)
-            pending += training_step(args, step, factor, batches, model, optimizer, datasets, smart, surgery, graphed)
-            bar.update(sizes[step - 1])
+    def __init__(self, args, model, datasets):
+        """Args: args, the flags; datasets, {task: {"train": DataSet, ...}}."""
+        self.args, self.model, self.datasets = args, model, datasets
+        self.device = next(model.parameters()).device
+        self.optimizer = AdamW(model.parameter_groups(), weight_decay=args.weight_decay, clip=args.clip)
+        self.smart = Smart(model, self.optimizer, args) if args.use_smart else None
+        self.surgery = Surgery(self.optimizer, args.seed) if args.gradient_surgery else None
+        self.graphed = graphed_step(model, self.optimizer) if args.cuda_graphs else None
 
-            stop = distributed.any_of(interrupt.asked)
-            end_of_epoch = step == len(steps) or steps[step][0] > epoch
-            save = end_of_epoch or stop or step % args.save_every == 0
-            if save or step % 20 == 0:
-                # the steps that the line stands for; with surgery only those of several tasks, which can conflict
-                read = len({number for number, name, _ in pending if not surgery or name.startswith("conflict")})
-                means = read_values(pending)
-                bar.set_postfix_str(" ".join(f"{t} {v:.3f}" for t, v in means.items() if t in TASKS), refresh=False)
-                if writer:
-                    run_folder.append_metrics(args.out, kind="train", step=step, epoch=epoch, steps=read, **means)
-            if end_of_epoch:
-                metrics = {t: dev_metric(model, t, splits["dev"]) for t, splits in datasets.items()}
-                dev = dev_score(metrics)
-                bar.write(f"epoch {epoch}: " + ", ".join(f"{t} {v:.3f}" for t, v in (metrics | {"score": dev}).items()))
-                if surgery and writer:
-                    bar.write(f"epoch {epoch}: gradients in conflict: {conflict_shares(args.out, epoch)}")
-                if writer:
-                    run_folder.append_metrics(args.out, kind="dev", step=step, epoch=epoch, **metrics, score=dev)
-                if writer and dev > at["best"]:
-                    with files.replacing_folder(Path(args.out) / "best") as folder:
-                        model.save(folder, tokenizer)
-                at["best"] = max(dev, at["best"])
-            if save and writer:
-                at["step"] = step
-                run_folder.save_state(args.out, model, optimizer, averages, **at)
-            if stop and step < len(steps):
-                return False
-    return True
+    def step(self, step, factor, batches):
+        """One training step on `batches`, {task: list of example indices}.
 
+        Args: step, its number from 1; factor, of the peak learning rates. Returns what `TrainingRun.record` takes.
+        """
+        args, losses, penalties = self.args, {}, []
+        distributed.seed_step(args.seed, step)
+        self.model.train()
+        if not self.graphed:  # which does it itself
+            self.optimizer.zero_grad()
+        for name, indices in batches.items():
+            losses[name], found = self.backward(step, name, indices)
+            penalties += found.items()
+            if self.surgery:
+                self.surgery.take(name)
+        rates = {"shared": args.lr} | dict.fromkeys(batches, args.head_lr)
+        if self.model.pals is not None:
+            rates |= {f"pals.{name}": args.pal_lr for name in batches}
+        distributed.sum_gradients(self.optimizer, [group for group in rates if group != "shared" or not self.surgery])
+        conflicts = {"conflicts": self.surgery.combine(step)} if self.surgery else {}
+        norm = self.optimizer.step({group: rate * factor for group, rate in rates.items()})
+        if self.smart:
+            self.smart.after_step(step)
+        return {"losses": losses, "penalties": penalties, "norm": norm} | conflicts
 
-def training_plan(args, sizes):
-    """All steps of the run: (epoch, {task: example numbers}), of one task, or with gradient surgery of all."""
-    extra = ("sst",) if args.extra_sst else ()
-    if args.gradient_surgery:
-        return joint_steps(sizes, args.batch_size, args.epochs, args.seed, extra)
-    steps = training_steps(sizes, args.batch_size, args.epochs, args.sampling, args.seed, extra)
-    return ((epoch, {name: numbers}) for epoch, name, numbers in steps)
+    def backward(self, step, name, indices):
+        """Adds the gradient of one task's batch, or of this process's shard of it, to the parameters' gradients.
+
+        Returns the loss, and SMART's penalties by name: tensors (), in the proportion of the shard to the batch.
+        """
+        task, dataset = TASKS[name], self.datasets[name]["train"]
+        if self.graphed:
+            return self.graphed(name, dataset.batch(indices), dataset.labels(indices)), {}
+        shard = distributed.shard(indices)
+        weight = len(shard) / len(indices)
+        batch, labels = dataset.batch(shard).to(self.device), dataset.labels(shard).to(self.device, non_blocking=True)
+        if self.smart:
+            logits, smoothness, bregman = self.smart.forward(task, batch, step, distributed.shard_start(len(indices)))
+            loss = task_loss(task, logits, labels)
+            penalties = {"smoothness": smoothness, "bregman": bregman}
+            total = loss + self.args.lambda_s * smoothness + self.args.mu * bregman
+        else:
+            total = loss = task_loss(task, logits_of(self.model, name, batch), labels)
+            penalties = {}
+        (total * weight).backward()
+        return loss.detach() * weight, {key: value.detach() * weight for key, value in penalties.items()}
 
 
 def graphed_step(model, optimizer):
@@ -111,86 +103,38 @@ def graphed_step(model, optimizer):
     )
 
 
-def training_step(args, step, factor, batches, model, optimizer, datasets, smart=None, surgery=None, graphed=None):
-    """One step on `batches`, {task: example numbers}, at `factor` times the peak learning rates.
-
-    Returns a list of (step, name, value): the losses, the norm of the gradient, what SMART and surgery have to report.
-    """
-    distributed.seed_step(args.seed, step)
-    model.train()
-    if not graphed:  # which does it itself
-        optimizer.zero_grad()
-    values = []
-    for name, numbers in batches.items():
-        values += backward(args, step, name, numbers, model, datasets[name]["train"], smart, graphed)
-        if surgery:
-            surgery.take(name)
-    rates = {"shared": args.lr} | dict.fromkeys(batches, args.head_lr)
-    if model.pals is not None:
-        rates |= {f"pals.{name}": args.pal_lr for name in batches}
-    distributed.sum_gradients(optimizer, [group for group in rates if group != "shared" or not surgery])
-    if surgery:
-        conflicts = surgery.combine(step).items()
-        values += [(step, f"conflict {pair}", torch.tensor(float(found))) for pair, found in conflicts]
-    norm = optimizer.step({group: rate * factor for group, rate in rates.items()})
-    if smart:
-        smart.after_step(step)
-    return [*values, (step, "gradient norm", norm)]
+def training_plan(args, datasets):
+    """The run's `Plan`: which examples of which tasks each step takes."""
+    sizes = {name: len(splits["train"]) for name, splits in datasets.items()}
+    extra = ("sst",) if args.extra_sst else ()
+    return Plan(sizes, args.batch_size, args.epochs, args.sampling, args.seed, extra, joint=args.gradient_surgery)
 
 
-def backward(args, step, name, numbers, model, dataset, smart=None, graphed=None):
-    """Adds the gradient of one task's batch, or of this process's share of it, to that which stands in the parameters.
-
-    Returns a list of (step, name, value): the loss, and SMART's penalties; tensors, weighted with the share.
-    """
-    if graphed:
-        return [(step, name, graphed(name, dataset.batch(numbers), dataset.labels(numbers)))]
-    task, device = TASKS[name], next(model.parameters()).device
-    mine = distributed.share(numbers)
-    weight = len(mine) / len(numbers)
-    batch, labels = dataset.batch(mine).to(device), dataset.labels(mine).to(device, non_blocking=True)
-    if smart:
-        logits, smoothness, bregman = smart.forward(task, batch, step, distributed.first_of_share(len(numbers)))
-        loss = task_loss(task, logits, labels)
-        values = {name: loss, "smoothness": smoothness, "bregman": bregman}
-        total = loss + args.lambda_s * smoothness + args.mu * bregman
-    else:
-        total = task_loss(task, logits_of(model, name, batch), labels)
-        values = {name: total}
-    (total * weight).backward()
-    return [(step, key, value.detach() * weight) for key, value in values.items()]
-
-
-def read_values(pending):
-    """The mean of the pending (step, name, value) by name; leaves none pending. Sums losses over the processes.
-
-    Raises UserError for a value that is not finite.
-    """
-    values = torch.stack([value.detach().float().cpu() for _, _, value in pending])
-    of_loss = torch.tensor([not name.startswith(("gradient", "conflict")) for _, name, _ in pending])
-    values[of_loss] = distributed.sum_(values[of_loss])  # the others are the same in every process
-    by_name = collections.defaultdict(list)
-    for (step, name, _), value in zip(pending, values.tolist(), strict=True):
-        if not math.isfinite(value):
-            what = f"the loss of {name}" if name in TASKS else f"the {name}"
-            raise UserError(f"{what} became {value} at step {step}; start again with a lower --lr and another --out")
-        by_name[name].append(value)
-    pending.clear()
-    return {name: mean(values) for name, values in by_name.items()}
-
-
-def conflict_shares(out, epoch):
-    """Text: in which share of the epoch's steps the gradients of each two tasks were in conflict (`surgery.py`)."""
-    lines = [line for line in run_folder.read_metrics(out) if line["kind"] == "train" and line["epoch"] == epoch]
-    total = sum(line["steps"] for line in lines)
-    pairs = [name for name in lines[0] if name.startswith("conflict ")]
-    shares = {pair: sum(line[pair] * line["steps"] for line in lines if line["steps"]) / total for pair in pairs}
-    return ", ".join(f"{pair[9:]} {share:.0%}" for pair, share in shares.items())
-
-
-def dev_metric(model, name, dataset):
-    """The metric of a task on a labelled data set."""
-    return score(TASKS[name], outputs(model, TASKS[name], dataset), dataset.examples.labels)
+def train(args, model, tokenizer, datasets):
+    """Trains `model` and leaves the run in args.out. Returns True, or False where Ctrl-C stopped it."""
+    training, plan = Training(args, model, datasets), training_plan(args, datasets)
+    run = TrainingRun(
+        args,
+        plan,
+        model,
+        training.optimizer,
+        extra=training.smart.state() if training.smart else {},
+        data={name: fingerprint(splits["train"].examples) for name, splits in datasets.items()},
+        save_model=lambda folder: model.save(folder, tokenizer),
+        rates="--head_lr" if args.option == "pretrain" else "--lr or --head_lr",
+    )
+    if training.smart:
+        passes = training.smart.passes()
+        print("SMART: {} forward and {} backward passes for each batch, in place of 1 and 1".format(*passes))
+    dev = {name: splits["dev"] for name, splits in datasets.items()}
+    with run:
+        for step, _, batches in run.steps():
+            factor = linear_schedule(step - 1, len(plan), args.warmup)
+            run.record(training.step(step, factor, batches))
+            if run.epoch_ends:
+                metrics = dev_metrics(model, dev)
+                run.evaluated(metrics, dev_score(metrics))
+    return run.finished
 
 
 def report(args, model, datasets):
@@ -218,20 +162,20 @@ def report(args, model, datasets):
 
 @command
 def main(argv=None):
-    args = flags.parse(argv)
+    args = flags.parse_multitask(argv, TASKS, SPLITS, SAMPLINGS, PRESETS)
     device = flags.choose_device(args)
-    flags.choose_products(args, device)
+    flags.choose_kernels(args, device)
     distributed.start(args.batch_size)
     if args.eval_only:
         model, tokenizer = MultitaskBert.load(run_folder.best_folder(args.out))
         report(args, model.to(device), load_data(args, tokenizer, ("dev", "test")))
         distributed.stop()
         return
-    with distributed.one_after_another():
+    with distributed.rank_0_first():
         folder = find_model(args.bert)
     config = BertConfig.load(folder)
     tokenizer = Tokenizer(folder, config.max_position_embeddings, config.vocab_size)
-    with distributed.one_voice():
+    with distributed.only_rank_0_warns():
         datasets = load_data(args, tokenizer)
     torch.manual_seed(args.seed)
     bert = Bert.load(folder, hidden_dropout_prob=args.hidden_dropout_prob)
@@ -239,9 +183,6 @@ def main(argv=None):
     pal_size = args.pal_size if args.use_pals else None
     heads = args.pair_encoding, args.use_means, args.classifier_layers, args.classifier_size
     model = MultitaskBert(bert, *heads, pal_size, args.pal_heads).to(device)
-    if distributed.rank() == 0:
-        files.recover_folder(Path(args.out) / "best")
-        files.write_json(Path(args.out) / "config.json", vars(args))
     describe(model, datasets, device)
     started = time.perf_counter()
     if not train(args, model, tokenizer, datasets):

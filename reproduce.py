@@ -35,13 +35,16 @@ from typing import NamedTuple
 import torch
 
 import ensemble
-import simcse
 from bench.speed import Ours
 from evaluate import dev_score
+from sampling import SAMPLINGS
+from smart import PRESETS as SMART_PRESETS
 from support import files, flags, run_folder
 from support.console import Parser, UserError, command, table
 from support.files import replacing
-from tasks import TASKS, load_examples
+from tasks import SPLITS, TASKS, load_examples
+
+TABLES = TASKS, SPLITS, SAMPLINGS, SMART_PRESETS  # what the flags of multitask.py depend on
 
 
 class Row(NamedTuple):
@@ -118,7 +121,7 @@ def folder_of(args, row, seed):
 def encoder_flags(args, name):
     """The command line of a SimCSE stage: on the data and from the encoder of the other runs."""
     _, common, length, _ = PRESETS[args.preset]
-    own = flags.arguments().parse_args(row_flags(args, BASE, args.seeds[0]))
+    own = flags.multitask_parser(*TABLES).parse_args(row_flags(args, BASE, args.seeds[0]))
     shared = ["--data", own.data, "--bert", own.bert, "--device", own.device] + ["--bf16"] * own.bf16
     text = f"{common} {ENCODERS[name].format(length=length)}"
     return [*shlex.split(text), *shared, *shlex.split(args.simcse_flags), "--out", str(Path(args.out, name))]
@@ -179,10 +182,10 @@ def check(args, rows):
     """Raises UserError where a run that is there was started with other flags than these."""
     for seed, row in itertools.product(args.seeds, rows):
         if (folder_of(args, row, seed) / "config.json").exists():
-            flags.parse([*row_flags(args, row, seed), "--resume"])
+            flags.parse_multitask([*row_flags(args, row, seed), "--resume"], *TABLES)
     for name in {row.encoder for row in rows if row.encoder}:
         if Path(args.out, name, "config.json").exists():
-            run_folder.parse_flags(simcse.arguments(), [*encoder_flags(args, name), "--resume"])
+            run_folder.parse_flags(flags.simcse_parser(), [*encoder_flags(args, name), "--resume"])
 
 
 def estimate(args, rows):
@@ -190,8 +193,8 @@ def estimate(args, rows):
     missing = [row for seed in args.seeds for row in rows if not finished(folder_of(args, row, seed))]
     if not missing:
         return
-    plain = flags.parse([*row_flags(args, BASE, args.seeds[0]), "--resume"])
-    flags.choose_products(plain, flags.choose_device(plain))
+    plain = flags.parse_multitask([*row_flags(args, BASE, args.seeds[0]), "--resume"], *TABLES)
+    flags.choose_kernels(plain, flags.choose_device(plain))
     files = load_examples(plain, ("train", "dev")).values()
     train = sum(len(of_task["train"].sample(plain.train_examples)) for of_task in files)
     dev = sum(len(of_task["dev"]) for of_task in files)
@@ -254,9 +257,9 @@ def report_runs(args, rows):
 
 def report_ensembles(args):
     """The results of table 3: for each seed, ensembles of its models of table 2."""
-    own = flags.arguments().parse_args(row_flags(args, BASE, args.seeds[0]))
+    own = flags.multitask_parser(*TABLES).parse_args(row_flags(args, BASE, args.seeds[0]))
     found, device = {}, flags.choose_device(own)
-    flags.choose_products(own, device)  # as the runs were scored
+    flags.choose_kernels(own, device)  # as the runs were scored
     for seed in args.seeds:
         folders = [folder_of(args, row, seed) for row in METHODS]
         folders = sorted(filter(finished, folders), key=lambda folder: -best_epoch(folder)["score"])
@@ -344,7 +347,7 @@ def main(argv=None):
     args.out = args.out or f"runs/tables/{args.preset}"
     args.seeds = args.seeds or PRESETS[args.preset][-1]
     rows = TUNING if args.table == 1 else METHODS
-    args.device = flags.arguments().parse_args(row_flags(args, BASE, args.seeds[0])).device
+    args.device = flags.multitask_parser(*TABLES).parse_args(row_flags(args, BASE, args.seeds[0])).device
     check(args, rows)
     if not args.report:
         estimate(args, rows)

@@ -1,17 +1,28 @@
-"""Which examples each training step takes: how often a task is drawn, and in which order its examples come."""
+"""Which examples each training step takes: how often a task is drawn, and in which order its examples come.
 
+    p_i ∝ N_i^α        the probability of task i, of N_i examples (Stickland & Murray, 2019, section 4)
+
+    proportional    α = 1                            a task's share of the steps is its share of the examples
+    sqrt            α = 1/2
+    uniform         α = 0                            all tasks alike, shuffled
+    round_robin     α = 0                            all tasks alike, in turn
+    annealed        α = 1 - 0.8 (e - 1) / (E - 1)    epochs e = 1 .. E: from proportional to nearly uniform
+
+The plan of a run is a function of its flags. No list of steps is kept: step k follows from k alone, so a run of a
+million epochs starts at once, and so does one that resumes.
+"""
+
+import collections
 import itertools
 
 import numpy as np
 
+SAMPLINGS = ("proportional", "sqrt", "annealed", "uniform", "round_robin")
+BLOCK = 2**24  # examples: after as many, a task's stream is seeded anew, so that any place in it is found quickly
 
-def task_shares(sizes, sampling, epoch, epochs):
-    """The probability p_i of each task in an epoch: p_i ∝ N_i^α (Stickland & Murray, 2019, section 4).
 
-    Args: sizes, examples N_i of each task by name; sampling, `proportional` (α = 1), `sqrt` (1/2), `uniform` and
-    `round_robin` (0), or `annealed`: α = 1 - 0.8 (e - 1) / (E - 1), from proportional to nearly uniform over the
-    epochs e = 1 .. E. Returns a dict of floats that sum to 1.
-    """
+def task_probabilities(sizes, sampling, epoch, epochs):
+    """p_i of each task in an epoch, see above. Args: sizes, N_i by task. Returns a dict of floats that sum to 1."""
     if sampling == "annealed":
         alpha = 1 - 0.8 * (epoch - 1) / (epochs - 1) if epochs > 1 else 1.0
     else:
@@ -20,69 +31,116 @@ def task_shares(sizes, sampling, epoch, epochs):
     return {name: weight / sum(weights.values()) for name, weight in weights.items()}
 
 
-SAMPLINGS = ("proportional", "sqrt", "annealed", "uniform", "round_robin")
+def task_counts(sizes, sampling, epoch, epochs, steps):
+    """How many of the `steps` steps of an epoch each task takes: p_i · steps, to the nearest whole one, at least 1.
+
+    A task of 12 examples beside one of 14,000 has its step too, at the cost of the task with the most steps. There must
+    be as many steps as tasks. Returns a dict of int that sum to `steps`.
+    """
+    names = list(sizes)
+    if sampling == "round_robin":
+        return {name: len(range(i, steps, len(names))) for i, name in enumerate(names)}
+    p = task_probabilities(sizes, sampling, epoch, epochs)
+    counts = {name: int(p[name] * steps) for name in names}
+    by_remainder = sorted(names, key=lambda name: counts[name] - p[name] * steps)
+    for name in by_remainder[: steps - sum(counts.values())]:
+        counts[name] += 1
+    for name in names:
+        if counts[name] == 0:
+            counts[max(names, key=counts.get)] -= 1
+            counts[name] = 1
+    return counts
 
 
 def task_order(sizes, sampling, epoch, epochs, steps, seed):
     """Which task each of the `steps` steps of an epoch takes: a list of names.
 
-    `round_robin` takes the tasks in turn. The others give each task its share p_i of the steps, to the nearest whole
-    step, and shuffle: a draw without the luck of the draw. With `proportional`, an epoch is then one pass over
-    every task, to within a batch. The order depends on the arguments only, so a resumed run finds it again.
+    `round_robin` takes the tasks in turn. The others shuffle the counts of `task_counts`, so no task has good or bad
+    luck. With `proportional`, an epoch is then one pass over every task, to within a batch.
     """
     names = list(sizes)
     if sampling == "round_robin":
         return [names[i % len(names)] for i in range(steps)]
-    shares = task_shares(sizes, sampling, epoch, epochs)
-    counts = {name: int(shares[name] * steps) for name in names}
-    by_remainder = sorted(names, key=lambda name: counts[name] - shares[name] * steps)
-    for name in by_remainder[: steps - sum(counts.values())]:
-        counts[name] += 1
+    counts = task_counts(sizes, sampling, epoch, epochs, steps)
     order = [name for name in names for _ in range(counts[name])]
     np.random.default_rng([seed, epoch]).shuffle(order)
     return order
 
 
-def example_stream(n, seed):
-    """Example numbers below n without end: one random order of all of them after another."""
-    generator = np.random.default_rng(seed)
+def example_stream(n, seed, skip=0):
+    """Indices of n examples without end, one random order of all of them after another.
+
+    Args: seed, a list of int; skip, how many indices to leave out at the start.
+    """
+    passes = min(max(1, BLOCK // n), 2**16)  # of one generator: past passes of the last block are all there is to skip
+    (block, done), place = divmod(skip // n, passes), skip % n
     while True:
-        yield from generator.permutation(n).tolist()
+        generator = np.random.default_rng([*seed, block])
+        for _ in range(done):
+            generator.permutation(n)
+        for _ in range(done, passes):
+            yield from generator.permutation(n)[place:].tolist()
+            place = 0
+        block, done = block + 1, 0
 
 
-def training_steps(sizes, batch_size, epochs, sampling="proportional", seed=0, extra=()):
-    """All steps of a training run, in order: (epoch from 1, task name, list of batch_size example numbers).
+class Plan:
+    """All steps of a training run. `len(plan)` is their number, `plan.epoch_steps` that of each epoch."""
 
-    Args: sizes, examples of each task by name; sampling, see `task_order`; extra, names of tasks that get one more
-    pass at the end of each epoch (`--extra_sst`). An epoch has as many steps as all tasks together have
-    batches, to the nearest whole one. Each task's examples come in one random order after another, across epochs, so
-    every batch is full. Steps depend on the arguments only: a run that resumes skips those it has done.
-    """
-    steps = epoch_steps(sizes, batch_size)
-    streams = {name: example_stream(n, [seed, i]) for i, (name, n) in enumerate(sizes.items())}
-    for epoch in range(1, epochs + 1):
-        order = task_order(sizes, sampling, epoch, epochs, steps, seed)
-        for name in extra:
-            order += [name] * epoch_steps({name: sizes[name]}, batch_size)
-        for name in order:
-            yield epoch, name, list(itertools.islice(streams[name], batch_size))
+    def __init__(self, sizes, batch_size, epochs, sampling="proportional", seed=0, extra=(), joint=False):
+        """Args: sizes, examples of each task by name; sampling, see above; extra, names of tasks that get one more pass
+        at the end of each epoch (`--extra_sst`); joint, True where a step takes a batch of each task (gradient
+        surgery), False where it takes one task. An epoch has as many examples either way: those of all tasks
+        together, to the nearest whole step, and at least one step for each task.
+        """
+        self.sizes, self.batch_size, self.epochs, self.seed = sizes, batch_size, epochs, seed
+        self.sampling, self.joint = sampling, joint
+        batches = _batches(sizes, batch_size)
+        self.main_steps = max(1, round(batches / len(sizes))) if joint else batches
+        self.extra = [(name,) for name in extra for _ in range(_batches({name: sizes[name]}, batch_size))]
+        self.epoch_steps = self.main_steps + len(self.extra)
+
+    def __len__(self):
+        return self.epochs * self.epoch_steps
+
+    def tasks(self, epoch):
+        """The tasks of each step of an epoch (from 1): a list of tuples of names."""
+        if self.joint:
+            return [tuple(self.sizes)] * self.main_steps + self.extra
+        order = task_order(self.sizes, self.sampling, epoch, self.epochs, self.main_steps, self.seed)
+        return [(name,) for name in order] + self.extra
+
+    def steps(self, done=0):
+        """The steps after the first `done`, in order: (epoch from 1, {task: list of batch_size example indices}).
+
+        Each task's examples come in one random order after another, across epochs, so every batch is full.
+        """
+        epochs, place = divmod(done, self.epoch_steps)
+        taken = self._batches_of(epochs)
+        if place:
+            taken.update(name for names in self.tasks(epochs + 1)[:place] for name in names)
+        streams = {
+            name: example_stream(n, [self.seed, i], taken[name] * self.batch_size)
+            for i, (name, n) in enumerate(self.sizes.items())
+        }
+        for epoch in range(epochs + 1, self.epochs + 1):
+            for names in self.tasks(epoch)[place:]:
+                yield epoch, {name: list(itertools.islice(streams[name], self.batch_size)) for name in names}
+            place = 0
+
+    def _batches_of(self, epochs):
+        """How many batches of each task the first `epochs` epochs take: a Counter."""
+        same = self.joint or self.sampling != "annealed"  # every epoch counts as the first
+        taken = collections.Counter()
+        for epoch in range(1, (min(1, epochs) if same else epochs) + 1):
+            if self.joint:
+                taken.update(dict.fromkeys(self.sizes, self.main_steps))
+            else:
+                taken.update(task_counts(self.sizes, self.sampling, epoch, self.epochs, self.main_steps))
+            taken.update(name for (name,) in self.extra)
+        return collections.Counter({name: n * epochs for name, n in taken.items()}) if same else taken
 
 
-def joint_steps(sizes, batch_size, epochs, seed=0, extra=()):
-    """Like `training_steps`, with a batch of each task in every step: (epoch, {task: example numbers}).
-
-    An epoch has as many examples in all, so fewer steps. The passes of `extra` have steps of their own.
-    """
-    streams = {name: example_stream(n, [seed, i]) for i, (name, n) in enumerate(sizes.items())}
-    steps = max(1, round(epoch_steps(sizes, batch_size) / len(sizes)))
-    for epoch in range(1, epochs + 1):
-        groups = [list(sizes)] * steps
-        for name in extra:
-            groups += [[name]] * epoch_steps({name: sizes[name]}, batch_size)
-        for names in groups:
-            yield epoch, {name: list(itertools.islice(streams[name], batch_size)) for name in names}
-
-
-def epoch_steps(sizes, batch_size):
-    """Steps of an epoch: batches in all tasks together, to the nearest whole one, at least 1."""
-    return max(1, round(sum(sizes.values()) / batch_size))
+def _batches(sizes, batch_size):
+    """Batches in all tasks together, to the nearest whole one, at least one for each."""
+    return max(len(sizes), round(sum(sizes.values()) / batch_size))

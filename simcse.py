@@ -18,18 +18,19 @@ that means the same, and a third column h⁻_i that does not joins the denominat
 (equation 5). h is the [CLS] row, in training behind a tanh layer that is dropped afterwards (`--pooling cls`), or
 the mean of all rows (`mean`).
 
-Three numbers say what became of the embeddings f(x) = h / ‖h‖, all on the dev pairs of `sts`, none seen in training:
+The default corpus leaves out what also stands in a dev file. Of the CS224N files it would otherwise hold both sentences
+of 52 of the 863 dev pairs of `sts` (without labels).
+
+Three numbers say what became of the embeddings f(x) = h / ‖h‖, all on the dev pairs of `sts`:
 
     alignment     mean ‖f(x) - f(y)‖² of the pairs with a label above 4: alike should be close   (Wang & Isola, 2020)
-    uniformity    log mean e^{-2 ‖f(x) - f(y)‖²} of all sentences: and fill the sphere           lower is better, both
+    uniformity    log mean e^{-2 ‖f(x) - f(y)‖²} of all sentences: they should fill the sphere   lower is better, both
     zero-shot     Pearson's and Spearman's r between cos(h_a, h_b) and the label
 """
 
 import dataclasses
-import math
 import time
 from pathlib import Path
-from statistics import mean
 
 import numpy as np
 import torch
@@ -38,13 +39,12 @@ from torch import nn
 
 from adamw import AdamW, linear_schedule
 from bert import Bert, BertConfig, Linear, initialize, sentence_means
-from evaluate import pearson
-from support import distributed, files, run_folder
-from support.console import Parser, UserError, command, progress, table
-from support.corpora import batch_of_step, fingerprint, open_corpus
-from support.downloads import MINILM, find_model
-from support.flags import add_device, choose_device, choose_products, positive, share
+from evaluate import alignment, pearson, ranks, uniformity
+from support import corpora, distributed, flags, run_folder
+from support.console import command, table
+from support.downloads import find_model
 from support.safetensors import write_safetensors
+from support.training_run import TrainingRun
 from tasks import TASKS, data_path, read_examples
 from tokenizer import MAX_TOKENS, Tokenizer, pack
 from weights import to_usual_names
@@ -112,26 +112,9 @@ def embeddings(model, tokenizer, sentences, max_tokens, batch_size=64):
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i][0]))
     result = torch.zeros(len(encoded), model.bert.config.hidden_size)
     for start in range(distributed.rank() * batch_size, len(order), distributed.world() * batch_size):
-        numbers = order[start : start + batch_size]
-        result[numbers] = model(pack([encoded[i] for i in numbers]).to(device)).cpu()
+        indices = order[start : start + batch_size]
+        result[indices] = model(pack([encoded[i] for i in indices]).to(device)).cpu()
     return distributed.sum_(result).numpy()
-
-
-def alignment(a, b):
-    """Unit vectors of pairs that are alike, a and b (n, H) -> mean ‖a - b‖², NaN for no pair."""
-    return float(((a - b) ** 2).sum(1).mean()) if len(a) else math.nan
-
-
-def uniformity(a):
-    """Unit vectors (n, H) -> log of the mean of e^{-2 ‖x - y‖²} over all pairs x ≠ y."""
-    squared = np.maximum(2 - 2 * (a @ a.T), 0)[np.triu_indices(len(a), 1)]
-    return float(np.log(np.exp(-2 * squared.astype(np.float64)).mean()))
-
-
-def ranks(values):
-    """(n,) -> the ranks 0 .. n - 1 as floats, equal values sharing the mean of theirs."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts + 1) / 2)[inverse]
 
 
 def assess(model, tokenizer, examples, max_tokens):
@@ -151,75 +134,45 @@ def assess(model, tokenizer, examples, max_tokens):
 # ----- training
 
 
+def training_step(args, step, factor, rows, model, optimizer, tokenizer):
+    """One step on B rows of a corpus, at `factor` times the peak learning rate: what `TrainingRun.record` takes."""
+    distributed.seed_step(args.seed, step)
+    model.train()
+    device, lr = model.bert.word.weight.device, args.lr * factor
+    shard = distributed.shard(rows)
+    batch = views(shard, tokenizer, args).to(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        h = model(batch)
+    h, h_alike, *h_hard = (distributed.gather(part) for part in h.split(len(shard)))  # (B, H) each
+    loss = contrastive_loss(h, h_alike, args.tau, args.negatives, *h_hard)
+    optimizer.zero_grad()
+    loss.backward()
+    distributed.sum_gradients(optimizer, None)
+    norm = optimizer.step(dict.fromkeys(optimizer.groups, lr))
+    # every process has the loss of the whole batch, and `record` sums over the processes
+    return {"losses": {"loss": loss.detach() / distributed.world()}, "norm": norm, "lr": lr}
+
+
 def train(args, model, config, tokenizer, corpus, examples):
-    """Trains `model` and writes the encoder to args.out; returns the first and the last `assess`, or None if stopped.
+    """Trains `model` and writes the encoder to args.out. Returns the first and the last `assess`, or None if stopped.
 
     Args: config, the `BertConfig` that the encoder is saved with; examples, the dev pairs of `sts`.
     """
-    device = model.bert.word.weight.device
-    groups = {"shared": list(model.named_parameters())}
-    optimizer = AdamW(groups, weight_decay=args.weight_decay, clip=args.clip)
-    epoch_steps = len(corpus) // args.batch_size
-    total = epoch_steps * args.epochs
-    data = fingerprint(corpus)
-    position = run_folder.load_state(args.out, model, optimizer) or {
-        "step": 0,
-        "data": data,
-        "before": None,
-        "after": None,
-    }
-    if position["data"] != data:
-        raise UserError(f"the corpus is not the one that {args.out} was started with; choose another --out")
-    writer = distributed.rank() == 0
-    if writer:
-        run_folder.rewind_metrics(args.out, position["step"])
-    position["before"] = position["before"] or assess(model, tokenizer, examples, args.max_tokens)
-
-    losses, pending = [], []
-    bar = progress(total * args.batch_size, position["step"] * args.batch_size, "sentences", "SimCSE")
-    with run_folder.Interrupt() as interrupt, bar:
-        for step in range(position["step"] + 1, total + 1):
-            numbers = batch_of_step(len(corpus), args.batch_size, args.seed, step)
-            distributed.seed_step(args.seed, step)
-            model.train()
-            batch = views([corpus[i] for i in distributed.share(numbers)], tokenizer, args).to(device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                h = model(batch)
-            of_views = [distributed.gather(part) for part in h.split(len(distributed.share(numbers)))]
-            loss = contrastive_loss(*of_views[:2], args.tau, args.negatives, *of_views[2:])
-            optimizer.zero_grad()
-            loss.backward()
-            distributed.sum_gradients(optimizer, None)
-            lr = args.lr * linear_schedule(step - 1, total, args.warmup)
-            norm = optimizer.step(dict.fromkeys(groups, lr))
-            pending.append(torch.where(torch.isfinite(norm), loss.detach(), norm))  # either one ends the run
-            bar.update(args.batch_size)
-
-            stop = distributed.any_of(interrupt.asked)
-            end_of_epoch = step % epoch_steps == 0
-            save = end_of_epoch or stop or step % args.save_every == 0
-            if save or len(pending) == 20:
-                losses += torch.stack(pending).tolist()
-                pending.clear()
-                if not math.isfinite(sum(losses)):
-                    at_step = f"by step {step}; start again with a lower --lr and another --out"
-                    raise UserError(f"the loss or its gradient became {sum(losses)} {at_step}")
-                bar.set_postfix_str(f"loss {mean(losses[-20:]):.4f}")
-            if save:
-                if writer:
-                    run_folder.append_metrics(args.out, kind="train", step=step, lr=lr, loss=mean(losses))
-                losses.clear()
-            if end_of_epoch:
-                position["after"] = assess(model, tokenizer, examples, args.max_tokens)
-                if writer:
-                    run_folder.append_metrics(args.out, kind="dev", step=step, **position["after"])
-                    with files.replacing_folder(Path(args.out) / "encoder") as folder:
-                        save_encoder(model.bert, config, tokenizer, folder)
-            if save and writer:
-                run_folder.save_state(args.out, model, optimizer, **(position | {"step": step}))
-            if stop and step < total:
-                return None
-    return position["before"], position["after"]
+    optimizer = AdamW({"shared": list(model.named_parameters())}, weight_decay=args.weight_decay, clip=args.clip)
+    plan = corpora.CorpusPlan(len(corpus), args.batch_size, args.epochs, args.seed)
+    save = lambda folder: save_encoder(model.bert, config, tokenizer, folder)  # noqa: E731
+    data = corpora.fingerprint(corpus)
+    with TrainingRun(args, plan, model, optimizer, data=data, save_model=save, best="encoder") as run:
+        found = run.position  # saved with the run
+        found["before"] = found.get("before") or assess(model, tokenizer, examples, args.max_tokens)
+        for step, _, indices in run.steps():
+            factor = linear_schedule(step - 1, len(plan), args.warmup)
+            rows = [corpus[i] for i in indices]
+            run.record(training_step(args, step, factor, rows, model, optimizer, tokenizer))
+            if run.epoch_ends:
+                found["after"] = assess(model, tokenizer, examples, args.max_tokens)
+                run.evaluated(found["after"])
+    return (found["before"], found["after"]) if run.finished else None
 
 
 def save_encoder(bert, config, tokenizer, folder):
@@ -232,55 +185,9 @@ def save_encoder(bert, config, tokenizer, folder):
 # ----- the command line
 
 
-def arguments():
-    parser = Parser(prog="simcse.py", description="Contrastive pretraining of a sentence encoder.")
-    add = parser.add_argument
-    add("--bert", default=MINILM, help="the encoder to start from: a folder or a name")
-    add("--layers", type=positive(int), default=None, help="start from a random encoder of so many layers instead")
-    add(
-        "--hidden",
-        type=positive(int),
-        default=None,
-        help="and of this width, a multiple of 32 (--bert: tokenizer only)",
-    )
-    add("--out", default="runs/simcse", help="folder of the run")
-    add("--resume", action="store_true", help="go on with the run in --out, if there is one")
-    add("--eval_only", action="store_true", help="assess the encoder of the run in --out again")
-    add("--save_every", type=positive(int), default=1000, metavar="N", help="save every N steps, besides epoch ends")
-
-    add("--corpus", default=None, metavar="FILE", help="one sentence a line (default: the tasks' training sentences)")
-    add("--pairs", default=None, metavar="FILE", help="supervised: 'para', or a file of 2 or 3 tab-separated columns")
-    add("--data", default="data/sample", metavar="DIR", help="folder of the task files")
-    add("--normalize_length", type=positive(int), default=None, metavar="N",
-        help="keep sentences of more than N characters only, cut to N")  # fmt: skip
-    add("--max_sentences", type=positive(int), default=None, metavar="N", help="only N lines, drawn at random")
-    add("--max_tokens", type=positive(int, 3), default=64, help="longer sentences are cut")
-
-    add("--negatives", choices=("cross", "both"), default="cross", help="from the other view, or from both")
-    add("--pooling", choices=("cls", "mean"), default="cls")
-    add("--dropout", type=share, default=0.1, help="in the encoder, where it makes the two views")
-    add("--tau", type=positive(float), default=0.05, help="temperature")
-
-    add("--epochs", type=positive(int), default=1)
-    add("--batch_size", type=positive(int, 2), default=64)
-    add("--lr", type=positive(float), default=3e-5, help="peak learning rate")
-    add("--weight_decay", type=positive(float, 0), default=0.0)
-    add("--warmup", type=share, default=0.1, help="share of the steps over which the learning rate rises")
-    add("--clip", type=positive(float, 0), default=1.0, help="largest norm of the gradient, 0 for no limit")
-    add("--seed", type=positive(int, 0), default=11711)
-    add_device(parser)
-    add("--bf16", action="store_true", help="matrix products in bfloat16 on a CPU that has them")
-    return parser
-
-
-def check(args):
-    """Raises UserError for flags that make no sense together."""
-    if args.corpus and args.pairs:
-        raise UserError("--corpus is unsupervised and --pairs supervised; give one of them")
-    if args.max_tokens > MAX_TOKENS:
-        raise UserError(f"--max_tokens {args.max_tokens} is more than the {MAX_TOKENS} positions of BERT")
-    if (args.layers is None) != (args.hidden is None) or (args.hidden or 0) % 32:
-        raise UserError("a random start needs both --layers and --hidden, and --hidden a multiple of 32")
+def open_corpus(args):
+    """The sentences that the flags ask for, see `support/corpora.py`."""
+    return corpora.open_corpus(args, TASKS, lambda task, split: read_examples(data_path(args.data, task, split), task))
 
 
 def start_encoder(args, folder, vocabulary):
@@ -294,52 +201,45 @@ def start_encoder(args, folder, vocabulary):
 
 @command
 def main(argv=None):
-    args = run_folder.parse_flags(arguments(), argv)
-    check(args)
-    device = choose_device(args)
-    choose_products(args, device)
+    args = run_folder.parse_flags(flags.simcse_parser(), argv)
+    flags.check_simcse(args, MAX_TOKENS)
+    device = flags.choose_device(args)
+    flags.choose_kernels(args, device)
     distributed.start(args.batch_size)
-    sts = TASKS["sts"]
-    with distributed.one_after_another():
+    with distributed.rank_0_first():
         folder = run_folder.best_folder(args.out, "encoder") if args.eval_only else find_model(args.bert)
     limits = BertConfig.load(folder) if args.eval_only or args.layers is None else BertConfig()
     tokenizer = Tokenizer(folder, limits.max_position_embeddings, None if args.layers else limits.vocab_size)
-    with distributed.one_voice():
-        examples = read_examples(data_path(args.data, sts, "dev"), sts)
+    with distributed.only_rank_0_warns():
+        examples = read_examples(data_path(args.data, TASKS["sts"], "dev"), TASKS["sts"])
         corpus = None if args.eval_only else open_corpus(args)
     torch.manual_seed(args.seed)
     if args.eval_only:
         model = SentenceEncoder(Bert.load(folder), args.pooling).to(device)
-        print(assessment({"encoder": assess(model, tokenizer, examples, args.max_tokens)}))
+        print_assessments(encoder=assess(model, tokenizer, examples, args.max_tokens))
         distributed.stop()
         return
     bert = start_encoder(args, folder, tokenizer.wordpiece.get_vocab_size())
-    config = dataclasses.replace(
-        bert.config,
-        hidden_dropout_prob=limits.hidden_dropout_prob,
-        attention_probs_dropout_prob=limits.attention_probs_dropout_prob,
-    )
+    dropout = {name: getattr(limits, name) for name in ("hidden_dropout_prob", "attention_probs_dropout_prob")}
+    config = dataclasses.replace(bert.config, **dropout)
     model = SentenceEncoder(bert, args.pooling).to(device)
-    if distributed.rank() == 0:
-        files.write_json(Path(args.out) / "config.json", vars(args))
     count = sum(p.numel() for p in bert.parameters())
     print(f"encoder {count:,} parameters; {len(corpus):,} lines; on {device}, processes: {distributed.world()}")
     started = time.perf_counter()
-    result = train(args, model, config, tokenizer, corpus, examples)
-    if result is None:
+    found = train(args, model, config, tokenizer, corpus, examples)
+    distributed.stop()  # process 0 has saved
+    if found is None:
         print(f"stopped and saved; go on with: python simcse.py --resume --out {args.out}")
-        distributed.stop()  # process 0 has saved
         raise SystemExit(130)
     print(f"trained in {time.perf_counter() - started:.0f} s")
-    print(assessment(dict(zip(("before", "after"), result, strict=True))))
+    print_assessments(before=found[0], after=found[1])
     print(f"fine-tune it with: python multitask.py --bert {args.out}/encoder")
-    distributed.stop()
 
 
-def assessment(results):
-    """The table of some `assess`, by name."""
-    names = next(iter(results.values()))
-    return table(["encoder", *names], [[name, *result.values()] for name, result in results.items()])
+def print_assessments(**found):
+    """A table of some `assess`, by name."""
+    names = next(iter(found.values()))
+    print(table(["encoder", *names], [[name, *values.values()] for name, values in found.items()]))
 
 
 if __name__ == "__main__":

@@ -16,9 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bert import BertConfig
-from evaluate import dev_score
+from evaluate import dev_metrics, dev_score
 from model import MultitaskBert
-from multitask import dev_metric
 from support import files, run_folder
 from support.console import UserError
 from support.output_cache import cached_outputs, metrics_of
@@ -82,7 +81,7 @@ def choose_soup(folders, weights, scores, examples, device):
 def dev_score_of(model, tokenizer, examples):
     """The dev score of a model on {task: Examples}."""
     data = {name: DataSet(these, tokenizer, model.encoding(name)) for name, these in examples.items()}
-    return dev_score({name: dev_metric(model, name, dataset) for name, dataset in data.items()})
+    return dev_score(dev_metrics(model, data))
 
 
 def save_soup(out, model, tokenizer, examples, config, device, **notes):

@@ -1,22 +1,25 @@
 """Gradient surgery, PCGrad (Yu et al., 2020, algorithm 1): tasks that pull the shared encoder in opposite directions.
 
 A step draws one batch of EACH task, and has one gradient g_i of the shared parameters from each. Two tasks conflict
-where g_i · g_j < 0: a step along one undoes the other. Each g_i is then projected onto the plane on which the other
-stands upright,
+where g_i · g_j < 0: a step along one undoes the other. Each g_i is then projected onto the plane orthogonal to g_j,
 
     for each task i:   p ← g_i
         for each other task j, in random order:
             if p · g_j < 0:   p ← p - (p · g_j) / ‖g_j‖² g_j
         g_i^PC ← p                                              g = Σ_i g_i^PC
 
-Heads and PALs belong to one task, so nothing can conflict there; they keep their gradient.
+The parameters of a head or of PALs belong to one task. No other task has a gradient there, so they keep their own.
 
-All of this happens in the span of n = 3 vectors, so the 110 million numbers of each are read only for the Gram matrix
-G_ij = g_i · g_j and for the final sum. In between p = Σ_k c_k g_k is three coefficients:
+Every p is a sum of the n = 3 gradients, p = Σ_k c_k g_k, so three coefficients c_k stand for it:
 
-    p · g_j = Σ_k c_k G_kj            p ← p - a g_j   is   c_j ← c_j - a
+    p · g_j = Σ_k c_k G_kj            p ← p - a g_j   is   c_j ← c_j - a            G_ij = g_i · g_j
 
-With it a batch takes 1.03 to 1.07 times the plain time for MiniLM on one CPU core (`python -m bench.methods`), and n
+The gradients themselves, 110 million numbers each, are read only for the Gram matrix G and for the final sum.
+
+A task that has nothing left to learn has gradients so small that their products underflow in float32: G_jj is then 0,
+or has lost its digits, and must not divide. Products are taken in float64 where any G_jj is below `TINY`.
+
+Surgery takes 1.03 to 1.07 times the plain time a batch for MiniLM on one CPU core (`python -m bench.methods`), and n
 times the memory of the shared gradient.
 """
 
@@ -26,6 +29,8 @@ import numpy as np
 import torch
 
 from support import distributed
+
+TINY = 1e-30  # well above 1e-38, where float32 ends: below it, squares of single entries are lost
 
 
 def project(gram, generator):
@@ -41,10 +46,23 @@ def project(gram, generator):
         c[i] = 1.0
         for j in generator.permutation([j for j in range(n) if j != i]):
             dot = c @ gram[:, j]
-            if dot < 0:
+            if dot < 0 < gram[j, j]:
                 c[j] -= dot / gram[j, j]
         total += c
     return total
+
+
+def gram_matrix(gradients):
+    """G (n, n), float64. Args: gradients, of each task a list of flat float32 tensors."""
+    n = len(gradients)
+    gram = np.zeros((n, n))
+    for dtype in (torch.float32, torch.float64):
+        for i, j in itertools.combinations_with_replacement(range(n), 2):
+            parts = zip(gradients[i], gradients[j], strict=True)
+            gram[i, j] = gram[j, i] = sum(torch.dot(a.to(dtype), b.to(dtype)).item() for a, b in parts)
+        if gram.diagonal().min() > TINY:
+            break
+    return gram
 
 
 class Surgery:
@@ -68,10 +86,7 @@ class Surgery:
         before any projection: {"sst-para": True, ...}.
         """
         names, gradients = list(self.gradients), list(self.gradients.values())
-        gram = np.zeros((len(names), len(names)))
-        for i, j in itertools.combinations_with_replacement(range(len(names)), 2):
-            parts = zip(gradients[i], gradients[j], strict=True)
-            gram[i, j] = gram[j, i] = sum(torch.dot(a, b).item() for a, b in parts)
+        gram = gram_matrix(gradients)
         coefficients = project(gram, np.random.default_rng([self.seed, step]))
         for k, flat in enumerate(self.flats):
             for c, gradient in zip(coefficients.tolist(), gradients, strict=True):

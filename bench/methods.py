@@ -13,17 +13,18 @@ from statistics import median
 
 import torch
 
-from adamw import AdamW
 from bert import Bert
 from model import MultitaskBert
-from multitask import training_plan, training_step
-from smart import Smart, divergence, normal_noise
+from multitask import Training, training_plan
+from sampling import SAMPLINGS
+from smart import PRESETS, Smart, divergence, normal_noise
 from support import flags
 from support.console import Parser, command, table
 from support.downloads import MINILM, find_model
-from surgery import Surgery
-from tasks import TASKS, load_data
+from tasks import SPLITS, TASKS, load_data
 from tokenizer import Tokenizer
+
+TABLES = TASKS, SPLITS, SAMPLINGS, PRESETS  # what the flags of multitask.py depend on
 
 METHODS = {
     "baseline": "",
@@ -37,31 +38,27 @@ METHODS = {
 
 def timed_steps(options, datasets, folder):
     """Takes one training step each time it is asked for the next item, and yields its seconds per batch."""
-    args = flags.parse([*options, "--out", "runs/bench"])
+    args = flags.parse_multitask([*options, "--out", "runs/bench"], *TABLES)
     torch.manual_seed(0)
     bert = Bert.load(folder).requires_grad_(args.option == "finetune")
     model = MultitaskBert(bert, pal_size=args.pal_size if args.use_pals else None).to(flags.choose_device(args))
-    optimizer = AdamW(model.parameter_groups())
-    smart = Smart(model, optimizer, args) if args.use_smart else None
-    surgery = Surgery(optimizer, args.seed) if args.gradient_surgery else None
-    sizes = {name: len(splits["train"]) for name, splits in datasets.items()}
-    for step, (_, batches) in enumerate(training_plan(args, sizes), 1):
+    training = Training(args, model, datasets)
+    for step, (_, batches) in enumerate(training_plan(args, datasets).steps(), 1):
         start = time.perf_counter()
-        values = training_step(args, step, 0.1, batches, model, optimizer, datasets, smart, surgery)
-        values[0][2].item()  # waits for a GPU
+        training.step(step, 0.1, batches)["norm"].item()  # waits for a GPU
         yield (time.perf_counter() - start) / len(batches)
 
 
 def projections(datasets, folder, steps=60):
     """Rows of the second table, of a model after `steps` plain training steps; 32 examples of each task."""
-    args = flags.parse(["--use_smart", "--mu", "0", "--out", "runs/bench"])
+    args = flags.parse_multitask(["--use_smart", "--mu", "0", "--out", "runs/bench"], *TABLES)
     torch.manual_seed(0)
     model = MultitaskBert(Bert.load(folder))
-    optimizer = AdamW(model.parameter_groups())
-    plan = training_plan(args, {name: len(splits["train"]) for name, splits in datasets.items()})
-    for step, (_, batches) in zip(range(1, steps + 1), plan, strict=False):
-        training_step(args, step, 1.0, batches, model, optimizer, datasets)
-    smart, rows = Smart(model, optimizer, args), []
+    plain = flags.parse_multitask(["--out", "runs/bench"], *TABLES)
+    training = Training(plain, model, datasets)
+    for step, (_, batches) in zip(range(1, steps + 1), training_plan(plain, datasets).steps(), strict=False):
+        training.step(step, 1.0, batches)
+    smart, rows = Smart(model, training.optimizer, args), []
     for name, task in TASKS.items():
         batch = datasets[name]["train"].batch(range(32))
         with torch.no_grad():
@@ -90,7 +87,7 @@ def main(argv=None):
     parser.add_argument("--steps", type=flags.positive(int, 2), default=20)
     args = parser.parse_args(argv)
     folder = find_model(args.bert)
-    datasets = load_data(flags.arguments().parse_args([]), Tokenizer(folder), splits=("train",))
+    datasets = load_data(flags.multitask_parser(*TABLES).parse_args([]), Tokenizer(folder), splits=("train",))
     runners = {name: timed_steps(options.split(), datasets, folder) for name, options in METHODS.items()}
     times = {name: [] for name in METHODS}
     for i in range(args.steps + 2):

@@ -1,7 +1,7 @@
 """Sentences to learn from without labels, or in pairs that are alike: what `simcse.py` reads.
 
 A corpus has len(corpus) rows, and corpus[i] is a tuple of 1, 2 or 3 sentences: one, or two that are alike, or these and
-one that is unlike the first. The sentences of the tasks are a list in memory. A text file is never in memory: an
+one that is unlike the first. Sentences of task files are a list in memory. A text file is never in memory: an
 index of 8 bytes a line says where each line starts, and a random order of the index (8 more) is the shuffle. The
 order is a function of the seed and the epoch, so that a run resumes on the line it was at.
 """
@@ -13,14 +13,13 @@ import hashlib
 import numpy as np
 
 from support.console import UserError
-from tasks import TASKS, data_path, read_examples
 
 
 class TextFile:
     """A text file of any length, one example a line, with 1 to 3 sentences between tabs; 8 bytes of memory a line."""
 
     def __init__(self, path, columns, keep=lambda sentence: True):
-        """Args: columns, the numbers of sentences that a line may have, all lines the same; keep, a function that says
+        """Args: columns, how many sentences a line may have, all lines the same; keep, a function that says
         of a line's first sentence whether the line counts. Raises UserError for a file without a usable line.
         """
         offsets, start, faults, digest = array.array("q"), 0, 0, hashlib.sha256()
@@ -61,34 +60,47 @@ class TextFile:
         return self.parse(self.file.readline())
 
 
-def open_corpus(args):
-    """What the flags ask for. Returns a `TextFile`, or a list of tuples."""
+def open_corpus(args, tasks, read):
+    """What the flags of `simcse.py` ask for: a `TextFile`, or a list of tuples of sentences.
+
+    Args: tasks, `tasks.TASKS`; read, a function (task, split) -> `Examples`. Raises UserError for fewer rows than a
+    batch has.
+    """
     keep = lambda sentence: not args.normalize_length or len(sentence) > args.normalize_length  # noqa: E731
     if args.corpus:
         corpus = TextFile(args.corpus, (1,), keep)
-    elif args.pairs and args.pairs not in TASKS:
+    elif args.pairs and args.pairs not in tasks:
         corpus = TextFile(args.pairs, (2, 3), keep)
     elif args.pairs:
-        task = TASKS[args.pairs]
+        task = tasks[args.pairs]
         if not task.pair or task.classes != 2:
             raise UserError(f"--pairs {args.pairs}: the task has no pairs that are alike; use para, or a file")
-        examples = read_examples(data_path(args.data, task, "train"), task)
-        pairs = zip(examples.sentences, examples.others, examples.labels, strict=True)
+        found = read(task, "train")
+        pairs = zip(found.sentences, found.others, found.labels, strict=True)
         corpus = [(a, b) for a, b, label in pairs if label == 1 and keep(a)]
     else:
-        sentences = {}  # a dict keeps the order and drops what occurs twice: it would be its own negative
-        for task in TASKS.values():
-            examples = read_examples(data_path(args.data, task, "train"), task)
-            sentences |= dict.fromkeys(examples.sentences + (examples.others or []))
-        corpus = [(sentence,) for sentence in sentences if keep(sentence)]
-    if args.max_sentences and args.max_sentences < len(corpus):
-        rows = np.sort(np.random.default_rng(0).permutation(len(corpus))[: args.max_sentences])
-        if isinstance(corpus, TextFile):
-            corpus.offsets = corpus.offsets[rows]
-        else:
-            corpus = [corpus[i] for i in rows]
+        dev = set(_sentences(tasks, read, "dev"))
+        corpus = [(s,) for s in _sentences(tasks, read, "train") if keep(s) and s not in dev]
+    corpus = _sample(corpus, args.max_sentences)
     if len(corpus) < args.batch_size:
         raise UserError(f"the corpus has {len(corpus)} usable lines, fewer than --batch_size {args.batch_size}")
+    return corpus
+
+
+def _sentences(tasks, read, split):
+    """All sentences of a split of all tasks, in order, each once: one that occurs twice would be its own negative."""
+    found = [read(task, split) for task in tasks.values()]
+    return dict.fromkeys(s for examples in found for s in examples.sentences + (examples.others or []))
+
+
+def _sample(corpus, n):
+    """n rows of a corpus at random, always the same; all of them where n is None."""
+    if n is None or n >= len(corpus):
+        return corpus
+    rows = np.sort(np.random.default_rng(0).permutation(len(corpus))[:n])
+    if not isinstance(corpus, TextFile):
+        return [corpus[i] for i in rows]
+    corpus.offsets = corpus.offsets[rows]
     return corpus
 
 
@@ -105,7 +117,19 @@ def shuffled(n, seed, epoch):
     return np.random.default_rng([seed, epoch]).permutation(n)
 
 
-def batch_of_step(n, batch_size, seed, step):
-    """The numbers of the lines of a step, from 1. An epoch is as many full batches as n lines make."""
-    epoch, place = divmod(step - 1, n // batch_size)
-    return shuffled(n, seed, epoch)[place * batch_size : (place + 1) * batch_size].tolist()
+class CorpusPlan:
+    """All steps of a run on n rows, used like `sampling.Plan`. An epoch is as many full batches as n rows make."""
+
+    def __init__(self, n, batch_size, epochs, seed):
+        self.n, self.batch_size, self.epochs, self.seed = n, batch_size, epochs, seed
+        self.epoch_steps = n // batch_size
+
+    def __len__(self):
+        return self.epochs * self.epoch_steps
+
+    def steps(self, done=0):
+        """The steps after the first `done`: (epoch from 1, indices of the rows of a batch)."""
+        for step in range(done, len(self)):
+            epoch, place = divmod(step, self.epoch_steps)
+            order = shuffled(self.n, self.seed, epoch)
+            yield epoch + 1, order[place * self.batch_size : (place + 1) * self.batch_size].tolist()

@@ -1,4 +1,4 @@
-"""Data parallel training: N processes, each with its share of every batch, that act as one.
+"""Data parallel training: N processes, each with its shard of every batch, that act as one.
 
     torchrun --nproc_per_node 2 multitask.py --option finetune
 
@@ -34,7 +34,7 @@ import torch.distributed as dist
 
 from support.console import UserError
 
-TIMEOUT = datetime.timedelta(minutes=10)  # for one exchange: nobody is ever that far ahead of the others
+TIMEOUT = datetime.timedelta(minutes=10)  # for one exchange: no process is ever that far ahead of another
 
 
 def start(batch_size):
@@ -47,7 +47,7 @@ def start(batch_size):
         raise UserError(f"--batch_size {batch_size} cannot be shared by {processes} processes; start fewer of them")
     if processes == 1:
         return
-    with _patience():
+    with _lost_process():
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
     if rank() > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, it stays for good
@@ -70,14 +70,14 @@ def world():
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def first_of_share(n):
-    """Where this process's part of n things starts."""
+def shard_start(n):
+    """Where this process's shard of n examples starts."""
     return rank() * n // world()
 
 
-def share(numbers):
-    """This process's part of a list; the parts' sizes differ by at most 1."""
-    return numbers[first_of_share(len(numbers)) : (rank() + 1) * len(numbers) // world()]
+def shard(examples):
+    """This process's shard of a list. The sizes of shards differ by at most 1."""
+    return examples[shard_start(len(examples)) : (rank() + 1) * len(examples) // world()]
 
 
 def seed_step(seed, step):
@@ -90,8 +90,8 @@ def seed_step(seed, step):
 
 
 @contextlib.contextmanager
-def _patience():
-    """Turns torch.distributed's error for a lost process into a sentence, and the end of this one."""
+def _lost_process():
+    """Within it, torch.distributed's error for a lost process becomes a sentence, and ends this process."""
     try:
         yield
     except RuntimeError as error:
@@ -108,7 +108,7 @@ def _patience():
 def sum_(tensor):
     """Sums a tensor over the processes, in place. Returns it."""
     if world() > 1:
-        with _patience():
+        with _lost_process():
             dist.all_reduce(tensor)
     return tensor
 
@@ -120,7 +120,7 @@ def sum_gradients(optimizer, groups):
 
 
 def gather(rows):
-    """(n, H), the rows of each process's share -> (B, H), all rows in order, gradient flowing to the own ones only.
+    """(n, H), the rows of each process's shard -> (B, H), all rows in order, gradient flowing to the own ones only.
 
     Every process then computes the SAME loss of all B rows, so the gradient of its own rows is already complete, and
     summing the parameters' gradients afterwards (`sum_gradients`) gives that of the whole batch: the backward pass
@@ -146,15 +146,15 @@ def barrier():
 
 
 @contextlib.contextmanager
-def one_voice():
-    """`with one_voice()`: what all processes have to say on stderr, process 0 says for all."""
+def only_rank_0_warns():
+    """Within it, only process 0 writes to stderr: all processes have the same to say."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(sys.stderr if rank() == 0 else nowhere):
         yield
 
 
 @contextlib.contextmanager
-def one_after_another():
-    """`with one_after_another()`: process 0 does it first (a download, say), the others once it is done."""
+def rank_0_first():
+    """Within it, process 0 works first (a download, say). The others follow, or end where process 0 failed."""
     if rank() > 0 and any_of(False):
         raise SystemExit(2)  # process 0 has said why
     failed = True

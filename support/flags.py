@@ -1,23 +1,95 @@
-"""The flags of `multitask.py`, and the kinds of numbers that flags take."""
+"""The flags of the training commands, and the kinds of numbers that flags take."""
 
 import argparse
-import math
 import os
 
 import torch
 
 import kernels
 from kernels.cpu.products import bfloat16_products, use_bfloat16_products
-from sampling import SAMPLINGS
-from smart import PRESETS
 from support import run_folder
 from support.console import Parser, UserError
 from support.downloads import MINILM
-from tasks import SPLITS, TASKS, data_path
+
+# ----- kinds of numbers
 
 
-def arguments():
-    """The parser of `multitask.py`."""
+def positive(kind, low=None):
+    """An argparse type: a number greater than 0, or at least `low`, and below 2^63."""
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r:.40} is not a number") from None
+        if value != value or value < (low or 0) or (low is None and value == 0):
+            bound = "greater than 0" if low is None else f"at least {low}"
+            raise argparse.ArgumentTypeError(f"{text:.40} is not {bound}")
+        if value >= 2**63:
+            raise argparse.ArgumentTypeError(f"{text:.40} is too large")
+        return value
+
+    return parse
+
+
+def fraction(text):
+    """An argparse type: a number in [0, 1)."""
+    value = positive(float, 0)(text)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"{text:.40} is not below 1")
+    return value
+
+
+# ----- where and how to compute
+
+
+def add_device(parser, default="auto"):
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default=default)
+    parser.add_argument(
+        "--use_gpu", dest="device", action="store_const", const="cuda", help="the same as --device cuda"
+    )
+
+
+def choose_device(args):
+    """The device to train on; under torchrun on a machine with GPUs, each process has one of its own."""
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("no CUDA device is available; leave out --use_gpu and --device cuda to run on the CPU")
+    if args.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    number = int(os.environ.get("LOCAL_RANK", "0"))
+    if number >= torch.cuda.device_count():
+        raise UserError(f"there is no GPU for process {number}; start {torch.cuda.device_count()} processes at most")
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
+
+
+def add_kernels(parser):
+    parser.add_argument("--bf16", action="store_true",
+        help="matrix products in bfloat16 on a CPU that has them (on a GPU they always are)")  # fmt: skip
+    parser.add_argument("--kernels", choices=kernels.CHOICES, default="auto",
+        help="plain: every operation as kernels/plain.py defines it; slower")  # fmt: skip
+
+
+def choose_kernels(args, device):
+    """Switches to the kernels that --kernels and --bf16 ask for. Raises UserError where the processor lacks them."""
+    if args.bf16 and args.kernels == "plain":
+        raise UserError("--kernels plain computes in float32; leave out --bf16")
+    kernels.use(args.kernels)
+    if args.bf16 and device.type == "cpu":
+        if not bfloat16_products():
+            raise UserError("this processor has no bfloat16 products; leave out --bf16")
+        use_bfloat16_products()
+
+
+# ----- multitask.py
+
+
+def multitask_parser(tasks, splits, samplings, presets):
+    """The parser of `multitask.py`.
+
+    Args: tasks and splits, `TASKS` and `SPLITS` of `tasks.py`; samplings, `SAMPLINGS` of `sampling.py`; presets,
+    `PRESETS` of `smart.py`.
+    """
     parser = Parser(prog="multitask.py", description="Fine-tune one BERT on all tasks.")
     add = parser.add_argument
     add("--option", choices=("finetune", "pretrain"), default="finetune", help="train all, or only the heads")
@@ -32,29 +104,21 @@ def arguments():
     add("--use_means", action="store_true", help="for sst and sts the mean of the hidden states beside [CLS]")
     add("--classifier_layers", type=positive(int, 0), default=2, help="feed-forward layers in a head")
     add("--classifier_size", type=positive(int), default=None, help="their width (default: the hidden size)")
-    add(
-        "--hidden_dropout_prob",
-        type=share,
-        default=0.1,
-        help="dropout in the encoder (but for its attention, which has its own) and the heads",
-    )
+    add("--hidden_dropout_prob", type=fraction, default=0.1,
+        help="dropout in the encoder (but for its attention, which has its own) and the heads")  # fmt: skip
 
-    add("--epochs", type=positive(int), default=3)
+    add("--epochs", type=positive(int, 0), default=3)
     add("--batch_size", type=positive(int), default=32)
     add("--lr", type=positive(float), default=1e-4, help="peak learning rate of the encoder")
     add("--head_lr", type=positive(float), default=1e-3, help="peak learning rate of the heads, which start untrained")
     add("--weight_decay", type=positive(float, 0), default=0.01)
-    add("--warmup", type=share, default=0.1, help="share of the steps over which the learning rate rises")
+    add("--warmup", type=fraction, default=0.1, help="fraction of the steps over which the learning rate rises")
     add("--clip", type=positive(float, 0), default=1.0, help="largest norm of the gradient, 0 for no limit")
-    add("--sampling", choices=SAMPLINGS, default="proportional", help="how often a step takes each task")
+    add("--sampling", choices=samplings, default="proportional", help="how often a step takes each task")
     add("--extra_sst", action="store_true", help="one more pass over SST at the end of each epoch")
     add("--seed", type=positive(int, 0), default=11711)
     add_device(parser)
-    add(
-        "--bf16",
-        action="store_true",
-        help="matrix products in bfloat16 on a CPU that has them (on a GPU they always are)",
-    )
+    add_kernels(parser)
     add("--cuda_graphs", action="store_true", help="replay recorded steps; repeat it with --resume")
 
     add("--use_pals", action="store_true", help="projected attention layers for each task (pals.py)")
@@ -63,7 +127,7 @@ def arguments():
     add("--pal_lr", type=positive(float), default=1e-4, help="their peak learning rate")
     add("--gradient_surgery", action="store_true", help="PCGrad: a batch of each task in every step (surgery.py)")
     add("--use_smart", action="store_true", help="smoothness-inducing regularization (smart.py)")
-    add("--smart", choices=tuple(PRESETS), default=None, help="its strength: sets --mu and --epsilon (default: weak)")
+    add("--smart", choices=tuple(presets), default=None, help="its strength: sets --mu and --epsilon (default: weak)")
     add("--lambda_s", type=positive(float, 0), default=1.0, help="weight of the smoothness penalty")
     add("--mu", type=positive(float, 0), default=None, help="weight of the Bregman term (weak: 0.02, strong: 2)")
     add("--epsilon", type=positive(float), default=None, help="radius of the perturbation (weak: 1e-6, strong: 1e-5)")
@@ -71,85 +135,48 @@ def arguments():
     add("--eta", type=positive(float, 0), default=1e-3, help="step size of the perturbation")
     add("--T_x", type=positive(int), default=1, help="steps of the perturbation")
     add("--S", type=positive(int), default=1, help="training steps between moves of the averaged weights")
-    add("--beta", type=share, default=0.99, help="momentum of the averaged weights, 0 for the plain Bregman term")
+    add("--beta", type=fraction, default=0.99, help="momentum of the averaged weights, 0 for the plain Bregman term")
     add("--smart_projection", choices=("unit", "ball"), default="unit", help="see the text of smart.py")
 
     add("--data", default="data/sample", metavar="DIR", help="folder of the task files")
-    add(
-        "--max_examples",
-        type=positive(int),
-        default=None,
-        metavar="N",
-        help="only N examples of each file, drawn at random",
-    )
+    add("--max_examples", type=positive(int), default=None, metavar="N",
+        help="only N examples of each file, drawn at random")  # fmt: skip
     add("--train_examples", type=positive(int), default=None, metavar="N",
         help="only N training examples of each task, drawn at random; dev and test stay whole")  # fmt: skip
     add("--skip_test", action="store_true", help="leave the test files alone: no predictions for them")
-    for task in TASKS.values():
-        for split in SPLITS:
-            add(
-                f"--{task.name}_{split}",
-                default=None,
-                metavar="FILE",
-                help=f"(default: {data_path('DATA', task, split)})",
-            )
+    for task in tasks.values():
+        for split in splits:
+            file = task.file.format(split=splits[split])
+            add(f"--{task.name}_{split}", default=None, metavar="FILE", help=f"(default: DATA/{file})")
         for split in ("dev", "test"):
             add(f"--{task.name}_{split}_out", default=f"predictions/{task.name}-{split}-output.csv", metavar="FILE",
                 help="where predictions go, relative to --out")  # fmt: skip
     return parser
 
 
-def add_device(parser, default="auto"):
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default=default)
-    parser.add_argument(
-        "--use_gpu", dest="device", action="store_const", const="cuda", help="the same as --device cuda"
-    )
+def parse_multitask(argv, *tables):
+    """The flags of a run of `multitask.py`, checked, with the defaults that depend on other flags filled in.
 
-
-def parse(argv):
-    """The flags of a run, checked, with the defaults that depend on other flags filled in."""
-    parser = arguments()
+    Args: tables, the arguments of `multitask_parser`.
+    """
+    parser, presets = multitask_parser(*tables), tables[-1]
     args = parser.parse_args(argv)
-    parser.set_defaults(out=f"runs/{args.option}", **PRESETS[args.smart or "weak"])
+    parser.set_defaults(out=f"runs/{args.option}", **presets[args.smart or "weak"])
     args = run_folder.parse_flags(parser, argv)
-    check(args)
+    check_multitask(args, vars(multitask_parser(*tables).parse_args([])) | presets["weak"])
     return args
 
 
-def positive(kind, low=None):
-    """An argparse type: a finite number greater than 0, or at least `low`."""
-
-    def parse(text):
-        try:
-            value = kind(text)
-            finite = math.isfinite(value) and value < 2**63
-        except (ValueError, OverflowError):
-            raise argparse.ArgumentTypeError(f"{text!r:.40} is not a number") from None
-        if not finite or value < (low or 0) or (low is None and value == 0):
-            bound = "greater than 0" if low is None else f"at least {low}"
-            raise argparse.ArgumentTypeError(f"{text} is not {bound}")
-        return value
-
-    return parse
-
-
-def share(text):
-    """An argparse type: a number in [0, 1)."""
-    value = positive(float, 0)(text)
-    if value >= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not below 1")
-    return value
-
-
-def check(args):
-    """Raises UserError for flags that make no sense together."""
+def check_multitask(args, usual):
+    """Raises UserError for flags that make no sense together. Args: usual, all defaults by name."""
+    if not args.epochs and not args.resume:
+        raise UserError("--epochs 0 trains nothing; give 1 or more")
     if args.gradient_surgery and args.option == "pretrain":
         raise UserError("--gradient_surgery has nothing to do with --option pretrain: no shared parameters train")
     if args.gradient_surgery and args.sampling != "proportional":
         raise UserError(f"--gradient_surgery takes every task in every step; leave out --sampling {args.sampling}")
     if args.cuda_graphs:
         check_graphs(args)
-    usual = vars(arguments().parse_args([])) | PRESETS["weak"]
     needs = dict.fromkeys(("pal_size", "pal_heads", "pal_lr"), "use_pals")
     needs |= dict.fromkeys(("smart", "lambda_s", "mu", "epsilon", "sigma", "eta", "T_x", "S", "beta"), "use_smart")
     needs["smart_projection"] = "use_smart"
@@ -164,14 +191,6 @@ def check(args):
         raise UserError("--beta 0 with --S 1 keeps the Bregman term at 0; add --mu 0, or raise --beta or --S")
 
 
-def choose_products(args, device):
-    """Matrix products in bfloat16, where --bf16 asks for them on the CPU. Raises UserError where it has none."""
-    if args.bf16 and device.type == "cpu":
-        if not bfloat16_products():
-            raise UserError("this processor has no bfloat16 products; leave out --bf16")
-        use_bfloat16_products()
-
-
 def check_graphs(args):
     """Raises UserError where a training step cannot be recorded; `support/cuda_graphs.py` says why."""
     unsupported = {
@@ -179,6 +198,7 @@ def check_graphs(args):
         "--gradient_surgery": args.gradient_surgery,
         f"--pair_encoding {args.pair_encoding}": args.pair_encoding != "joint",
         "--use_means": args.use_means,
+        "--kernels plain": args.kernels == "plain",
         "torchrun": int(os.environ.get("WORLD_SIZE", "1")) > 1,
     }
     for what in (name for name, given in unsupported.items() if given):
@@ -187,14 +207,57 @@ def check_graphs(args):
         raise UserError("--cuda_graphs needs a CUDA device and Triton; leave it out to train without")
 
 
-def choose_device(args):
-    """The device to train on; under torchrun on a machine with GPUs, each process has one of its own."""
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("no CUDA device is available; leave out --use_gpu and --device cuda to run on the CPU")
-    if args.device == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    number = int(os.environ.get("LOCAL_RANK", "0"))
-    if number >= torch.cuda.device_count():
-        raise UserError(f"there is no GPU for process {number}; start {torch.cuda.device_count()} processes at most")
-    torch.cuda.set_device(number)
-    return torch.device("cuda", number)
+# ----- simcse.py
+
+
+def simcse_parser():
+    """The parser of `simcse.py`."""
+    parser = Parser(prog="simcse.py", description="Contrastive pretraining of a sentence encoder.")
+    add = parser.add_argument
+    add("--bert", default=MINILM, help="the encoder to start from: a folder or a name")
+    add("--layers", type=positive(int), default=None, help="start from a random encoder of so many layers instead")
+    add("--hidden", type=positive(int), default=None,
+        help="and of this width, a multiple of 32 (--bert: tokenizer only)")  # fmt: skip
+    add("--out", default="runs/simcse", help="folder of the run")
+    add("--resume", action="store_true", help="go on with the run in --out, if there is one")
+    add("--eval_only", action="store_true", help="assess the encoder of the run in --out again")
+    add("--save_every", type=positive(int), default=1000, metavar="N", help="save every N steps, besides epoch ends")
+
+    add(
+        "--corpus",
+        default=None,
+        metavar="FILE",
+        help="one sentence a line (default: training sentences of all tasks)",
+    )
+    add("--pairs", default=None, metavar="FILE", help="supervised: 'para', or a file of 2 or 3 tab-separated columns")
+    add("--data", default="data/sample", metavar="DIR", help="folder of the task files")
+    add("--normalize_length", type=positive(int), default=None, metavar="N",
+        help="keep sentences of more than N characters only, cut to N")  # fmt: skip
+    add("--max_sentences", type=positive(int), default=None, metavar="N", help="only N lines, drawn at random")
+    add("--max_tokens", type=positive(int, 3), default=64, help="longer sentences are cut")
+
+    add("--negatives", choices=("cross", "both"), default="cross", help="from the other view, or from both")
+    add("--pooling", choices=("cls", "mean"), default="cls")
+    add("--dropout", type=fraction, default=0.1, help="in the encoder, where it makes the two views")
+    add("--tau", type=positive(float), default=0.05, help="temperature")
+
+    add("--epochs", type=positive(int), default=1)
+    add("--batch_size", type=positive(int, 2), default=64)
+    add("--lr", type=positive(float), default=3e-5, help="peak learning rate")
+    add("--weight_decay", type=positive(float, 0), default=0.0)
+    add("--warmup", type=fraction, default=0.1, help="fraction of the steps over which the learning rate rises")
+    add("--clip", type=positive(float, 0), default=1.0, help="largest norm of the gradient, 0 for no limit")
+    add("--seed", type=positive(int, 0), default=11711)
+    add_device(parser)
+    add_kernels(parser)
+    return parser
+
+
+def check_simcse(args, longest):
+    """Raises UserError for flags that make no sense together. Args: longest, tokens that the tokenizer takes."""
+    if args.corpus and args.pairs:
+        raise UserError("--corpus is unsupervised and --pairs supervised; give one of them")
+    if args.max_tokens > longest:
+        raise UserError(f"--max_tokens {args.max_tokens} is more than the {longest} positions of BERT")
+    if (args.layers is None) != (args.hidden is None) or (args.hidden or 0) % 32:
+        raise UserError("a random start needs both --layers and --hidden, and --hidden a multiple of 32")

@@ -6,15 +6,17 @@
                              that it is always consistent with itself
     best/                    the model with the best dev score, which `transformers` opens; the heads stand beside
     predictions/             what the best model predicts for dev and test
+    lock                     an empty file, locked while a process trains
 
 Files are written aside and renamed. On the CPU a run that was killed and resumed ends with the same weights, bit for
-bit, as one that was not: its steps depend on the seed only, and its random state is restored.
+bit, as one that was not: its steps depend on the seed only, and its random state is restored. `training_run.py` does
+all this for a training loop.
 """
 
 import contextlib
+import fcntl
+import hashlib
 import json
-import signal
-import time
 from pathlib import Path
 
 import torch
@@ -38,16 +40,23 @@ def parse_flags(parser, argv):
     if not config.exists():
         if args.eval_only:
             raise UserError(f"{args.out} holds no run; train one first, or name another folder with --out")
-        if (Path(args.out) / "last").exists():
+        if state_path(args.out).exists():
             raise UserError(f"{args.out} holds a run without its config.json; choose another --out")
         return args
     if not (args.resume or args.eval_only):
         raise UserError(f"{args.out} already holds a run; add --resume to go on with it, or choose another --out")
     saved = read_json(config)
-    unknown = [name for name in saved if name not in vars(args)]
-    if unknown or "out" not in saved:
+    if not isinstance(saved, dict) or "out" not in saved or saved.keys() - vars(args).keys():
         raise UserError(f"{config} is not a run of {parser.prog}; choose another --out")
-    parser.set_defaults(**{name: value for name, value in saved.items() if name not in OWN_FLAGS})
+    usual = {name: parser.get_default(name) for name in vars(args)}  # for flags that are newer than the run
+    saved = {name: value for name, value in (usual | saved).items() if name not in OWN_FLAGS}
+    try:  # as if typed, so that each value is checked
+        given = [f"--{name}" + f"={value}" * (value is not True) for name, value in saved.items()
+                 if value is not None and value is not False]  # fmt: skip
+        checked = parser.parse_args(given)
+    except UserError as error:
+        raise UserError(f"{config} is damaged ({error!s:.150}); choose another --out") from None
+    parser.set_defaults(**{name: getattr(checked, name) for name in saved})
     args = parser.parse_args(argv)
     for name, value in saved.items():
         if name not in FREE_FLAGS and getattr(args, name) != value:
@@ -56,6 +65,23 @@ def parse_flags(parser, argv):
                 f"leave the flag out to resume, or choose another --out"
             )
     return args
+
+
+def lock(folder):
+    """Locks a run for this process, which is about to train it: an open file, whose lock ends with it.
+
+    A lock dies with its process. Reading a run needs none. Raises UserError where another process trains this run.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    file = open(Path(folder) / "lock", "w")  # noqa: SIM115, open as long as it locks
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UserError(f"another process trains in {folder}; wait for its end, or choose another --out") from None
+    except OSError:  # a file system without locks
+        pass
+    return file
 
 
 # ----- metrics.jsonl
@@ -87,45 +113,91 @@ def rewind_metrics(folder, step):
 # ----- last/
 
 
-def save_state(folder, model, optimizer, others=None, **position):
-    """Writes `last/state.safetensors`.
+def state_path(folder):
+    """Where a run keeps what it needs to go on."""
+    return Path(folder) / "last" / "state.safetensors"
 
-    Args: others, more tensors that belong to the state, by name; position, JSON values: the step, the best dev score
-    so far, ...
+
+def save_state(folder, model, optimizer, extra, flags, position):
+    """Writes `last/state.safetensors`, and into its metadata a checksum of everything.
+
+    Args: extra, more tensors that belong to the state, by name; flags, a dict of the run's; position, a dict of JSON
+    values: the step, the best dev score so far, ...
     """
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    moments, steps = optimizer.state_dict()
-    tensors |= moments | (others or {})
-    tensors["random.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
-    metadata = {"position": json.dumps(position), "optimizer_steps": json.dumps(steps)}
-    write_safetensors(Path(folder) / "last" / "state.safetensors", tensors, metadata)
+    tensors = {name: tensor.detach().cpu() for name, tensor in _tensors(model, optimizer, extra).items()}
+    tensors |= _random_states()
+    lasting = {name: value for name, value in flags.items() if name not in FREE_FLAGS}
+    metadata = {"position": position, "optimizer_steps": optimizer.steps, "flags": lasting}
+    metadata = {name: json.dumps(value) for name, value in metadata.items()}
+    metadata["checksum"] = _checksum(tensors, metadata)
+    write_safetensors(state_path(folder), tensors, metadata)
 
 
-def load_state(folder, model, optimizer, others=None):
+def load_state(folder, model, optimizer, extra, flags, steps):
     """Takes over `last/state.safetensors`, if there is one, into the arguments (see `save_state`).
 
-    Returns the position, or None for a run that must start.
+    Args: steps, how many the whole run has. Returns the position, or None for a run that must start. Raises UserError
+    for a state that is damaged or belongs to another run, before anything is taken over.
     """
-    path = Path(folder) / "last" / "state.safetensors"
+    path = state_path(folder)
     if not path.exists():
         return None
     tensors, metadata = open_safetensors(path)
-    own = model.state_dict()
-    saved = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
-    if saved.keys() != own.keys() or any(saved[name].shape != own[name].shape for name in own):
+    own, random = _tensors(model, optimizer, extra), _random_states()
+    if _shapes(tensors, without=random) != _shapes(own):
         raise UserError(f"{path} belongs to another model than these flags describe; choose another --out")
+    try:
+        position, groups, saved = (json.loads(metadata.get(k, "{}")) for k in ("position", "optimizer_steps", "flags"))
+        step, best = position["step"], position.get("best") or 0.0
+        checks = (
+            metadata.get("checksum") in (None, _checksum(tensors, metadata)),  # older states have none
+            type(step) is int and 0 <= step <= steps and isinstance(saved, dict),
+            isinstance(best, int | float) and best < float("inf"),  # not NaN; -inf before the first epoch's end
+            groups.keys() == optimizer.steps.keys(),
+            all(type(n) is int and 0 <= n <= step for n in groups.values()),
+            all(tensors[k].shape == t.shape and tensors[k].dtype == t.dtype for k, t in random.items() if k in tensors),
+            "random.cpu" in tensors,
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        checks = (False,)
+    if not all(checks):
+        raise UserError(f"{path} is damaged; delete it, and --resume starts the run again from its first step")
+    for name in saved.keys() & flags.keys():
+        if saved[name] != flags[name]:
+            said = f"--{name} {saved[name]!s:.60}, not {flags[name]!s:.60}"
+            raise UserError(f"{path} was written with {said}; choose another --out")
     with torch.no_grad():
         for name, tensor in own.items():  # in place: the optimizer's flat tensors are what these are views of
-            tensor.copy_(saved[name])
-        for name, tensor in (others or {}).items():
             tensor.copy_(tensors[name])
-    optimizer.load_state_dict(tensors, json.loads(metadata["optimizer_steps"]))
+    optimizer.steps = groups
     torch.set_rng_state(tensors["random.cpu"].clone())
     if "random.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random.cuda"].clone())
-    return json.loads(metadata["position"])
+    return position
+
+
+def _tensors(model, optimizer, extra):
+    """All that trains, by its name in the state: the tensors themselves, not copies."""
+    return {f"model.{name}": t for name, t in model.state_dict().items()} | optimizer.state_dict()[0] | extra
+
+
+def _random_states():
+    """The random states of this process, by name."""
+    on_gpu = {"random.cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
+    return {"random.cpu": torch.get_rng_state()} | on_gpu
+
+
+def _shapes(tensors, without=()):
+    return {name: (t.dtype, t.shape) for name, t in tensors.items() if name not in without and name != "random.cuda"}
+
+
+def _checksum(tensors, metadata):
+    """A text that changes with any bit of the tensors, with any of their names, shapes and types, and with metadata."""
+    digest = hashlib.sha256(json.dumps([metadata[k] for k in sorted(metadata) if k != "checksum"]).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 # ----- best/
@@ -136,28 +208,3 @@ def best_folder(run, name="best"):
     best = Path(run) / name
     old = best.with_name(f"{name}.old")
     return old if old.exists() and not best.exists() else best
-
-
-# ----- Ctrl-C
-
-
-class Interrupt:
-    """`with Interrupt() as interrupt`: Ctrl-C (or SIGTERM) sets `interrupt.asked`; a second one stops at once.
-
-    torchrun forwards a signal that the processes have seen already: what comes within two seconds is the same one.
-    """
-
-    def __enter__(self):
-        self.asked = False
-        self.before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def _handle(self, number, frame):
-        if self.asked and time.monotonic() > self.since + 2:
-            raise KeyboardInterrupt
-        if not self.asked:
-            self.asked, self.since = True, time.monotonic()
-
-    def __exit__(self, *_):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)

@@ -14,8 +14,11 @@ from torch import nn
 import multitask
 from adamw import AdamW
 from bert import Bert
+from sampling import SAMPLINGS
+from smart import PRESETS
 from support import flags
 from support.cuda_graphs import LONGEST, STEP, GraphedStep, fill
+from tasks import SPLITS, TASKS
 from tokenizer import pack
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -132,18 +135,19 @@ def test_training_by_graphed_steps_gives_the_weights_of_training_without(tmp_pat
     tiny.folder(tmp_path / "bert")
     tiny.task_files(tmp_path / "data")
     folders = ["--bert", tmp_path / "bert", "--data", tmp_path / "data", "--out", tmp_path / "run"]
-    args = flags.parse([*map(str, folders), "--batch_size", "4", "--hidden_dropout_prob", "0"])
+    argv = [*map(str, folders), "--batch_size", "4", "--hidden_dropout_prob", "0"]
+    args = flags.parse_multitask(argv, TASKS, SPLITS, SAMPLINGS, PRESETS)
     tokenizer = multitask.Tokenizer(tmp_path / "bert", 64)
     datasets, weights = multitask.load_data(args, tokenizer), []
     for graphed in (False, True):
         model = tiny.model(seed=1)
-        optimizer = tiny.optimizer(model)
-        passes = multitask.graphed_step(model, optimizer) if graphed else None
+        training = multitask.Training(args, model, datasets)
+        training.graphed = multitask.graphed_step(model, training.optimizer) if graphed else None
         for step, task in enumerate(("sst", "para", "sts", "sst")):
             batches = {task: [step, 5, 7, 9]}
-            values = multitask.training_step(args, step, 1.0, batches, model, optimizer, datasets, graphed=passes)
-            assert [name for _, name, _ in values] == [task, "gradient norm"]
-        weights.append([flat.param for flat in optimizer.flats()])
+            values = training.step(step, 1.0, batches)
+            assert list(values["losses"]) == [task]
+        weights.append([flat.param for flat in training.optimizer.flats()])
     for with_filling, without in zip(*weights, strict=True):
         # a step moves a weight by up to 1e-3, in the direction of its gradient's sign, which rounding can decide near 0
         torch.testing.assert_close(with_filling, without, rtol=1e-4, atol=1e-4)

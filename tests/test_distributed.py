@@ -123,8 +123,8 @@ def test_shares_cover_a_batch_and_differ_by_one_at_most(monkeypatch):
         shares = []
         for rank in range(3):
             monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-            shares.append(distributed.share(list(range(n))))
-            assert distributed.first_of_share(n) == shares[-1][0]
+            shares.append(distributed.shard(list(range(n))))
+            assert distributed.shard_start(n) == shares[-1][0]
         assert [i for share in shares for i in share] == list(range(n))
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
 

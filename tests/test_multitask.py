@@ -201,7 +201,7 @@ def test_wrong_requests_get_one_sentence(finished, flags, tmp_path, refused):
     refused(predict.main, ["--run", tmp_path, "A film."], "no trained model")
     refused(predict.main, ["--run", out, ""], "not empty")
     refused(predict.main, ["--run", out, "--file", tmp_path / "bytes"], "UTF-8")
-    refused(train, ["--seed", "9" * 400], "--seed", "not a number")
+    refused(train, ["--seed", "9" * 400], "--seed", "too large")
     refused(predict.main, ["--run", out, "--file", tmp_path / "none"], "none")
 
 

@@ -4,7 +4,7 @@ import collections
 
 import pytest
 
-from sampling import joint_steps, task_order, task_shares
+from sampling import Plan, task_order, task_probabilities
 
 SIZES = {"sst": 8544, "para": 141498, "sts": 6040}
 
@@ -26,14 +26,14 @@ def test_frequencies_are_the_probabilities_of_the_formula(sampling, epochs):
         counts = collections.Counter(order)
         for name, p in zip(SIZES, formula(sampling, epoch, epochs), strict=True):
             assert abs(counts[name] / 100_000 - p) < 2e-5
-            assert task_shares(SIZES, sampling, epoch, epochs)[name] == pytest.approx(p)
+            assert task_probabilities(SIZES, sampling, epoch, epochs)[name] == pytest.approx(p)
             half = collections.Counter(order[:50_000])[name] / 50_000  # shuffled: every part looks like the whole
             assert abs(half - p) < 0.01
 
 
 def test_annealing_ends_nearly_uniform_and_starts_proportional():
-    first, last = (task_shares(SIZES, "annealed", e, 5) for e in (1, 5))
-    assert first == pytest.approx(task_shares(SIZES, "proportional", 1, 1))
+    first, last = (task_probabilities(SIZES, "annealed", e, 5) for e in (1, 5))
+    assert first == pytest.approx(task_probabilities(SIZES, "proportional", 1, 1))
     assert last["para"] / last["sts"] == pytest.approx((SIZES["para"] / SIZES["sts"]) ** 0.2)
 
 
@@ -44,12 +44,12 @@ def test_an_order_depends_on_seed_and_epoch_only():
 
 
 def test_joint_steps_have_a_batch_of_every_task_and_as_many_examples_an_epoch():
-    steps = list(joint_steps({"a": 10, "b": 20, "c": 6}, 4, 2, seed=0, extra=("a",)))
+    steps = list(Plan({"a": 10, "b": 20, "c": 6}, 4, 2, seed=0, extra=("a",), joint=True).steps())
     of_all = [batches for epoch, batches in steps if epoch == 1 and len(batches) == 3]
     of_one = [batches for epoch, batches in steps if epoch == 1 and len(batches) == 1]
     assert len(of_all) == round(36 / 4 / 3)
     assert len(of_one) == round(10 / 4)
     assert all(list(batches) == ["a"] for batches in of_one)
-    assert all(len(numbers) == 4 for _, batches in steps for numbers in batches.values())
+    assert all(len(indices) == 4 for _, batches in steps for indices in batches.values())
     drawn = [i for _, batches in steps for i in batches["a"]]
     assert sorted(drawn[:10]) == list(range(10))  # a whole pass before anything comes again

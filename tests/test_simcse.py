@@ -14,8 +14,9 @@ import torch
 import multitask
 import simcse
 from bert import Bert
-from support import run_folder
-from support.corpora import TextFile, batch_of_step
+from support import flags as support_flags
+from support import run_folder, training_run
+from support.corpora import CorpusPlan, TextFile
 from support.safetensors import read_safetensors
 
 ROOT = Path(__file__).parent.parent
@@ -80,8 +81,8 @@ def test_a_million_lines_stream_in_bounded_memory(tmp_path):
         for i in range(1_000_000):
             file.write(f"line {i} of a file that is longer than anybody wants to hold in memory at once {i * 7919}\n")
     program = (
-        "import corpus, resource, sys; c = corpus.TextFile(sys.argv[1], (1,));"
-        "rows = [c[i] for s in range(1, 300) for i in corpus.batch_of_step(len(c), 64, 0, s)];"
+        "import resource, sys; from support import corpora; c = corpora.TextFile(sys.argv[1], (1,));"
+        "steps = corpora.CorpusPlan(len(c), 64, 1, 0).steps(); rows = [c[i] for s in range(300) for i in next(steps)[1]];"
         "print(len(c), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
     )
     done = subprocess.run([sys.executable, "-c", program, path], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -97,11 +98,14 @@ def test_a_text_file_is_read_line_by_line_in_an_order_of_the_seed(tmp_path):
     corpus = TextFile(path, (1,))
     assert len(corpus) == 10_000
     assert corpus.offsets.nbytes == 8 * len(corpus)  # all that grows with the file
-    order = [i for step in range(1, 101) for i in batch_of_step(10_000, 100, 3, step)]
+    plan = CorpusPlan(10_000, 100, 2, 3)
+    batches = [indices for _, indices in plan.steps()]
+    order = [i for indices in batches[:100] for i in indices]
     assert [corpus[i] for i in sorted(order)] == [(line.strip(),) for line in lines]
     assert order != sorted(order)
-    assert batch_of_step(10_000, 100, 3, 101) != batch_of_step(10_000, 100, 3, 1)  # the next epoch
-    assert batch_of_step(10_000, 100, 3, 42) == order[4100:4200]  # any step, from nothing but its number
+    assert len(batches) == len(plan) == 200
+    assert batches[100] != batches[0]  # the next epoch
+    assert next(plan.steps(done=41)) == (1, order[4100:4200])  # any step, from nothing but its number
 
 
 def test_pairs_have_two_or_three_columns_and_faulty_lines_are_counted(tmp_path, capsys):
@@ -116,7 +120,7 @@ def test_length_normalization_keeps_longer_sentences_cut(tmp_path):
     bert = tiny.folder(tmp_path / "bert")
     path = tmp_path / "corpus.txt"
     path.write_text("\n".join(["balan", "balan cemer", "balan cemer dinis fopot"]))
-    args = simcse.arguments().parse_args(f"--corpus {path} --normalize_length 11 --batch_size 2".split())
+    args = support_flags.simcse_parser().parse_args(f"--corpus {path} --normalize_length 11 --batch_size 2".split())
     args.batch_size = 1
     corpus = simcse.open_corpus(args)
     assert [corpus[i] for i in range(len(corpus))] == [("balan cemer dinis fopot",)]
@@ -154,7 +158,7 @@ def test_a_run_writes_an_encoder_for_multitask_and_says_what_became_of_it(tmp_pa
 
 def test_max_sentences_draws_lines_of_any_corpus(tmp_path):
     (tmp_path / "lines").write_text("\n".join(f"line {i}" for i in range(50)))
-    parse = lambda more: simcse.arguments().parse_args(flags(tmp_path, f"{more} --batch_size 8"))  # noqa: E731
+    parse = lambda more: support_flags.simcse_parser().parse_args(flags(tmp_path, f"{more} --batch_size 8"))  # noqa: E731
     for more in (f"--corpus {tmp_path / 'lines'}", ""):
         whole, part = (simcse.open_corpus(parse(f"{more} {n}")) for n in ("", "--max_sentences 10"))
         rows = [part[i] for i in range(len(part))]
@@ -177,7 +181,7 @@ def test_supervised_with_hard_negatives_from_a_random_start(tmp_path):
 def test_a_run_resumes_bit_for_bit(tmp_path, monkeypatch):
     simcse.main([*flags(tmp_path), "--out", str(tmp_path / "whole")])
     with monkeypatch.context() as patch:
-        patch.setattr(run_folder, "Interrupt", tiny.StopAfter(3))
+        patch.setattr(training_run, "Interrupt", tiny.StopAfter(3))
         with pytest.raises(SystemExit):
             simcse.main([*flags(tmp_path), "--out", str(tmp_path / "parts")])
     simcse.main(["--resume", "--out", str(tmp_path / "parts")])

@@ -133,7 +133,7 @@ def test_three_steps_are_those_of_the_slow_form(name, projection):
         with torch.no_grad():
             for a, p in zip(average.parameters(), slow.parameters(), strict=True):
                 a.copy_(args.beta * a + (1 - args.beta) * p)
-        for a, b in zip(smart.twin.parameters(), average.parameters(), strict=True):
+        for a, b in zip(smart.average_model.parameters(), average.parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
@@ -146,7 +146,7 @@ def test_the_average_moves_every_S_steps():
         for flat in optimizer.flats():
             flat.param.add_(1)
         smart.after_step(step)
-        for p, first in zip(smart.twin.parameters(), start, strict=True):
+        for p, first in zip(smart.average_model.parameters(), start, strict=True):
             torch.testing.assert_close(p, first + (1.5 if step == 3 else 0))
 
 

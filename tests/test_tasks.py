@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from conftest import write_task_files
 
-from sampling import training_steps
+from sampling import Plan
 from support.console import UserError
 from tasks import TASKS, DataSet, data_path, fingerprint, read_examples
 from tokenizer import Tokenizer
@@ -121,25 +121,26 @@ def test_a_fingerprint_changes_with_any_label(tmp_path):
 
 def test_an_epoch_of_proportional_sampling_is_one_pass_over_everything():
     sizes = {"a": 64, "b": 32, "c": 16}
-    steps = list(training_steps(sizes, 8, 3, "proportional", seed=1))
+    of_seed = lambda seed: list(Plan(sizes, 8, 3, "proportional", seed).steps())  # noqa: E731
+    steps = of_seed(1)
     for epoch in (1, 2, 3):
         seen = collections.defaultdict(list)
-        for e, name, numbers in steps:
-            if e == epoch:
+        for e, batches in steps:
+            for name, numbers in batches.items() if e == epoch else ():
                 assert len(numbers) == 8
                 seen[name] += numbers
         assert {name: sorted(numbers) for name, numbers in seen.items()} == {
             n: list(range(k)) for n, k in sizes.items()
         }
-    assert steps == list(training_steps(sizes, 8, 3, "proportional", seed=1))
-    assert steps != list(training_steps(sizes, 8, 3, "proportional", seed=2))
+    assert steps == of_seed(1)
+    assert steps != of_seed(2)
 
 
 def test_extra_sst_is_one_more_pass_at_the_end_of_each_epoch():
     sizes = {"sst": 16, "para": 64}
-    steps = list(training_steps(sizes, 8, 2, extra=("sst",)))
-    assert [name for epoch, name, _ in steps if epoch == 1][-2:] == ["sst", "sst"]
-    numbers = [n for _, name, batch in steps if name == "sst" for n in batch]
+    steps = list(Plan(sizes, 8, 2, extra=("sst",)).steps())
+    assert [name for epoch, batches in steps for name in batches if epoch == 1][-2:] == ["sst", "sst"]
+    numbers = [n for _, batches in steps for n in batches.get("sst", ())]
     assert np.bincount(numbers).tolist() == [4] * 16
 
 

@@ -11,7 +11,7 @@ import tasks
 from adamw import AdamW
 from bert import Bert, BertConfig
 from model import MultitaskBert
-from support import run_folder
+from support import training_run
 from support.safetensors import read_safetensors
 from tokenizer import Tokenizer, pack
 
@@ -76,7 +76,7 @@ def task_files(path, n=12, seed=0):
 
 
 class StopAfter:
-    """In place of `run_folder.Interrupt`: Ctrl-C at the n-th step."""
+    """In place of `training_run.Interrupt`: Ctrl-C at the n-th step."""
 
     def __init__(self, n):
         self.left = n
@@ -100,7 +100,7 @@ def last_states(path, flags, monkeypatch):
     """The last states (tensors by name) of a run in path/whole, and of one in path/parts, stopped and resumed."""
     multitask.main([*flags, "--out", str(path / "whole")])
     with monkeypatch.context() as patch:
-        patch.setattr(run_folder, "Interrupt", StopAfter(5))
+        patch.setattr(training_run, "Interrupt", StopAfter(5))
         with pytest.raises(SystemExit):
             multitask.main([*flags, "--out", str(path / "parts")])
     multitask.main(["--resume", "--out", str(path / "parts")])

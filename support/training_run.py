@@ -1,0 +1,190 @@
+"""What stands around a training loop: where the run goes on, what it records and saves, and when it stops.
+
+    with TrainingRun(args, plan, model, optimizer, data=..., save_model=...) as run:
+        for step, epoch, batches in run.steps():
+            run.record(training_step(...))
+            if run.epoch_ends:
+                run.evaluated(metrics, score)
+
+One process at a time trains in a folder: `with` holds its lock (`run_folder.py` has the files). A run begins with its
+first finished step. Until then the folder holds nothing but the lock, so a start that fails leaves no run behind.
+"""
+
+import collections
+import contextlib
+import math
+import signal
+import sys
+import time
+from pathlib import Path
+from statistics import mean
+
+import torch
+
+from support import distributed, files, run_folder
+from support.console import UserError, progress
+
+READ_EVERY = 20  # steps; reading a loss waits for the GPU
+
+
+class TrainingRun:
+    """One run of a training command, new or resumed."""
+
+    def __init__(self, args, plan, model, optimizer, *, data, save_model, extra=None, best="best", rates="--lr"):
+        """Args: args, the command's flags; plan, its steps: `len(plan)`, `plan.epoch_steps`, `plan.steps(done)`, as
+        `sampling.Plan` has them; optimizer, an `AdamW`; data, a JSON value that changes with the training data;
+        save_model, a function that writes the model into a folder; extra, more tensors that belong to the state, by
+        name; best, the name of the best model's folder; rates, the flags of the learning rates, for messages.
+        """
+        self.args, self.plan, self.rates, self.save_model = args, plan, rates, save_model
+        self.folder, self.best = Path(args.out), Path(args.out) / best
+        self.state = model, optimizer, extra or {}, vars(args)  # as `run_folder` takes it
+        # beside the tensors: steps done, best dev score, which data, {pair: [steps in conflict, steps]} of this epoch
+        self.position = {"step": 0, "best": -math.inf, "data": data, "conflicts": {}}
+        self.writes = distributed.rank() == 0
+        self.begun = False
+        self.finished = False  # True once all steps are done, False where Ctrl-C stopped the run
+        self.pending = []  # (step, what `record` was given), not read yet
+        self.open = contextlib.ExitStack()
+
+    def __enter__(self):
+        with distributed.rank_0_first():
+            if self.writes:
+                self.open.enter_context(run_folder.lock(self.folder))
+        data = self.position["data"]
+        self.position |= run_folder.load_state(self.folder, *self.state, len(self.plan)) or {}
+        if self.position["data"] != data:
+            raise UserError(f"the training data are not what {self.folder} was started with; choose another --out")
+        done = self.position["step"]
+        if done >= self.plan.epoch_steps and not run_folder.best_folder(self.folder, self.best.name).exists():
+            print(f"{self.best} is gone: the model of step {done} takes its place", file=sys.stderr)
+            self.position["best"] = -math.inf
+            self._save_best()
+        self.interrupt = self.open.enter_context(Interrupt())
+        self.bar = self.open.enter_context(progress(len(self.plan), done, "steps", "training"))
+        return self
+
+    def __exit__(self, *error):
+        return self.open.__exit__(*error)
+
+    def steps(self):
+        """What is still to do: (step from 1, epoch from 1, batches). The caller calls `record` in each step."""
+        done = self.position["step"]
+        for step, (epoch, batches) in enumerate(self.plan.steps(done), done + 1):
+            self.step, self.epoch, self.epoch_ends = step, epoch, step % self.plan.epoch_steps == 0
+            yield step, epoch, batches
+            if self.saves and self.writes:
+                self.position["step"] = step
+                run_folder.save_state(self.folder, *self.state, self.position)
+            if self.stops and step < len(self.plan):
+                return
+        self.finished = True
+
+    def record(self, values):
+        """Call after each step. Args: values, a dict of
+
+            losses              {name: tensor ()}, of this process's shard: the loss of the batch is their sum
+            penalties           likewise, a list of (name, tensor ()), where there are any
+            norm                the norm of the gradient, a tensor ()
+            conflicts           {pair of tasks: bool}, with gradient surgery only
+            lr                  the learning rate, a float, where it is to be recorded
+
+        Raises UserError for a value that is not finite.
+        """
+        if self.writes and not self.begun:
+            files.recover_folder(self.best)
+            files.write_json(self.folder / "config.json", vars(self.args))
+            run_folder.rewind_metrics(self.folder, self.position["step"])
+        self.begun = True
+        self.pending.append((self.step, values))
+        for pair, found in values.get("conflicts", {}).items():
+            count = self.position["conflicts"].setdefault(pair, [0, 0])
+            count[0] += found
+            count[1] += 1
+        self.bar.update()
+        self.stops = distributed.any_of(self.interrupt.asked)
+        self.saves = self.epoch_ends or self.stops or self.step % self.args.save_every == 0
+        if self.saves or self.step % READ_EVERY == 0:
+            self._write_means()
+
+    def evaluated(self, metrics, score=None):
+        """Call at the end of an epoch. Keeps the model where it is the best so far.
+
+        Args: metrics, floats by name; score, what "best" is judged by, or None: the latest model is the best.
+        """
+        metrics = metrics if score is None else metrics | {"score": score}
+        self.bar.write(f"epoch {self.epoch}: " + ", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
+        if self.position["conflicts"]:
+            found = ", ".join(f"{pair} {k / n:.0%}" for pair, (k, n) in self.position["conflicts"].items())
+            self.bar.write(f"epoch {self.epoch}: gradients in conflict: {found}")
+            self.position["conflicts"] = {}
+        if self.writes:
+            run_folder.append_metrics(self.folder, kind="dev", step=self.step, epoch=self.epoch, **metrics)
+        if score is None or score > self.position["best"]:
+            self._save_best()
+        if score is not None:
+            self.position["best"] = max(score, self.position["best"])
+
+    def _save_best(self):
+        if self.writes:
+            with files.replacing_folder(self.best) as folder:
+                self.save_model(folder)
+
+    def _write_means(self):
+        """Writes a line with the means over the pending steps, and leaves none pending."""
+        pending, self.pending = self.pending, []
+        entries = []  # (step, name in the line, name in a message, value)
+        for step, values in pending:
+            entries += [
+                (step, name, "loss" + f" of {name}" * (name != "loss"), loss) for name, loss in values["losses"].items()
+            ]
+            entries += [(step, name, name, penalty) for name, penalty in values.get("penalties", ())]
+        of_shards = len(entries)
+        entries += [(step, "gradient norm", "gradient norm", values["norm"]) for step, values in pending]
+        found = torch.stack([value.detach().float() for *_, value in entries]).cpu()
+        distributed.sum_(found[:of_shards])  # the norm is the same in every process
+        by_name = collections.defaultdict(list)
+        for (step, name, text, _), value in sorted(zip(entries, found.tolist(), strict=True), key=lambda e: e[0][0]):
+            if not math.isfinite(value):
+                raise UserError(f"the {text} became {value} at step {step}; {self._remedy(step)}")
+            by_name[name].append(value)
+        for _, values in pending:
+            for pair, conflict in values.get("conflicts", {}).items():
+                by_name[f"conflict {pair}"].append(float(conflict))
+        means = {name: mean(values) for name, values in by_name.items()}
+        losses = dict.fromkeys(name for _, values in pending for name in values["losses"])
+        self.bar.set_postfix_str(" ".join(f"{name} {means[name]:.3f}" for name in losses), refresh=False)
+        # the steps that the line stands for; with surgery only those of several tasks, which can conflict
+        steps = sum(values.get("conflicts") != {} for _, values in pending)
+        rate = {"lr": pending[-1][1]["lr"]} if "lr" in pending[-1][1] else {}
+        if self.writes:
+            run_folder.append_metrics(
+                self.folder, kind="train", step=self.step, epoch=self.epoch, steps=steps, **rate, **means
+            )
+
+    def _remedy(self, step):
+        if step == 1:
+            return "no weight has moved yet, so look at the data, the weights of --bert and the flags of methods"
+        return f"start again with a lower {self.rates} and another --out"
+
+
+class Interrupt:
+    """`with Interrupt() as interrupt`: Ctrl-C (or SIGTERM) sets `interrupt.asked`; a second one stops at once.
+
+    torchrun forwards a signal that the processes have seen already: what comes within two seconds is the same one.
+    """
+
+    def __enter__(self):
+        self.asked = False
+        self.before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _handle(self, number, frame):
+        if self.asked and time.monotonic() > self.since + 2:
+            raise KeyboardInterrupt
+        if not self.asked:
+            self.asked, self.since = True, time.monotonic()
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
