@@ -26,8 +26,6 @@ from pathlib import Path
 import numpy as np
 
 from evaluate import METRICS, decide, dev_score, score, write_predictions
-from sampling import SAMPLINGS
-from smart import PRESETS
 from soup import check_alike, choose_soup, save_soup, soup
 from support import files, flags
 from support.console import Parser, UserError, command, table
@@ -239,11 +237,7 @@ def main(argv=None):
     args = parse(argv)
     device, folders = flags.choose_device(args), [model_folder(run) for run in args.runs]
     data, weights = common_data(args), args.priors or [1.0] * len(args.runs)
-    outs = {
-        name: value
-        for name, value in vars(flags.multitask_parser(TASKS, SPLITS, SAMPLINGS, PRESETS).parse_args([])).items()
-        if name.endswith("_out")
-    }
+    outs = {name: value for name, value in vars(usual).items() if name.endswith("_out")}
     if args.method == "soup":
         check_alike(folders)
         configs = [files.read_json(Path(run) / "config.json") for run in args.runs]

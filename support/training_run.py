@@ -135,9 +135,8 @@ class TrainingRun:
         pending, self.pending = self.pending, []
         entries = []  # (step, name in the line, name in a message, value)
         for step, values in pending:
-            entries += [
-                (step, name, "loss" + f" of {name}" * (name != "loss"), loss) for name, loss in values["losses"].items()
-            ]
+            for name, loss in values["losses"].items():
+                entries.append((step, name, name if name == "loss" else f"loss of {name}", loss))
             entries += [(step, name, name, penalty) for name, penalty in values.get("penalties", ())]
         of_shards = len(entries)
         entries += [(step, "gradient norm", "gradient norm", values["norm"]) for step, values in pending]
