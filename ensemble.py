@@ -237,6 +237,7 @@ def main(argv=None):
     args = parse(argv)
     device, folders = flags.choose_device(args), [model_folder(run) for run in args.runs]
     data, weights = common_data(args), args.priors or [1.0] * len(args.runs)
+    usual = flags.multitask_parser(TASKS, SPLITS, SAMPLINGS, PRESETS).parse_args([])
     outs = {name: value for name, value in vars(usual).items() if name.endswith("_out")}
     if args.method == "soup":
         check_alike(folders)

@@ -82,7 +82,8 @@ def test_a_million_lines_stream_in_bounded_memory(tmp_path):
             file.write(f"line {i} of a file that is longer than anybody wants to hold in memory at once {i * 7919}\n")
     program = (
         "import resource, sys; from support import corpora; c = corpora.TextFile(sys.argv[1], (1,));"
-        "steps = corpora.CorpusPlan(len(c), 64, 1, 0).steps(); rows = [c[i] for s in range(300) for i in next(steps)[1]];"
+        "steps = corpora.CorpusPlan(len(c), 64, 1, 0).steps();"
+        "rows = [c[i] for s in range(300) for i in next(steps)[1]];"
         "print(len(c), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
     )
     done = subprocess.run([sys.executable, "-c", program, path], cwd=ROOT, capture_output=True, text=True, check=True)
