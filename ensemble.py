@@ -26,6 +26,8 @@ from pathlib import Path
 import numpy as np
 
 from evaluate import METRICS, decide, dev_score, score, write_predictions
+from sampling import SAMPLINGS
+from smart import PRESETS
 from soup import check_alike, choose_soup, save_soup, soup
 from support import files, flags
 from support.console import Parser, UserError, command, table
