@@ -169,7 +169,7 @@ def parse_multitask(argv, *tables):
 
 def check_multitask(args, usual):
     """Raises UserError for flags that make no sense together. Args: usual, all defaults by name."""
-    if not args.epochs and not args.resume:
+    if not (args.epochs or args.resume or args.eval_only):  # a soup is a run of 0 epochs
         raise UserError("--epochs 0 trains nothing; give 1 or more")
     if args.gradient_surgery and args.option == "pretrain":
         raise UserError("--gradient_surgery has nothing to do with --option pretrain: no shared parameters train")
