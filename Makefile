@@ -62,7 +62,7 @@ $(VENV)/ready: requirements.txt
 	touch $@
 
 $(VENV)/transformers: $(VENV)/ready
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check transformers safetensors
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check transformers safetensors sentence-transformers
 	touch $@
 
 .PHONY: help train eval predict table1 table2 table3 figures test soak compare bench kernels data lint clean

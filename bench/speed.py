@@ -1,32 +1,45 @@
-"""Speed and memory, side by side with what a user would pick instead: a plain training loop on `transformers`.
+"""Speed and memory beside the best that a user could pick instead, in one run.
 
-    python -m bench.speed                       training and evaluation on SST and Quora lengths, batch 32
+    python -m bench.speed                       training and evaluation on sst and para, batch 32
     python -m bench.speed --data DIR --task sst --batch_size 64 --threads 4
-    python -m bench.speed --linear             matrix products: ours against torch.nn.functional.linear
+    python -m bench.speed --linear              matrix products: ours against torch.nn.functional.linear
 
-Both sides have the same weights, texts, batches in the same order, batch size, threads, precision, dropout, head and
-loss, and both start from token ids. Theirs is what its documentation shows: `BertModel` with SDPA attention, padded to
-the longest sentence of each batch, `torch.optim.AdamW(fused=True)`, gradients clipped. The two run in turn, A B A B, in
-one process, so that a machine that speeds up or slows down does so for both; the table has the medians. Peak memory
-is that of a process of its own for each side. `make bench` installs `transformers`; nothing else needs it.
+Three opponents:
+
+    padded      a training loop on `transformers` as its documentation shows it: `BertModel` with SDPA attention,
+                shuffled batches padded to their longest sentence, `torch.optim.AdamW(fused=True)`, gradients clipped
+    grouped     the same with batches of similar length, as `Trainer` makes them with `group_by_length`: shuffled parts
+                of 50 batches, each sorted by length. Little is padding then, but batches are not drawn at random
+    encode      `sentence-transformers`, embedding all sentences with its own `encode`, which sorts by length, too
+
+All sides have the same weights, texts, batch size, threads, precision, dropout, head and loss, and start from token ids
+(`encode` from text). They take turns, A B C A B C, batch by batch in one process, so that a machine that speeds up or
+slows down does so for all. A side's speed is that of a whole pass over its batches, its memory the peak of a process of
+its own. `make bench` installs the opponents; nothing else needs them.
 """
 
+import contextlib
+import functools
 import multiprocessing
+import platform
 import resource
 import statistics
 import time
 
+import numpy as np
 import torch
 from torch import nn
 
+import kernels
 from adamw import AdamW
 from bert import Bert
 from model import MultitaskBert, task_loss
+from simcse import SentenceEncoder, embeddings
 from support.console import Parser, UserError, command, table
 from support.downloads import MINILM, find_model
 from support.flags import add_device, choose_device, positive
 from tasks import TASKS, DataSet, data_path, read_examples
-from tokenizer import Tokenizer
+from tokenizer import MAX_TOKENS, Tokenizer
 
 
 class Ours:
@@ -57,7 +70,7 @@ class Ours:
             return self.logits(numbers).float().cpu()
 
 
-class Theirs:
+class Padded:
     """The same with `transformers`."""
 
     def __init__(self, args, task):
@@ -112,6 +125,20 @@ class Theirs:
             return self.logits(numbers).float().cpu()
 
 
+class Grouped(Padded):
+    """The same on batches of similar length."""
+
+
+def batches_of(side, batch_size):
+    """The batches of a pass, lists of example numbers, each example once but for what fills no batch."""
+    lengths = [len(ids) for ids, _ in side.dataset.encoded[0]]
+    order = np.random.default_rng(0).permutation(len(lengths)).tolist()
+    if isinstance(side, Grouped):
+        parts = [order[i : i + 50 * batch_size] for i in range(0, len(order), 50 * batch_size)]
+        order = [i for part in parts for i in sorted(part, key=lengths.__getitem__, reverse=True)]
+    return [order[i : i + batch_size] for i in range(0, len(order) - batch_size + 1, batch_size)]
+
+
 def load(args, task):
     """The texts: 40 batches of the task's training file."""
     examples = read_examples(data_path(args.data, task, "train"), task).sample(40 * args.batch_size)
@@ -120,23 +147,61 @@ def load(args, task):
     return DataSet(examples, Tokenizer(find_model(args.bert)))
 
 
+def take_turns(calls, steps):
+    """The total seconds of each side. Args: calls, a list of functions of the step's number; three steps warm up."""
+    totals = [0.0] * len(calls)
+    for i in range(-3, steps):
+        for k, call in enumerate(calls):
+            start = time.perf_counter()
+            call(i)
+            totals[k] += (i >= 0) * (time.perf_counter() - start)
+    return totals
+
+
 def compare(args, task):
     """Rows of the table for a task: training and evaluation."""
-    sides = [Ours(args, task), Theirs(args, task)]
-    numbers = list(range(len(sides[0].dataset) // args.batch_size * args.batch_size))
-    batches = [numbers[i : i + args.batch_size] for i in range(0, len(numbers), args.batch_size)]
+    sides = [side(args, task) for side in (Ours, Padded, Grouped)]
+    batches = [batches_of(side, args.batch_size) for side in sides]
     rows = []
     for kind in ("train", "evaluate"):
-        times = ([], [])
-        for i in range(args.steps + 3):
-            for side, record in zip(sides, times, strict=True):
-                start = time.perf_counter()
-                getattr(side, kind)(batches[i % len(batches)])
-                record.append(time.perf_counter() - start)
-        ours, theirs = (args.batch_size / statistics.median(t[3:]) for t in times)  # the first three warm up
-        ratio = statistics.median(b / a for a, b in zip(*(t[3:] for t in times), strict=True))
-        rows.append([task.name, kind, f"{ours:.0f}", f"{theirs:.0f}", f"{ratio:.2f}"])
+        calls = [functools.partial(step_of, side, kind, own) for side, own in zip(sides, batches, strict=True)]
+        speeds = [args.steps * args.batch_size / seconds for seconds in take_turns(calls, args.steps)]
+        rows.append(row_of(f"{task.name}, {kind}", *speeds))
     return rows
+
+
+def step_of(side, kind, batches, i):
+    """One step of a side on the i-th of its batches. Args: kind, "train" or "evaluate"."""
+    getattr(side, kind)(batches[i % len(batches)])
+
+
+def row_of(what, ours, *theirs):
+    """A row of the table: the speeds in examples/s, and ours as a multiple of each of theirs."""
+    return [what, f"{ours:.0f}", *(f"{speed:.0f}" for speed in theirs), *(f"{ours / speed:.2f}" for speed in theirs)]
+
+
+def compare_encoding(args, task):
+    """One row: all first sentences of a task to mean embeddings, from text on, against `sentence-transformers`."""
+    try:
+        from sentence_transformers import SentenceTransformer, models
+    except ImportError:
+        raise UserError("sentence-transformers is not installed; run `make bench`, which installs it") from None
+    folder = str(find_model(args.bert))
+    transformer = models.Transformer(folder, max_seq_length=MAX_TOKENS)
+    pooling = models.Pooling(transformer.get_word_embedding_dimension(), "mean")
+    theirs = SentenceTransformer(modules=[transformer, pooling], device="cpu")
+    ours, tokenizer = SentenceEncoder(Bert.load(folder), "mean"), Tokenizer(folder)
+    sentences = load(args, task).examples.sentences
+    calls = [
+        lambda i: embeddings(ours, tokenizer, sentences, MAX_TOKENS, args.batch_size),
+        lambda i: theirs.encode(sentences, batch_size=args.batch_size, show_progress_bar=False),
+    ]
+    difference = np.abs(calls[0](0) - calls[1](0)).max()
+    if difference > 1e-4:
+        raise UserError(f"the embeddings differ by {difference:.1e}: the two sides do not compute the same")
+    steps = max(1, args.steps // 10)
+    speeds = [steps * len(sentences) / seconds for seconds in take_turns(calls, steps)]
+    return [f"{task.name}, encode", *(f"{speed:.0f}" for speed in speeds), f"{speeds[0] / speeds[1]:.2f}"]
 
 
 def peak_memory(args, task, side, queue):
@@ -147,9 +212,9 @@ def peak_memory(args, task, side, queue):
     except UserError as error:
         queue.put(error)
         return
-    numbers = list(range(len(runner.dataset)))
+    batches = batches_of(runner, args.batch_size)
     for i in range(20):
-        runner.train(numbers[i * args.batch_size : (i + 1) * args.batch_size] or numbers[: args.batch_size])
+        runner.train(batches[i % len(batches)])
     queue.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
@@ -163,6 +228,16 @@ def in_own_process(args, task, side):
     if isinstance(value, UserError):
         raise value
     return value
+
+
+def processor():
+    """The processor's name, and the instructions that decide the speed of its products."""
+    name, flags = platform.processor() or platform.machine(), ""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        lines = [line.split(":", 1)[1].strip() for line in file if line.startswith(("model name", "flags"))]
+        name, flags = [*lines, ""][:2]
+    has = [word.upper() for word in ("avx2", "avx512f", "avx512_bf16", "amx_tile") if word in flags.split()]
+    return f"{name} ({', '.join(has) or 'unknown'})"
 
 
 def linear_table():
@@ -185,34 +260,40 @@ def linear_table():
 
 @command
 def main(argv=None):
-    parser = Parser(prog="python -m bench.speed", description="Speed and memory against `transformers`.")
+    parser = Parser(prog="python -m bench.speed", description="Speed and memory against the best alternatives.")
     add = parser.add_argument
     add("--data", default="data/sample", metavar="DIR", help="folder of the task files (default: data/sample)")
-    add("--bert", default=MINILM, help="the weights of both sides")
+    add("--bert", default=MINILM, help="the weights of all sides")
     add("--task", choices=list(TASKS), default=None, help="default: sst and para")
     add("--batch_size", type=positive(int), default=32)
     add("--steps", type=positive(int), default=40, help="how many timed steps of each side")
     add("--threads", type=positive(int), default=torch.get_num_threads())
+    add("--kernels", choices=kernels.CHOICES, default="auto", help="our operations: the fast ones, or kernels/plain.py")
     add_device(parser, "cpu")
     add("--linear", action="store_true", help="matrix products only")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
+    kernels.use(args.kernels)
     if args.linear:
         print(linear_table())
         return
-    names, memory, speed = [args.task] if args.task else ["sst", "para"], [], []
+    names, memory, speed, encoding = [args.task] if args.task else ["sst", "para"], [], [], []
     if choose_device(args).type == "cpu":  # first: a new process inherits the high-water mark of the one that starts it
         for name in names:
-            ours, theirs = (in_own_process(args, name, side) for side in (Ours, Theirs))
-            memory.append([name, f"{ours:.0f}", f"{theirs:.0f}", f"{ours / theirs:.2f}"])
+            peaks = [in_own_process(args, name, side) for side in (Ours, Padded, Grouped)]
+            memory.append([name, *(f"{mb:.0f}" for mb in peaks), *(f"{peaks[0] / mb:.2f}" for mb in peaks[1:])])
     for name in names:
         speed += compare(args, TASKS[name])
-    print(f"batch {args.batch_size}, {args.threads} threads, {choose_device(args)}, torch {torch.__version__}\n")
-    print(table(["task", "what", "ours, examples/s", "transformers, examples/s", "times as fast"], speed))
+        encoding.append(compare_encoding(args, TASKS[name]))
+    print(f"batch {args.batch_size}, {args.threads} threads, {processor()}, torch {torch.__version__}, examples/s\n")
+    against = ["transformers, padded", "transformers, grouped", "ours / padded", "ours / grouped"]
+    print(table(["what", "ours", *against], speed))
+    print()
+    print(table(["what", "ours", "sentence-transformers", "times as fast"], encoding))
     if memory:
         print()
-        print(table(["task", "ours, peak MB", "transformers, peak MB", "ours / theirs"], memory))
+        print(table(["peak MB", "ours", *against], memory))
 
 
 if __name__ == "__main__":

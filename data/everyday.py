@@ -1,0 +1,67 @@
+"""Sixty everyday sentences and pairs: does a trained model answer sensibly? `make everyday` asks it.
+
+    python data/everyday.py --run runs/sample
+
+`everyday.tsv` beside this file was written apart from the sample data, and no model has trained on it. Each line holds
+what is expected and one sentence or two: `negative` or `positive` (the model is right where its likeliest class is on
+that side), 1 or 0 (paraphrase or not), or a similarity from 0 to 5 (together they are scored by Pearson's r).
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import numpy as np
+
+from evaluate import decide, outputs, pearson
+from model import MultitaskBert
+from support import run_folder
+from support.console import Parser, command, table
+from tasks import TASKS, DataSet, Examples
+
+GOALS = {"sst": 0.80, "para": 0.85, "sts": 0.85}  # polarity, accuracy, Pearson's r
+
+
+def read_list(path):
+    """{task: (what is expected, sentences, second sentences)}, lists of str."""
+    found = {name: ([], [], []) for name in GOALS}
+    for line in path.read_text(encoding="utf-8").splitlines()[1:]:
+        expected, *sentences = line.split("\t")
+        one, number = not sentences[1], expected in ("0", "1")
+        # 0 and 1 stand for both kinds of pairs: those of paraphrases are questions
+        name = "sst" if one else "para" if number and sentences[0].endswith("?") else "sts"
+        for column, value in zip(found[name], (expected, *sentences), strict=True):
+            column.append(value)
+    return found
+
+
+def ask(model, tokenizer, task, sentences, others):
+    """The model's predictions (n,) for n sentences or pairs."""
+    examples = Examples([""] * len(sentences), sentences, others if task.pair else None, None)
+    return decide(task, outputs(model, task, DataSet(examples, tokenizer, model.encoding(task.name))))
+
+
+@command
+def main(argv=None):
+    parser = Parser(prog="everyday.py", description="Sixty everyday sentences and pairs.")
+    parser.add_argument("--run", default="runs/sample", metavar="DIR", help="folder of a run (default: runs/sample)")
+    args = parser.parse_args(argv)
+    model, tokenizer = MultitaskBert.load(run_folder.best_folder(args.run))
+    rows = []
+    for name, (expected, sentences, others) in read_list(Path(__file__).with_name("everyday.tsv")).items():
+        said = ask(model, tokenizer, TASKS[name], sentences, others)
+        if name == "sts":
+            right, score = np.abs(said - np.array(expected, float)) < 1.5, pearson(said, np.array(expected, float))
+        else:
+            right = np.sign(said - 2) == [1 if e == "positive" else -1 for e in expected]
+            right = right if name == "sst" else said == np.array(expected, int)
+            score = float(right.mean())
+        for i in np.flatnonzero(~right):
+            print(f"{name}: {said[i]:.3g} instead of {expected[i]}: {sentences[i]} {others[i]}".rstrip())
+        rows.append([name, len(said), score, GOALS[name], "yes" if score >= GOALS[name] else "no"])
+    print(table(["task", "lines", "score", "goal", "reached"], rows))
+
+
+if __name__ == "__main__":
+    main()
