@@ -1,0 +1,81 @@
+"""Makes the Python that everything runs in; `make` calls it. Only the standard library, and syntax that an old Python reads.
+
+    python3 support/environment.py .venv      a virtual environment with the packages of requirements.txt
+    python3 support/environment.py            the interpreter at hand: installs what it lacks, keeps the torch it has
+
+What is interrupted goes on with the next call: `pip` finishes what is missing, and the environment counts as ready only
+at the end.
+"""
+
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+OLDEST, NEWEST = (3, 11), (3, 14)
+# what the code runs on, where an interpreter brings packages of its own (a notebook service, say)
+MINIMUM = {"torch": (2, 8), "numpy": (2, 0), "tokenizers": (0, 20)}
+PIP = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+
+
+def stop(sentence):
+    sys.stderr.write(f"error: {sentence}\n")
+    sys.exit(2)
+
+
+def check_python():
+    found = ".".join(map(str, sys.version_info[:2]))
+    if sys.version_info[:2] < OLDEST:
+        stop(f"Python 3.11 or newer is needed and this is {found}; name another with PYTHON=python3.12")
+    if sys.version_info[:2] > NEWEST:
+        sys.stderr.write(f"Python {found} is newer than what this was tried with (3.11 to 3.14)\n")
+
+
+def make_environment(folder):
+    """A virtual environment in `folder` with all requirements."""
+    python = os.path.join(folder, "bin", "python")
+    if not os.path.exists(python):
+        done = subprocess.run([sys.executable, "-m", "venv", folder], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        if done.returncode:
+            remedy = "`apt install python3-venv` mends that on Debian; `make train VENV=` uses the interpreter at hand"
+            stop(f"`python3 -m venv` does not work here; {remedy}")
+    install(python, ["-r", os.path.join(ROOT, "requirements.txt")])
+
+
+def complete_interpreter():
+    """Installs what this interpreter lacks of the requirements; an older torch or numpy that will do stays."""
+    missing = []
+    with open(os.path.join(ROOT, "requirements.txt")) as file:
+        for line in file:
+            requirement, _, marker = line.partition(";")
+            name = re.split("[=<>~]", requirement.strip())[0]
+            elsewhere = "linux" in marker and not sys.platform.startswith("linux")
+            if name and not elsewhere and not will_do(name):
+                missing.append(requirement.strip())
+    if missing:
+        install(sys.executable, missing)
+
+
+def will_do(name):
+    """Whether the package is installed in a version that the code runs on."""
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    numbers = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
+    return numbers >= MINIMUM.get(name, (0,))
+
+
+def install(python, what):
+    if subprocess.run([python, *PIP, *what]).returncode:
+        stop("the packages could not be installed (why stands above); connect to the network and type the same again")
+
+
+if __name__ == "__main__":
+    check_python()
+    if len(sys.argv) > 1 and sys.argv[1]:
+        make_environment(sys.argv[1])
+    else:
+        complete_interpreter()

@@ -1,0 +1,63 @@
+"""The set-up that `make` calls: sentences where it cannot go on, and what an interpreter at hand keeps."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from support import environment
+
+SCRIPT = ROOT / "support" / "environment.py"
+
+
+@pytest.fixture
+def stopped(capsys):
+    """`stopped(call)`: what one sentence on stderr says where `call` stops."""
+
+    def check(call):
+        with pytest.raises(SystemExit) as end:
+            call()
+        assert end.value.code == 2
+        (sentence,) = capsys.readouterr().err.splitlines()
+        return sentence
+
+    return check
+
+
+def test_an_old_python_is_named_with_the_remedy(monkeypatch, stopped):
+    monkeypatch.setattr(sys, "version_info", (3, 9, 2))
+    assert "this is 3.9; name another with PYTHON=" in stopped(environment.check_python)
+
+
+def test_a_python_without_venv_gets_the_command_that_mends_it(monkeypatch, stopped, tmp_path):
+    monkeypatch.setattr(environment.sys, "executable", "false")
+    said = stopped(lambda: environment.make_environment(str(tmp_path / "venv")))
+    assert "apt install python3-venv" in said and "VENV=" in said
+
+
+def test_no_network_is_one_sentence(monkeypatch, stopped):
+    assert "connect to the network" in stopped(lambda: environment.install("false", ["torch"]))
+
+
+def test_an_interpreter_keeps_what_will_do_and_gets_only_what_it_lacks(monkeypatch):
+    versions = {"torch": "2.9.0+cu128", "numpy": "1.26.4", "tokenizers": "0.21.0"}
+    absent = environment.importlib.metadata.PackageNotFoundError
+
+    def version(name):
+        if name in versions:
+            return versions[name]
+        raise absent(name)
+
+    installed = []
+    monkeypatch.setattr(environment.importlib.metadata, "version", version)
+    monkeypatch.setattr(environment, "install", lambda python, what: installed.extend(what))
+    environment.complete_interpreter()
+    names = [requirement.split("=")[0] for requirement in installed]
+    assert "torch" not in names and "tokenizers" not in names
+    assert {"numpy", "pytest", "tqdm"} <= set(names)
+
+
+def test_this_interpreter_lacks_nothing():
+    done = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
