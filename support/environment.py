@@ -1,4 +1,4 @@
-"""Makes the Python that everything runs in; `make` calls it. Only the standard library, and syntax that an old Python reads.
+"""Makes the Python that everything runs in; `make` calls it. Standard library only, readable by an old Python.
 
     python3 support/environment.py .venv      a virtual environment with the packages of requirements.txt
     python3 support/environment.py            the interpreter at hand: installs what it lacks, keeps the torch it has
