@@ -1,10 +1,5 @@
 """Ensembles of finished runs: weighted average, majority vote, greedy selection, tuned weights.
 
-    python ensemble.py runs/a runs/b runs/c                             the average of their outputs, scored on dev
-    python ensemble.py runs/a runs/b runs/c --method vote --priors 2 1 1
-    python ensemble.py runs/a runs/b runs/c --greedy --split test       chosen on dev, predictions for test
-    python ensemble.py runs/a runs/b runs/c --method soup --out runs/soup
-
 Model i, with the parameters θ_i, says f(x; θ_i) of x: the probability f_c of each class c, or a number. It has a
 weight W_i, by default 1. [A] is 1 where A holds, else 0.
 
@@ -15,55 +10,31 @@ weight W_i, by default 1. [A] is 1 where A holds, else 0.
 
 Average and vote take runs of any kinds, each with its own tokenizer. With `--greedy`, each task has its own members
 (but a soup has one set for all tasks): the best model on dev, and then, from good to bad, each one with which the
-ensemble's metric grows. Choices are always made on dev, so the scores there are a little too good. Every model is
-evaluated once: what it says is kept in its run, in `outputs/`, until the model or the data change.
+ensemble's metric grows. Choices are made on dev, so the scores there are too good; `held_out` says by how much.
+
+    python ensemble.py runs/a runs/b runs/c                             the average of their outputs, scored on dev
+    python ensemble.py runs/a runs/b runs/c --method vote --priors 2 1 1
+    python ensemble.py runs/a runs/b runs/c --greedy --split test       chosen on dev, predictions for test
+    python ensemble.py runs/a runs/b runs/c --method soup --out runs/soup
+    python ensemble.py results/runs/plain-117*                          evidence of runs serves as well as runs
+
+Every model is evaluated once: what it says is kept in its run until the model or the data change.
 """
 
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 
 from evaluate import METRICS, decide, dev_score, score, write_predictions
-from sampling import SAMPLINGS
-from smart import PRESETS
-from soup import check_alike, choose_soup, save_soup, soup
-from support import files, flags
+from predict import examples_of, outputs_of
+from soup import make_soup
+from support import flags
 from support.console import Parser, UserError, command, table
-from support.output_cache import cached_outputs, metrics_of, model_folder
-from tasks import SPLITS, TASKS, data_path, load_examples
+from tasks import TASKS
 
 GRID = (0.0, 0.5, 1.0, 2.0, 4.0)  # the weights that --tune_priors tries
 TIE = 1e-9  # sums of weights, as shares of Σ W_i, that differ by less are equal: 0.1 + 0.2 and 0.3 are
-
-
-# ----- what each model says
-
-
-def data_flags(run):
-    """Which data a run was trained on: a Namespace of --data, --max_examples, and a --TASK_SPLIT for each file."""
-    saved = files.read_json(Path(run) / "config.json")
-    names = ["data", "max_examples", *(f"{task}_{split}" for task in TASKS for split in SPLITS)]
-    if not isinstance(saved, dict) or any(name not in saved for name in names):
-        raise UserError(f"{run} is no run of multitask.py on the tasks {', '.join(TASKS)}; leave it out")
-    return Namespace(**{name: saved[name] for name in names})
-
-
-def outputs_of(run, data_args, split, device):
-    """What a run's best model says of dev or test: {task: (Examples, values)}, without tasks that have no test file.
-
-    Args: data_args, as from `data_flags`. The values are those of `evaluate.outputs`: float32, (n, classes) or (n,).
-    """
-    return cached_outputs(run, of_split(load_examples(data_args, (split,)), split), split, device)
-
-
-def of_split(examples, split):
-    """{task: {split: Examples}} -> {task: Examples}, of the tasks that have this split."""
-    return {name: files[split] for name, files in examples.items() if split in files}
-
-
-# ----- several models as one
 
 
 def combine(task, values, weights, method):
@@ -141,30 +112,54 @@ def tune(task, values, labels, method):
     return weights, after, before, after > before and on(everything, weights) >= on(everything, equal)
 
 
-def ensemble(found, weights, method="average", greedy=False, tune_priors=False):
-    """An ensemble for each task. Args: found, each model's `outputs_of` on dev; weights, one a model.
+def ensemble(labels, found, weights, method="average", greedy=False, tune_priors=False):
+    """An ensemble for each task. Args: labels, {task: (n,)}; found, each model's {task: values}; weights, one a model.
 
     Returns (metrics, kept, tuned), dicts by task: the ensemble's metric; who takes part, {number of the model: weight},
     best first if `greedy`; and what `tune` found, with weights in that form too, where it was asked to. Tuned weights
     that are not used leave the given ones, which should then be equal.
     """
     metrics, kept, tuned = {}, {}, {}
-    for name, (examples, _) in found[0].items():
-        task, labels, values = TASKS[name], examples.labels, [model[name][1] for model in found]
-        numbers = choose(task, values, labels, weights, method) if greedy else list(range(len(values)))
+    for name in labels:
+        task, values = TASKS[name], [model[name] for model in found]
+        numbers = choose(task, values, labels[name], weights, method) if greedy else list(range(len(values)))
         kept[name] = {i: weights[i] for i in numbers}
         if tune_priors and len(numbers) > 1:
-            better, *judged = tune(task, [values[i] for i in numbers], labels, method)
+            better, *judged = tune(task, [values[i] for i in numbers], labels[name], method)
             tuned[name] = dict(zip(numbers, better, strict=True)), *judged
             if judged[-1]:
                 kept[name] = {i: w for i, w in tuned[name][0].items() if w > 0}
-        metrics[name] = score(task, combine_kept(task, values, kept[name], method), labels)
+        metrics[name] = score(task, combine_kept(task, found, kept[name], method), labels[name])
     return metrics, kept, tuned
 
 
-def combine_kept(task, values, kept, method):
-    """`combine` for those who take part. Args: values, by number of the model; kept, {number: weight}."""
-    return combine(task, [values[i] for i in kept], list(kept.values()), method)
+def combine_kept(task, found, kept, method):
+    """`combine` for those who take part. Args: found, {task: values} by number of the model; kept, {number: weight}."""
+    return combine(task, [found[i][task.name] for i in kept], list(kept.values()), method)
+
+
+def held_out(pick, labels, found, method, halvings=10):
+    """The metric of each task on examples that the choice of members has not seen.
+
+    Dev is halved at random; members are chosen on one half and scored on the other, and the other way round. The mean
+    over several halvings. Args: pick, a function from (labels, found) to {task: {number of the model: weight}}.
+    """
+    metrics = {name: [] for name in labels}
+    for seed in range(halvings):
+        rng = np.random.default_rng(seed)
+        halves = {name: np.array_split(rng.permutation(len(gold)), 2) for name, gold in labels.items()}
+        for seen, unseen in ((0, 1), (1, 0)):
+            kept = pick(*_rows(labels, found, {name: half[seen] for name, half in halves.items()}))
+            gold, values = _rows(labels, found, {name: half[unseen] for name, half in halves.items()})
+            for name, task in ((name, TASKS[name]) for name in labels):
+                decided = decide(task, combine_kept(task, values, kept[name], method))
+                metrics[name].append(METRICS[task.metric](decided, gold[name]))
+    return {name: float(np.mean(values)) for name, values in metrics.items()}
+
+
+def _rows(labels, found, rows):
+    """Labels and outputs of some of the examples. Args: rows, {task: numbers of examples}."""
+    return {n: labels[n][r] for n, r in rows.items()}, [{n: model[n][r] for n, r in rows.items()} for model in found]
 
 
 # ----- the command line
@@ -174,7 +169,7 @@ def parse(argv):
     """The flags, checked."""
     parser = Parser(prog="ensemble.py", description="Combine finished runs.")
     add = parser.add_argument
-    add("runs", nargs="+", metavar="RUN", help="folder of a run of multitask.py")
+    add("runs", nargs="+", metavar="RUN", help="folder of a run of multitask.py, or its evidence in results/runs")
     add("--method", choices=("average", "vote", "soup"), default="average", help="of outputs, of decisions, of weights")
     add("--greedy", action="store_true", help="only those that improve the ensemble on dev, chosen for each task")
     add("--priors", type=flags.positive(float), nargs="+", metavar="W", help="a weight for each RUN (default: all 1)")
@@ -200,85 +195,43 @@ def parse(argv):
     return args
 
 
-def common_data(args):
-    """The data flags that all runs are scored with: those of the first run, or --data. Says which run had others."""
-    own = [data_flags(run) for run in args.runs]
-    common = own[0] if args.data is None else Namespace(**(dict.fromkeys(vars(own[0])) | {"data": args.data}))
-    for run, data in zip(args.runs, own, strict=True):
-        if _sources(data) != _sources(common):
-            print(f"{run} was trained on other data, {_words(data)}; scores are on {_words(common)}", file=sys.stderr)
-    return common
-
-
-def _sources(data):
-    """What training, and the choice of the best model, have seen."""
-    files = [(getattr(data, f"{t}_{split}"), TASKS[t], split) for t in TASKS for split in ("train", "dev")]
-    return data.max_examples, [Path(given or data_path(data.data, *file)).resolve() for given, *file in files]
-
-
-def _words(data):
-    return " ".join(f"--{name} {value}" for name, value in vars(data).items() if value is not None)
-
-
-def predict(args, asked, found, kept, device):
-    """{task: the ensemble's outputs} for the split asked for. Args: found, each model's outputs on dev."""
-    if args.split != "dev":  # only those who take part are asked
-        found = []
-        for i, run in enumerate(args.runs):
-            wanted = {name: these for name, these in asked.items() if i in kept[name]}
-            found.append(cached_outputs(run, wanted, args.split, device) if wanted else {})
-    predicted = {}
-    for name in asked:
-        values = {i: found[i][name][1] for i in kept[name]}
-        predicted[name] = combine_kept(TASKS[name], values, kept[name], args.method)
-    return predicted
-
-
 @command
 def main(argv=None):
     args = parse(argv)
-    device, folders = flags.choose_device(args), [model_folder(run) for run in args.runs]
-    data, weights = common_data(args), args.priors or [1.0] * len(args.runs)
-    usual = flags.multitask_parser(TASKS, SPLITS, SAMPLINGS, PRESETS).parse_args([])
-    outs = {name: value for name, value in vars(usual).items() if name.endswith("_out")}
-    if args.method == "soup":
-        check_alike(folders)
-        configs = [files.read_json(Path(run) / "config.json") for run in args.runs]
-        if len({(config.get("bert"), config.get("seed")) for config in configs}) > 1:
-            print("these runs began with other --bert or --seed: their mean may have learned nothing", file=sys.stderr)
-    examples = load_examples(data, dict.fromkeys(("dev", args.split)))
-    dev, asked = of_split(examples, "dev"), of_split(examples, args.split)
+    device, weights = flags.choose_device(args), args.priors or [1.0] * len(args.runs)
+    dev = examples_of(args.runs, args.data, "dev")
+    asked = dev if args.split == "dev" else examples_of(args.runs, args.data, args.split)
     if not asked:
-        raise UserError(f"{data.data} has no test file at all; leave out --split test")
+        raise UserError("there is no test file at all; leave out --split test")
+    labels = {name: examples.labels for name, examples in dev.items()}
     found, alone = [], []
     for run in args.runs:
         print(f"scoring {run} on dev", file=sys.stderr)  # before the warnings that this may bring
-        found.append(cached_outputs(run, dev, "dev", device))
-        alone.append(metrics_of(found[-1]))
+        found.append(outputs_of(run, dev, "dev", device))
+        alone.append({name: score(TASKS[name], values, labels[name]) for name, values in found[-1].items()})
 
     tuned = {}
     if args.method == "soup":
-        scores = [dev_score(metrics) for metrics in alone]
-        numbers = choose_soup(folders, weights, scores, dev, device) if args.greedy else range(len(folders))
-        best, own = [folders[i] for i in numbers], [weights[i] for i in numbers]
-        config = files.read_json(Path(args.runs[0]) / "config.json") | vars(data) | outs
-        notes = {"soup": {args.runs[i]: weights[i] for i in numbers}}
-        metrics = save_soup(args.out, *soup(best, own), dev, config, device, **notes)
-        kept = {"soup": dict(zip(numbers, own, strict=True))}
-        predicted = {name: v for name, (_, v) in cached_outputs(args.out, asked, args.split, device).items()}
+        measure = lambda: outputs_of(args.out, dev, "dev", device)  # noqa: E731
+        members, metrics = make_soup(args, weights, [dev_score(m) for m in alone], dev, device, measure)
+        kept, predicted = {"soup": members}, outputs_of(args.out, asked, args.split, device)
     else:
-        metrics, kept, tuned = ensemble(found, weights, args.method, args.greedy, args.tune_priors)
-        predicted = predict(args, asked, found, kept, device)
+        metrics, kept, tuned = ensemble(labels, found, weights, args.method, args.greedy, args.tune_priors)
+        if args.split != "dev":  # only those who take part are asked
+            wanted = [{name: these for name, these in asked.items() if i in kept[name]} for i in range(len(args.runs))]
+            found = [outputs_of(*of, args.split, device) if of[1] else {} for of in zip(args.runs, wanted, strict=True)]
+        predicted = {name: combine_kept(TASKS[name], found, kept[name], args.method) for name in asked}
     for name, values in predicted.items():
-        write_predictions(Path(args.out) / outs[f"{name}_{args.split}_out"], TASKS[name], asked[name].ids, values)
+        path = Path(args.out, "predictions", f"{name}-{args.split}-output.csv")
+        write_predictions(path, TASKS[name], asked[name].ids, values)
     report(args, [*alone, metrics], kept, tuned)
     print(f"predictions for {args.split} ({', '.join(predicted)}) are in {args.out}/predictions")
 
 
 def report(args, metrics, kept, tuned):
     """Prints the table of the models and the ensemble, what was tuned, and who takes part."""
-    name = "greedy " * args.greedy + args.method
-    rows = [[run, *own.values(), dev_score(own)] for run, own in zip([*args.runs, name], metrics, strict=True)]
+    names = [*args.runs, "greedy " * args.greedy + args.method]
+    rows = [[name, *own.values(), dev_score(own)] for name, own in zip(names, metrics, strict=True)]
     print(table(["dev", *metrics[0], "dev score"], rows))
 
     def people(members):

@@ -8,15 +8,21 @@
 Each with `--run DIR`, the folder of a run of `multitask.py`.
 """
 
+import itertools
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 from evaluate import decide, outputs
 from model import MultitaskBert
-from support import run_folder
+from support import evidence, files, run_folder
 from support.console import Parser, UserError, command
 from support.flags import add_device, choose_device
-from tasks import TASKS, DataSet, Examples
+from support.output_cache import cached_outputs, model_folder
+from tasks import SPLITS, TASKS, DataSet, Examples, data_path, fingerprint, load_examples
+
+# the flags of a run that say which examples it was trained and chosen on
+SOURCES = ("data", "max_examples", *(f"{task}_{split}" for task in TASKS for split in SPLITS))
 
 
 def describe(model, tokenizer, sentences, others=None):
@@ -57,6 +63,67 @@ def describe_lines(model, tokenizer, lines):
             said.update(zip(numbers, describe(model, tokenizer, *columns), strict=True))
     for i, line in enumerate(lines):
         print("\t".join(line) + f"\n    {said[i]}")
+
+
+# ----- what runs say of dev and test
+
+
+def data_flags(run):
+    """Which data a run was trained on: a Namespace of --data, --max_examples, and a --TASK_SPLIT for each file."""
+    model_folder(run)  # there is one
+    saved = files.read_json(Path(run) / "config.json")
+    if not isinstance(saved, dict) or any(name not in saved for name in SOURCES):
+        raise UserError(f"{run} is no run of multitask.py on the tasks {', '.join(TASKS)}; leave it out")
+    return Namespace(**{name: saved[name] for name in SOURCES})
+
+
+def paths_of(run, data=None):
+    """The task files of a run, or of the folder --data: {"TASK-SPLIT": Path}, without test files that do not exist."""
+    own = data_flags(run) if data is None else _in_folder(data)
+    pairs = itertools.product(TASKS, SPLITS)
+    paths = {f"{t}-{s}": Path(getattr(own, f"{t}_{s}") or data_path(own.data, TASKS[t], s)) for t, s in pairs}
+    return {name: path for name, path in paths.items() if path.exists() or not name.endswith("-test")}
+
+
+def _in_folder(data):
+    return Namespace(**(dict.fromkeys(SOURCES) | {"data": data}))
+
+
+def examples_of(runs, data, split):
+    """The examples that all runs are scored on, {task: Examples}: of --data, or those of the first run.
+
+    Evidence brings ids and labels of its own, no sentences. A task without a test file has no examples of test.
+    """
+    trained = [run for run in runs if not evidence.is_evidence(run)]
+    if not trained and data is None:
+        kept = evidence.examples_of(runs[0], split)
+        return {name: Examples(ids, [], None, labels) for name, (ids, labels) in kept.items()}
+    own = [data_flags(run) for run in trained]
+    common = own[0] if data is None else _in_folder(data)
+    for run, other in zip(trained, own, strict=True):
+        if split == "dev" and other != common:
+            words = [" ".join(f"--{k} {v}" for k, v in vars(of).items() if v is not None) for of in (other, common)]
+            print(f"{run} was trained with {words[0]}; scores are on {words[1]}", file=sys.stderr)
+    return {name: of[split] for name, of in load_examples(common, (split,)).items() if split in of}
+
+
+def outputs_of(run, examples, split, device):
+    """What a run's best model says of dev or test: {task: values}, as `evaluate.outputs` gives them.
+
+    Args: examples, {task: Examples}. The model is loaded only for what neither evidence nor cache holds.
+    """
+    if evidence.is_evidence(run):
+        return evidence.outputs_of(run, split, {name: these.ids for name, these in examples.items()})
+
+    def compute(names):
+        model, tokenizer = MultitaskBert.load(model_folder(run))
+        data = {name: DataSet(examples[name], tokenizer, model.encoding(name)) for name in names}
+        return {name: outputs(model.to(device), TASKS[name], dataset) for name, dataset in data.items()}
+
+    return cached_outputs(run, split, {name: fingerprint(these) for name, these in examples.items()}, compute)
+
+
+# ----- the command line
 
 
 @command

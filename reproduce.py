@@ -1,325 +1,205 @@
 """The tables, run by run: every row is a run of `multitask.py`, and the same command goes on where it stopped.
 
-    python reproduce.py --table 2 --preset sample            minutes on two cores
     python reproduce.py --table 2 --preset minilm            MiniLM on the CS224N files (`make data`), three seeds
-    python reproduce.py --table 3 --preset paper             bert-base-uncased, for a GPU
-    python reproduce.py --table 2 --preset minilm --report   write the table from the runs that are finished
-    python reproduce.py --table 2 --flags="--bf16"           with more flags of multitask.py (note the "=")
+    python reproduce.py --table 2 --preset minilm --report   write the table from the evidence, run nothing
+    python reproduce.py --table 2 --preset minilm --rows pals smart-weak --seeds 11712 --flags="--data DIR"
+    python reproduce.py --preset minilm --keep runs/x --row pals      make evidence of a run that was started by hand
 
-    table 1    the plain fine-tuned model, and what its settings change: heads, dropout, weight decay, ...
-    table 2    the methods: PALs, SMART, SimCSE, alone and together
-    table 3    ensembles of the models of table 2: the best 2, 5 and 7, by average and by vote, and greedy selection
-
-A row's run stands in OUT/ROW-SEED (OUT is runs/tables/PRESET), with what it took in `row.json`, and is finished once
-that file is there: it is not run again. The results go to results/tableN-PRESET.md and .json: the mean over the seeds
-and its standard deviation, the published figure (the CS224N report "Exploring Pretraining, Finetuning and
-Regularization for Multitask Learning of minBERT", bert-base-uncased and all 283,003 Quora pairs) and the difference.
-All figures are of the dev set, at the epoch with the best dev score. One SimCSE encoder serves all seeds, so their
-deviation leaves out that stage's. The published ensemble had weights; in table 3 all models count the same.
+Table 1 has the settings of the plain model, table 2 the methods (PALs, SMART, SimCSE), table 3 many models as one:
+ensembles of all runs that have left evidence, soups, the distilled student. `support/rows.py` lists the rows. A
+finished row leaves its evidence in results/runs/ROW-SEED (`support/evidence.py`; of other presets than minilm in
+results/runs-PRESET), and is not run again, on no machine. Tables are made from evidence alone: results/tableN-PRESET.md
+and .json. All figures are of the dev set, at the epoch with the best dev score. One SimCSE encoder serves all seeds, so
+their deviation leaves out that stage's. The published ensemble had weights.
 """
 
-import contextlib
-import itertools
-import platform
 import shlex
-import shutil
-import signal
-import subprocess
 import sys
-import time
+from argparse import Namespace
 from pathlib import Path
-from statistics import mean, stdev
-from types import SimpleNamespace
-from typing import NamedTuple
-
-import torch
+from statistics import mean
 
 import ensemble
-from bench.speed import Ours
-from evaluate import dev_score
+from evaluate import dev_score, score, write_predictions
+from kernels.cpu.products import bfloat16_products
+from predict import examples_of, outputs_of, paths_of
 from sampling import SAMPLINGS
 from smart import PRESETS as SMART_PRESETS
-from support import files, flags, run_folder
-from support.console import Parser, UserError, command, table
-from support.files import replacing
-from tasks import SPLITS, TASKS, load_examples
+from support import evidence, files, flags, jobs, run_folder, tables
+from support.console import Parser, UserError, command
+from support.rows import MERGED, METHODS, PLAIN, PRESETS, PUBLISHED_ENSEMBLE, TUNING, encoder_flags, row_flags
+from tasks import SPLITS, TASKS
+from visualize import view
 
+NAMES = (*TASKS, "score")
 TABLES = TASKS, SPLITS, SAMPLINGS, SMART_PRESETS  # what the flags of multitask.py depend on
-
-
-class Row(NamedTuple):
-    """One row of table 1 or 2. A field of flags is a text, as one would type it."""
-
-    name: str  # of its runs
-    title: str
-    flags: str
-    encoder: str = ""  # the name of the SimCSE stage that it starts from, in `ENCODERS`
-    cost: float = 1.0  # time in units of plain fine-tuning (`python -m bench.methods`)
-    published: tuple | None = None  # SST, paraphrase, STS, dev score
-
-
-BASE = Row("finetune", "Finetune base model", "--option finetune", published=(0.499, 0.862, 0.860, 0.764))
-TUNING = [
-    BASE,
-    Row("size-96", "heads 96 wide", "--classifier_size 96"),
-    Row("size-1536", "heads 1536 wide", "--classifier_size 1536"),
-    Row("layers-1", "heads of one layer", "--classifier_layers 1"),
-    Row("layers-3", "heads of three layers", "--classifier_layers 3"),
-    Row("extra-sst", "an extra SST pass each epoch", "--extra_sst", cost=1.3),
-    Row("siamese", "each sentence of a pair alone", "--pair_encoding siamese"),
-    Row("means", "means of hidden states beside [CLS]", "--use_means", cost=1.3),
-    Row("dropout-0", "dropout 0", "--hidden_dropout_prob 0"),
-    Row("dropout-0.3", "dropout 0.3", "--hidden_dropout_prob 0.3"),
-    Row("decay-0", "weight decay 0", "--weight_decay 0"),
-    Row("decay-0.1", "weight decay 0.1", "--weight_decay 0.1"),
-]
-PALS, WEAK, STRONG = "--use_pals", "--use_smart --smart weak", "--use_smart --smart strong"
-METHODS = [
-    Row("pretrain", "Pretrain base model (encoder frozen)", "--option pretrain", "", 0.4, (0.454, 0.625, 0.546, 0.617)),
-    BASE,
-    Row("simcse-finetune", "+ SimCSE", "", "simcse", 1, (0.501, 0.852, 0.870, 0.763)),
-    Row("simcse-length-finetune", "+ SimCSE normalized sentence length", "", "simcse-length", 1,
-        (0.519, 0.745, 0.849, 0.729)),
-    Row("pals", "+ PALs", PALS, "", 1.3, (0.513, 0.862, 0.871, 0.770)),
-    Row("pals-annealed", "+ PALs + PAL scheduling", f"{PALS} --sampling annealed", "", 1.3,
-        (0.517, 0.860, 0.862, 0.769)),
-    Row("pretrain-pals", "+ Frozen BERT with PALs training", f"--option pretrain {PALS} --pal_lr 3e-4", "", 0.9,
-        (0.506, 0.625, 0.797, 0.676)),
-    Row("smart-weak", "+ SMART (weak)", WEAK, "", 3.1, (0.510, 0.861, 0.864, 0.768)),
-    Row("simcse-pals", "+ SimCSE + PALs", PALS, "simcse", 1.3, (0.526, 0.867, 0.867, 0.775)),
-    Row("simcse-pals-smart-weak", "+ SimCSE + PALs + SMART (weak)", f"{PALS} {WEAK}", "simcse", 4,
-        (0.505, 0.863, 0.847, 0.764)),
-    Row("simcse-pals-smart-strong", "+ SimCSE + PALs + SMART (strong)", f"{PALS} {STRONG}", "simcse", 4,
-        (0.531, 0.869, 0.864, 0.778)),
-]  # fmt: skip
-PUBLISHED_ENSEMBLE = 0.786  # of 7 models, weighted average, dev score
-ENCODERS = {"simcse": "", "simcse-length": "--normalize_length {length}"}
-PRESETS = {  # flags of multitask.py and of simcse.py; how many characters `normalize_length` means; the seeds
-    "sample": ("--data data/sample --epochs 2 --batch_size 16 --train_examples 300",
-               "--max_sentences 1000", 60, [11711]),
-    "minilm": ("--data data/cs224n --epochs 3", "", 128, [11711, 11712, 11713]),
-    "paper": ("--data data/cs224n --bert bert-base-uncased --epochs 10 --batch_size 64 --lr 2e-5",
-              "", 256, [11711, 11712, 11713]),
-}  # fmt: skip
 
 
 # ----- running
 
 
-def row_flags(args, row, seed):
-    """The command line of a row's run, a list of str, without `--resume`."""
-    text = f"{PRESETS[args.preset][0]} {args.flags} --skip_test {row.flags} --seed {seed}"
-    encoder = ["--bert", str(Path(args.out, row.encoder, "encoder"))] if row.encoder else []
-    return [*shlex.split(text), *encoder, "--out", str(folder_of(args, row, seed))]
-
-
-def folder_of(args, row, seed):
-    """Where a row's run stands."""
-    return Path(args.out, f"{row.name}-{seed}")
-
-
-def encoder_flags(args, name):
-    """The command line of a SimCSE stage: on the data and from the encoder of the other runs."""
-    _, common, length, _ = PRESETS[args.preset]
-    own = flags.multitask_parser(*TABLES).parse_args(row_flags(args, BASE, args.seeds[0]))
-    shared = ["--data", own.data, "--bert", own.bert, "--device", own.device] + ["--bf16"] * own.bf16
-    text = f"{common} {ENCODERS[name].format(length=length)}"
-    return [*shlex.split(text), *shared, *shlex.split(args.simcse_flags), "--out", str(Path(args.out, name))]
-
-
-def finished(folder):
-    return (folder / "row.json").exists()
-
-
-def run(args, script, argv, folder):
-    """Runs a command to its end, going on with what there is of it, and leaves its `row.json`."""
-    argv = [script, *argv, "--resume"]
-    print("\npython " + " ".join(argv), flush=True)
-    started, stop = time.time(), False
-    child = subprocess.Popen([sys.executable, str(Path(__file__).parent / script), *argv[1:]])
-    before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())  # the run saves, and ends with code 130
-    try:
-        code = child.wait()
-    except KeyboardInterrupt:  # the run has heard it too, and saves
-        code, stop = child.wait(), True
-    signal.signal(signal.SIGTERM, before)
-    part = folder / "seconds.json"
-    seconds = (files.read_json(part) if part.exists() else 0) + time.time() - started
-    if code == 0:
-        row = {"seconds": round(seconds), "commit": commit(), "device": device_name(args)}
-        files.write_json(folder / "row.json", row)
-        shutil.rmtree(folder / "last", ignore_errors=True)  # three times the model, and good for resuming only
-        part.unlink(missing_ok=True)
-    elif folder.exists():
-        files.write_json(part, seconds)
-    if stop or code == 130:
-        print(f"stopped; go on with: python reproduce.py {shlex.join(args.argv)}")
-        raise SystemExit(130)
-    if code:
-        raise UserError(f"{script} ended with exit code {code} (why stands above); the same command goes on from there")
-
-
-def commit():
-    """The first digits of the commit that is checked out, or "unknown"."""
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    with contextlib.suppress(OSError):  # no git here
-        return subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
-    return "unknown"
-
-
-def device_name(args):
-    """What the runs compute on."""
-    if flags.choose_device(SimpleNamespace(device=args.device)).type == "cuda":
-        return torch.cuda.get_device_name()
-    models = []
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
-        models = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
-    name = models[0] if models else platform.processor() or platform.machine()
-    return f"{name}, {torch.get_num_threads()} threads"
-
-
 def check(args, rows):
-    """Raises UserError where a run that is there was started with other flags than these."""
-    for seed, row in itertools.product(args.seeds, rows):
-        if (folder_of(args, row, seed) / "config.json").exists():
-            flags.parse_multitask([*row_flags(args, row, seed), "--resume"], *TABLES)
-    for name in {row.encoder for row in rows if row.encoder}:
-        if Path(args.out, name, "config.json").exists():
-            run_folder.parse_flags(flags.simcse_parser(), [*encoder_flags(args, name), "--resume"])
+    """Raises UserError where a run, or its evidence, was started with other flags than those of its row."""
+    evidence.check_data(args.runs)
+    for row in rows:
+        kept = {evidence.record_of(folder)["seed"]: folder for folder in evidence.find(args.runs, row.name)}
+        for seed in {*args.seeds, *kept}:
+            check_flags(args, kept.get(seed), row, seed)
+        if row.encoder and Path(args.out, row.encoder, "config.json").exists():
+            run_folder.parse_flags(flags.simcse_parser(), [*encoder_flags(args, row.encoder), "--resume"])
 
 
-def estimate(args, rows):
-    """Prints how long the runs that are missing will take, from three steps of the plain model timed here."""
-    missing = [row for seed in args.seeds for row in rows if not finished(folder_of(args, row, seed))]
-    if not missing:
-        return
-    plain = flags.parse_multitask([*row_flags(args, BASE, args.seeds[0]), "--resume"], *TABLES)
-    flags.choose_kernels(plain, flags.choose_device(plain))
-    files = load_examples(plain, ("train", "dev")).values()
-    train = sum(len(of_task["train"].sample(plain.train_examples)) for of_task in files)
-    dev = sum(len(of_task["dev"]) for of_task in files)
-    step = Ours(plain, TASKS["sst"])
-    numbers = range(min(plain.batch_size, len(step.dataset)))
-    times = []
-    for _ in range(4):
-        started = time.perf_counter()
-        step.train(numbers)
-        times.append(time.perf_counter() - started)
-    example = min(times) / len(numbers) * 1.3  # pairs are longer than the sentences timed here
-    cost = sum(row.cost * train * plain.epochs + dev * (plain.epochs + 1) / 3 for row in missing)
-    print(f"{len(missing)} runs to do, about {cost * example / 60:.0f} minutes; SimCSE comes on top")
+def check_flags(args, kept, row, seed):
+    """The same for one run in --out, and for a run or evidence in the folder `kept`."""
+    wanted = flags.parse_multitask(
+        [*row_flags(args, row, seed), "--resume"], *TABLES
+    )  # compares with the run, if there is one
+    if kept:
+        evidence.check_flags(kept, vars(wanted), vars(flags.multitask_parser(*TABLES).parse_args([])))
 
 
 def run_rows(args, rows):
-    """Runs what is not finished, seed by seed."""
-    for seed in args.seeds:
-        for row in rows:
-            if row.encoder and not finished(Path(args.out, row.encoder)):
-                run(args, "simcse.py", encoder_flags(args, row.encoder), Path(args.out, row.encoder))
-            if not finished(folder_of(args, row, seed)):
-                run(args, "multitask.py", row_flags(args, row, seed), folder_of(args, row, seed))
+    """Runs what has left no evidence, seed by seed."""
+    missing = [(row, n) for n in args.seeds for row in rows if not evidence.find(args.runs, row.name, [n])]
+    print(f"{len(missing)} of {len(rows) * len(args.seeds)} runs to do")
+    for row, seed in missing:
+        stage, run = Path(args.out, row.encoder), Path(args.out, f"{row.name}-{seed}")
+        if row.encoder and not jobs.finished(stage):
+            jobs.run("simcse.py", encoder_flags(args, row.encoder), stage, args.again)
+        if not jobs.finished(run):
+            jobs.run("multitask.py", row_flags(args, row, seed), run, args.again)
+        keep(args, run, {"row": row.name} | files.read_json(run / "row.json"))
 
 
-# ----- reporting
+def keep(args, run, record):
+    """Makes the evidence of a finished run. Args: record, a dict of its row, seconds, commit and device."""
+    evidence.check_finished(run)
+    config, examples, outputs = files.read_json(Path(run) / "config.json"), {}, {}
+    device = flags.choose_device(Namespace(device=config["device"]))
+    wanted = Namespace(bf16=config["bf16"] and bfloat16_products(), kernels=config.get("kernels", "auto"))
+    flags.choose_kernels(wanted, device)  # as it was scored
+    for split in ("dev", "test"):
+        these = examples_of([run], args.data, split)
+        examples |= {f"{task}-{split}": (of.ids, of.labels) for task, of in these.items()}
+        outputs |= {f"{task}-{split}": of for task, of in outputs_of(run, these, split, device).items()}
+        if split == "dev":
+            more = {"sst-dev-components": view(run, these["sst"], device)[0]}
+            now = dev_score({task: score(TASKS[task], outputs[f"{task}-dev"], of.labels) for task, of in these.items()})
+    before = evidence.best_epoch(run)["score"]
+    if abs(now - before) > 0.005:
+        raise UserError(f"{run} scores {now:.3f}, and {before:.3f} in training; name its task files with --data")
+    paths = paths_of(run, args.data)
+    folder = evidence.write(args.runs, run, record, paths, examples, outputs, more, args.data_name)
+    print(f"the evidence of {run} is in {folder}")
 
 
-def best_epoch(folder):
-    """The metrics of a run at its best epoch: {task: metric, ..., "score": dev score}."""
-    lines = [line for line in run_folder.read_metrics(folder) if line["kind"] == "dev"]
-    return max(lines, key=lambda line: line["score"])
+# ----- tables 1 and 2
 
 
-def spread(values):
-    """Text of a mean and its standard deviation; of a single value only that."""
-    return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
-
-
-def result(title, metrics, published=None, **more):
-    """One row of the results. Args: metrics, one dict of `best_epoch`'s kind for each seed."""
-    names = [*TASKS, "score"]
-    values = {name: [m[name] for m in metrics] for name in names}
-    return {"title": title, **values, "published": published} | more
-
-
-def report_runs(args, rows):
-    """The results of table 1 or 2, from the runs that are finished."""
-    results = []
+def report_rows(args, rows):
+    """Writes table 1 or 2."""
+    results, lines, records = [], [], []
     for row in rows:
-        folders = [folder_of(args, row, seed) for seed in args.seeds]
-        folders = [folder for folder in folders if finished(folder)]
-        if folders:
-            took = [files.read_json(folder / "row.json") for folder in folders]
-            published = row.published if rows is METHODS or row is BASE else None
-            metrics = [best_epoch(folder) for folder in folders]
-            results.append(result(row.title, metrics, published, runs=[str(f) for f in folders], took=took))
-    return results
+        folders = evidence.find(args.runs, row.name)
+        metrics = [evidence.best_epoch(folder) for folder in folders]
+        values = {name: [of[name] for of in metrics] for name in NAMES}
+        published = row.published if rows is METHODS or row is PLAIN else None
+        records += [evidence.record_of(folder) for folder in folders]
+        runs = [folder.name for folder in folders]
+        results.append({"title": row.title, "row": row.name, **values, "published": published, "runs": runs})
+        cells = [tables.spread(values[name]) for name in NAMES]
+        theirs = [published[-1], f"{mean(values['score']) - published[-1]:+.3f}"] if published and folders else ["", ""]
+        lines.append([row.title, row.name, *(cells if folders else ["", "", "", "not run yet"]), *theirs, len(folders)])
+    header = ["model", "row", "SST", "Paraphrase", "STS", "dev score", "published", "difference", "seeds"]
+    tables.write(args, header, lines, results, records)
+
+
+# ----- table 3
+
+
+def best(k):
+    """What picks the k models with the best dev scores: (labels, found) -> {task: {number of the model: weight}}."""
+
+    def pick(labels, found):
+        alone = [{t: ensemble.metric_of(TASKS[t], [of[t]], labels[t], [1], "average") for t in labels} for of in found]
+        top = sorted(range(len(found)), key=lambda i: -dev_score(alone[i]))[:k]
+        return {task: dict.fromkeys(top, 1.0) for task in labels}
+
+    return pick
+
+
+def greedy(labels, found):
+    """Picks the members of each task one after the other."""
+    return ensemble.ensemble(labels, found, [1.0] * len(found), greedy=True)[1]
+
+
+def tuned(labels, found):
+    """Picks the 7 best models, and weights for them."""
+    top = list(best(7)(labels, found)["sst"])
+    _, kept, _ = ensemble.ensemble(labels, [found[i] for i in top], [1.0] * len(top), tune_priors=True)
+    return {task: {top[i]: weight for i, weight in members.items()} for task, members in kept.items()}
+
+
+CHOICES = [("best single model", 1, best(1), "average")]  # title, how many models it needs, pick, method
+CHOICES += [(f"best {k} models, {method}", k, best(k), method) for k in (2, 5, 7) for method in ("average", "vote")]
+CHOICES += [("best 7 models, tuned weights", 7, tuned, "average"), ("greedy for each task", 2, greedy, "average")]
+
+
+def judge(labels, found, pick, method):
+    """Members picked on all of dev, with their metrics there, and the metrics of picks on half of dev on the rest."""
+    kept = pick(labels, found)
+    joint = {task: ensemble.combine_kept(TASKS[task], found, kept[task], method) for task in labels}
+    chosen = {task: score(TASKS[task], joint[task], labels[task]) for task in labels}
+    unseen = ensemble.held_out(pick, labels, found, method)
+    return kept, *(metrics | {"score": dev_score(metrics)} for metrics in (chosen, unseen))
 
 
 def report_ensembles(args):
-    """The results of table 3: for each seed, ensembles of its models of table 2."""
-    own = flags.multitask_parser(*TABLES).parse_args(row_flags(args, BASE, args.seeds[0]))
-    found, device = {}, flags.choose_device(own)
-    flags.choose_kernels(own, device)  # as the runs were scored
-    for seed in args.seeds:
-        folders = [folder_of(args, row, seed) for row in METHODS]
-        folders = sorted(filter(finished, folders), key=lambda folder: -best_epoch(folder)["score"])
-        if not folders:
-            continue
-        data = ensemble.data_flags(folders[0])
-        said = [ensemble.outputs_of(folder, data, "dev", device) for folder in folders]
-        best, names = best_epoch(folders[0]), [str(folder) for folder in folders]
-        baseline = folder_of(args, BASE, seed)
-        of_seed = {"best single model": (best, names[:1])}
-        if finished(baseline):
-            of_seed = {"plain fine-tuned model": (best_epoch(baseline), [str(baseline)])} | of_seed
-        for n, method in itertools.product((2, 5, 7), ("average", "vote")):
-            if n <= len(folders):
-                metrics, _, _ = ensemble.ensemble(said[:n], [1] * n, method)
-                of_seed[f"best {n} models, {method}"] = (metrics | {"score": dev_score(metrics)}, names[:n])
-        metrics, kept, _ = ensemble.ensemble(said, [1] * len(said), "average", greedy=True)
-        chosen = {task: [names[i] for i in members] for task, members in kept.items()}
-        of_seed["greedy for each task, average"] = (metrics | {"score": dev_score(metrics)}, chosen)
-        for title, value in of_seed.items():
-            found.setdefault(title, []).append(value)
-    published = {"best 7 models, average": (None, None, None, PUBLISHED_ENSEMBLE)}
-    return [
-        result(title, [m for m, _ in values], published.get(title), members=[members for _, members in values])
-        for title, values in found.items()
-    ]
+    """Writes table 3, and the test predictions of the best ensemble and of the best single model."""
+    every, merged = evidence.find(args.runs), {row.name for row in MERGED}
+    dev = examples_of(every[:1], None, "dev") if every else {}
+    labels, said = {task: of.labels for task, of in dev.items()}, {f: outputs_of(f, dev, "dev", None) for f in every}
+    pool = [folder for folder in every if evidence.record_of(folder)["row"] not in merged]
+    plan = [(row.title, [[f] for f in evidence.find(args.runs, row.name)], 1, best(1), "average")
+            for row in (PLAIN, *MERGED)]  # fmt: skip
+    plan += [(title, [pool], *choice) for title, *choice in CHOICES]
+    results, lines, ensembles = [], [], []
+    for title, groups, needed, pick, method in plan:  # the mean over groups of models to pick from
+        groups = [group for group in groups if len(group) >= needed]
+        judged = [judge(labels, [said[folder] for folder in group], pick, method) for group in groups]
+        members = [
+            {task: {group[i].name: w for i, w in of.items()} for task, of in kept.items()}
+            for group, (kept, *_) in zip(groups, judged, strict=True)
+        ]
+        chosen, unseen = ({n: [of[place][n] for of in judged] for n in NAMES} for place in (1, 2))
+        published = PUBLISHED_ENSEMBLE if title == "best 7 models, average" else ""
+        results.append({"title": title, **chosen, "unseen": unseen, "members": members, "published": published})
+        cost = f"{mean(len(of) for of in judged[0][0].values()):.3g}" if judged else ""
+        cells = [tables.spread(values[name]) for values in (chosen, unseen) for name in NAMES]
+        lines.append([title, cost, *(cells if judged else ["", "", "", "not run yet", "", "", "", ""]), published])
+        if judged and needed > 1:
+            ensembles.append((judged[0][2]["score"], title, judged[0][0], method))
+    header = [f"{name}{of}" for of in ("", " unseen") for name in ("SST", "Paraphrase", "STS", "dev score")]
+    note = "Cost: times one model's inference. Unseen: chosen on one half of dev, scored on the other."
+    header, records = ["model", "cost", *header, "published"], [evidence.record_of(folder) for folder in every]
+    tables.write(args, header, lines, results, records, note)
+
+    top = max(every, key=lambda folder: evidence.best_epoch(folder)["score"])
+    write_test(args, "single", [top], {task: {0: 1.0} for task in TASKS}, "average", top.name)
+    if ensembles:
+        _, title, kept, method = max(ensembles, key=lambda of: of[0])
+        write_test(args, "ensemble", pool, kept, method, title)
 
 
-def write_report(args, results):
-    """Prints the table, and writes it to results/ in Markdown and JSON."""
-    if not results:
-        raise UserError(f"no run in {args.out} is finished; leave out --report")
-    header = ["model", "SST", "Paraphrase", "STS", "dev score", "published", "difference", "seeds"]
-    lines = []
-    for r in results:
-        cells = [spread(r[name]) for name in (*TASKS, "score")]
-        theirs = r["published"][-1] if r["published"] else None
-        difference = f"{mean(r['score']) - theirs:+.3f}" if theirs else ""
-        lines.append([r["title"], *cells, theirs or "", difference, len(r["score"])])
-    text = table(header, lines)
-    took = [row for r in results for row in r.get("took", [])]
-    about = [
-        f"`python reproduce.py {shlex.join(args.argv)}`",
-        f"Runs: `multitask.py {PRESETS[args.preset][0]} {args.flags}`",
-    ]
-    if took:
-        minutes = sum(row["seconds"] for row in took) / 60
-        devices, commits = ({row[key] for row in took} for key in ("device", "commit"))
-        about.append(
-            f"{len(took)} runs, {minutes:.0f} minutes; {', '.join(sorted(devices))}; {', '.join(sorted(commits))}"
-        )
-    about.append(
-        f"Written {time.strftime('%Y-%m-%d')} at commit {commit()}. Dev set, best epoch; mean ± deviation over seeds."
-    )
-    name = Path(args.results) / f"table{args.table}-{args.preset}"
-    lines = [f"# Table {args.table}, preset {args.preset}", "", "  \n".join(about), "", text, ""]
-    with replacing(f"{name}.md") as file:
-        file.write("\n".join(lines).encode())
-    files.write_json(f"{name}.json", {"about": about, "results": results})
-    print(f"\n{text}\nwritten to {name}.md and .json")
+def write_test(args, name, folders, kept, method, title):
+    """Writes the test predictions of an ensemble. Args: kept, {task: {number of the folder: weight}}."""
+    test = examples_of(folders[:1], None, "test")
+    found = [outputs_of(folder, test, "test", None) for folder in folders]
+    for task, examples in test.items():
+        path = Path(args.predictions, name, f"{task}-test-output.csv")
+        values = ensemble.combine_kept(TASKS[task], found, kept[task], method)
+        write_predictions(path, TASKS[task], examples.ids, values)
+    print(f"test predictions of {title} are in {path.parent}")
 
 
 # ----- the command line
@@ -327,32 +207,43 @@ def write_report(args, results):
 
 @command
 def main(argv=None):
-    parser = Parser(prog="reproduce.py", description="The tables, run by run.")
+    parser = Parser(prog="reproduce.py", description="The tables, run by run, and the evidence of runs.")
     add = parser.add_argument
-    add("--table", type=int, choices=(1, 2, 3), required=True, help="1 settings, 2 methods, 3 ensembles")
+    add("--table", type=int, choices=(1, 2, 3), help="1 settings, 2 methods, 3 many models as one")
     add("--preset", choices=tuple(PRESETS), default="sample")
-    add(
-        "--flags",
-        default="",
-        metavar="TEXT",
-        help='more flags of multitask.py for every run, as in --flags="--data DIR --epochs 1"',
-    )
-    add("--simcse_flags", default="", metavar="TEXT", help="more flags of simcse.py for its stages, likewise")
+    add("--rows", nargs="+", metavar="ROW", help="run only these rows (default: all of the table)")
     add("--seeds", type=int, nargs="+", default=None, help="(default: those of the preset)")
+    add("--flags", default="", metavar="TEXT", help='more flags of multitask.py for every run: --flags="--data DIR"')
+    add("--simcse_flags", default="", metavar="TEXT", help="more flags of simcse.py for its stages, likewise")
     add("--out", default=None, metavar="DIR", help="folder of the runs (default: runs/tables/PRESET)")
-    add("--results", default="results", metavar="DIR", help="folder of the tables")
-    add("--report", action="store_true", help="write the table from the runs that are finished, and run none")
+    add("--results", default="results", metavar="DIR", help="folder of the tables and of the evidence")
+    add("--report", action="store_true", help="write the table from the evidence, and run nothing")
+    add("--keep", metavar="RUN", help="make the evidence of this run, a run of multitask.py or a soup, as --row")
+    add("--row", metavar="NAME", help="with --keep: of which row; one of the tables, or a new name")
+    add("--data", metavar="DIR", help="with --keep: where the task files are (default: where they were in training)")
+    add("--data_name", metavar="NAME", help="with --keep: what to call the data (default: the name of their folder)")
+    add("--commit", help="with --keep: of the code that trained it (default: the one that is checked out)")
+    add("--device", help="with --keep: what it was trained on (default: this machine)")
+    add("--seconds", type=int, default=0, help="with --keep: how long it took")
     args = parser.parse_args(argv)
-    args.argv = list(sys.argv[1:] if argv is None else argv)
-    args.out = args.out or f"runs/tables/{args.preset}"
-    args.seeds = args.seeds or PRESETS[args.preset][-1]
+    args.again = shlex.join(sys.argv[1:] if argv is None else argv)
+    args.out, args.seeds = args.out or f"runs/tables/{args.preset}", args.seeds or PRESETS[args.preset][-1]
+    suffix = "" if args.preset == "minilm" else f"-{args.preset}"
+    args.runs, args.predictions = (Path(args.results, f"{name}{suffix}") for name in ("runs", "predictions"))
     rows = TUNING if args.table == 1 else METHODS
-    args.device = flags.multitask_parser(*TABLES).parse_args(row_flags(args, BASE, args.seeds[0])).device
+    if not args.table and not (args.keep and args.row):
+        raise UserError("say which table with --table 1, 2 or 3, or make evidence with --keep RUN --row NAME")
+    if args.keep:
+        seed = files.read_json(Path(args.keep) / "config.json")["seed"]
+        for row in [row for row in (*TUNING, *METHODS) if row.name == args.row]:
+            check_flags(args, args.keep, row, seed)
+        given = {"commit": args.commit or jobs.commit(), "device": args.device or jobs.device_name("cpu")}
+        keep(args, args.keep, {"row": args.row, "seconds": args.seconds, **given})
+        return
     check(args, rows)
     if not args.report:
-        estimate(args, rows)
-        run_rows(args, rows)
-    write_report(args, report_ensembles(args) if args.table == 3 else report_runs(args, rows))
+        run_rows(args, [row for row in rows if not args.rows or row.name in args.rows])
+    report_ensembles(args) if args.table == 3 else report_rows(args, rows)
 
 
 if __name__ == "__main__":

@@ -12,16 +12,17 @@ not hurt it on dev.
     python ensemble.py runs/a runs/b runs/c --method soup --greedy --out runs/soup
 """
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
 from bert import BertConfig
-from evaluate import dev_metrics, dev_score
+from evaluate import dev_metrics, dev_score, score
 from model import MultitaskBert
-from support import files, run_folder
+from support import evidence, files, run_folder
 from support.console import UserError
-from support.output_cache import cached_outputs, metrics_of
-from tasks import DataSet
+from support.output_cache import model_folder
+from tasks import SPLITS, TASKS, DataSet
 from tokenizer import Tokenizer
 
 TRAINING_ONLY = ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range")
@@ -84,15 +85,34 @@ def dev_score_of(model, tokenizer, examples):
     return dev_score(dev_metrics(model, data))
 
 
-def save_soup(out, model, tokenizer, examples, config, device, **notes):
-    """Makes a run of a soup, a folder like that of any other run. Returns its dev metrics by task.
+def make_soup(args, weights, scores, examples, device, measure):
+    """Makes a run of a soup in args.out, a folder like that of any other run.
 
-    Args: examples, {task: Examples} of dev; config, the flags of a run of this architecture; notes, for the line in
-    `metrics.jsonl`. The run says of itself that it took 0 epochs, so that --resume leaves it as it is.
+    Args: args, the flags of `ensemble.py`; weights and scores, how much each run counts, and its dev score; examples,
+    {task: Examples} of dev; measure, a function that gives the soup's {task: values} on them. Returns ({number of the
+    run: weight}, its dev metrics by task). The run says of itself that it took 0 epochs, so that --resume leaves it as
+    it is.
     """
-    with files.replacing_folder(Path(out) / "best") as folder:
+    for run in args.runs:
+        if evidence.is_evidence(run):
+            raise UserError(f"{run} is the evidence of a run, without its weights; a soup takes the runs themselves")
+    folders = [model_folder(run) for run in args.runs]
+    check_alike(folders)
+    configs = [files.read_json(Path(run) / "config.json") for run in args.runs]
+    if len({(config.get("bert"), config.get("seed")) for config in configs}) > 1:
+        print("these runs began with other --bert or --seed: their mean may have learned nothing", file=sys.stderr)
+    numbers = choose_soup(folders, weights, scores, examples, device) if args.greedy else range(len(folders))
+    members = {i: weights[i] for i in numbers}
+    model, tokenizer = soup([folders[i] for i in numbers], list(members.values()))
+    with files.replacing_folder(Path(args.out) / "best") as folder:
         model.save(folder, tokenizer)
-    metrics = metrics_of(cached_outputs(out, examples, "dev", device))
-    run_folder.append_metrics(out, kind="dev", step=0, epoch=0, **metrics, score=dev_score(metrics), **notes)
-    files.write_json(Path(out) / "config.json", config | {"out": out, "epochs": 0})
-    return metrics
+    metrics = {name: score(TASKS[name], values, examples[name].labels) for name, values in measure().items()}
+    notes = {"soup": {args.runs[i]: weight for i, weight in members.items()}}
+    run_folder.append_metrics(args.out, kind="dev", step=0, epoch=0, **metrics, score=dev_score(metrics), **notes)
+    own = {
+        f"{task}_{split}_out": f"predictions/{task}-{split}-output.csv" for task in TASKS for split in ("dev", "test")
+    }
+    if args.data:
+        own |= {"data": args.data, "max_examples": None} | {f"{t}_{split}": None for t in TASKS for split in SPLITS}
+    files.write_json(Path(args.out) / "config.json", configs[0] | own | {"out": args.out, "epochs": 0})
+    return members, metrics

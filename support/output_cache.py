@@ -14,12 +14,9 @@ from pathlib import Path
 
 import torch
 
-from evaluate import outputs, score
-from model import MultitaskBert
 from support import run_folder
 from support.console import UserError
 from support.safetensors import open_safetensors, write_safetensors
-from tasks import TASKS, DataSet, fingerprint
 
 
 def model_folder(run):
@@ -34,28 +31,25 @@ def model_folder(run):
     return folder
 
 
-def cached_outputs(run, examples, split, device):
-    """What a run's best model says: {task: (Examples, values)}. Loads the model only where something is new.
+def cached_outputs(run, split, data, compute):
+    """What a run's best model says of dev or test: {task: values}.
 
-    Args: examples, {task: Examples}; split, "dev" or "test", for the files' names. It does not matter which device kept
-    values came from: a GPU, which computes in bfloat16, says the same to about 3 digits.
+    Args: data, {task: a text that changes with the examples}; compute, a function from a list of tasks to {task:
+    values}, called once, for the tasks whose values are not kept. It does not matter which device kept values came
+    from: a GPU, which computes in bfloat16, says the same to about 3 digits.
     """
-    folder, model, found = model_folder(run), None, {}
-    digest = model_digest(folder)
-    for name, these in examples.items():
-        task, path = TASKS[name], Path(run) / "outputs" / f"{name}-{split}.safetensors"
-        origin = {"model": digest, "data": fingerprint(these)}
-        values = _read_values(path, origin)
-        if values is None:
-            if model is None:
-                model, tokenizer = MultitaskBert.load(folder)
-                model.to(device)
-            values = outputs(model, task, DataSet(these, tokenizer, model.encoding(task.name)))
-            try:
-                write_safetensors(path, {"values": torch.from_numpy(values)}, origin | {"values": _sha256(values)})
-            except OSError as error:  # somebody else's run, a full disk: slower the next time, no reason to stop
-                print(f"{path} cannot be kept for the next time: {error.strerror}", file=sys.stderr)
-        found[name] = these, values
+    digest = model_digest(model_folder(run))
+    paths = {name: Path(run) / "outputs" / f"{name}-{split}.safetensors" for name in data}
+    origins = {name: {"model": digest, "data": text} for name, text in data.items()}
+    found = {name: _read_values(path, origins[name]) for name, path in paths.items()}
+    missing = [name for name, values in found.items() if values is None]
+    for name, values in (compute(missing) if missing else {}).items():
+        found[name] = values
+        metadata = origins[name] | {"values": _sha256(values)}
+        try:
+            write_safetensors(paths[name], {"values": torch.from_numpy(values)}, metadata)
+        except OSError as error:  # somebody else's run, a full disk: slower the next time, no reason to stop
+            print(f"{paths[name]} cannot be kept for the next time: {error.strerror}", file=sys.stderr)
     return found
 
 
@@ -82,8 +76,3 @@ def model_digest(folder):
         with contextlib.suppress(FileNotFoundError), open(folder / name, "rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
-
-
-def metrics_of(found):
-    """{task: metric} of one model's `cached_outputs` on dev."""
-    return {name: score(TASKS[name], values, examples.labels) for name, (examples, values) in found.items()}

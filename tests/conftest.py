@@ -1,8 +1,10 @@
 """What the tests share: a tiny encoder in the usual layout, small task files, and commands run as a user runs them."""
 
 import csv
+import json
 import os
 import random
+import shutil
 import string
 import subprocess
 import sys
@@ -14,7 +16,9 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+import multitask  # noqa: E402
 from bert import Bert, BertConfig  # noqa: E402
+from model import MultitaskBert  # noqa: E402
 from tasks import SPLITS, TASKS, data_path  # noqa: E402
 
 torch.set_num_threads(2)
@@ -103,3 +107,42 @@ def refused(capsys):
         assert all(str(word) in said[0] for word in words), said
 
     return check
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_encoder, tmp_path_factory):
+    """Runs a, b and c from one start, and d: siamese, with PALs, another encoder; and their data."""
+    folder = tmp_path_factory.mktemp("ensemble")
+    data = folder / "data"
+    data.mkdir()
+    write_task_files(data, rows=40, seed=3)
+    torch.manual_seed(1)
+    for layers in (1, 2):  # weights large enough to tell sentences apart from the first step
+        Bert(tiny_config(num_hidden_layers=layers, initializer_range=0.3)).save(folder / f"layers{layers}")
+        shutil.copy(tiny_encoder / "vocab.txt", folder / f"layers{layers}")
+    same = ["--bert", folder / "layers2"]
+    other = ["--bert", folder / "layers1", "--pair_encoding", "siamese", "--use_pals", "--pal_size", "12"]
+    for name, own in {"a": same, "b": [*same, "--lr", "2e-3"], "c": [*same, "--extra_sst"], "d": other}.items():
+        flags = ["--data", data, "--batch_size", "8", "--epochs", "3", "--head_lr", "3e-3", *own]
+        multitask.main([str(flag) for flag in [*flags, "--out", folder / name]])
+        shutil.rmtree(folder / name / "last")
+    return folder
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    """The same in a folder of the test's own, without cached outputs."""
+    for name in ("a", "b", "c", "d", "data"):
+        shutil.copytree(trained / name, tmp_path / name, ignore=shutil.ignore_patterns("outputs"))
+    for name in "abcd":
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        (tmp_path / name / "config.json").write_text(json.dumps(config | {"data": str(tmp_path / "data")}))
+    return tmp_path
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """The folders of the models that were loaded."""
+    seen, load = [], MultitaskBert.load
+    monkeypatch.setattr(MultitaskBert, "load", lambda folder: seen.append(folder) or load(folder))
+    return seen

@@ -5,18 +5,13 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from conftest import assert_refused, run, tiny_config, write_task_files
+from conftest import assert_refused, run, write_task_files
 
 import ensemble
-import multitask
-import predict
-from bert import Bert
-from ensemble import choose, combine, data_flags, metric_of, outputs_of, tune
-from evaluate import METRICS, decide, dev_score, score
-from model import MultitaskBert
-from soup import choose_soup, dev_score_of, soup
-from support.safetensors import read_safetensors, write_safetensors
-from tasks import TASKS, load_examples
+from ensemble import choose, combine, held_out, metric_of, tune
+from evaluate import METRICS, decide, dev_score
+from predict import examples_of, outputs_of
+from tasks import TASKS
 
 CPU = torch.device("cpu")
 
@@ -178,141 +173,69 @@ def test_tuned_weights_are_used_only_where_they_win_on_the_half_that_they_have_n
         assert (after, before) == (on(second, weights), on(second, [1, 1, 1]))
         assert use == (after > before and on(np.arange(n), weights) >= on(np.arange(n), [1, 1, 1]))
 
-        examples = type("", (), {"labels": labels})
-        found = [{name: (examples, v)} for v in values]
-        metrics, kept, tuned = ensemble.ensemble(found, [1.0] * 3, method, greedy=True, tune_priors=True)
+        found, gold = [{name: v} for v in values], {name: labels}
+        metrics, kept, tuned = ensemble.ensemble(gold, found, [1.0] * 3, method, greedy=True, tune_priors=True)
         assert metrics[name] >= max(METRICS[task.metric](decide(task, v), labels) for v in values)
         if name in tuned and not tuned[name][3]:
             assert set(kept[name].values()) == {1.0}
-        metrics, kept, tuned = ensemble.ensemble(found, [1.0] * 3, method, tune_priors=True)
+        metrics, kept, tuned = ensemble.ensemble(gold, found, [1.0] * 3, method, tune_priors=True)
         assert kept[name] == ({i: w for i, w in enumerate(weights) if w} if use else dict.fromkeys(range(3), 1.0))
         wins.append(use)
     assert True in wins
     assert False in wins
 
 
+def test_held_out_scores_each_half_with_the_members_chosen_on_the_other():
+    rng, n, seen = np.random.default_rng(0), 31, []
+    labels = {name: random_labels(task, n, rng) for name, task in TASKS.items()}
+    outputs = {name: random_outputs(task, 4, n, rng) for name, task in TASKS.items()}
+    found = [{name: values[i] for name, values in outputs.items()} for i in range(4)]
+
+    def pick(gold, values):
+        seen.append({name: set(of) for name, of in gold.items()})
+        kept = {}
+        for name, task in TASKS.items():
+            kept[name] = dict.fromkeys(choose(task, [v[name] for v in values], gold[name], [1] * 4, "vote"), 1.0)
+        return kept
+
+    expected = {name: [] for name in TASKS}
+    for seed in range(3):
+        order = np.random.default_rng(seed)
+        halves = {}
+        for name in TASKS:
+            shuffled = order.permutation(n)
+            halves[name] = [shuffled[:16], shuffled[16:]]
+        for a, b in ((0, 1), (1, 0)):
+            for name, task in TASKS.items():
+                here, there = halves[name][a], halves[name][b]
+                members = choose(task, [v[here] for v in outputs[name]], labels[name][here], [1] * 4, "vote")
+                values = combine(task, [outputs[name][i][there] for i in members], [1] * len(members), "vote")
+                expected[name].append(METRICS[task.metric](decide(task, values), labels[name][there]))
+    found_scores = held_out(pick, labels, found, "vote", halvings=3)
+    assert found_scores == pytest.approx({name: np.mean(values) for name, values in expected.items()})
+    assert len(seen) == 6
+
+
+def test_a_choice_among_models_of_noise_gains_on_what_it_has_seen_only():
+    rng, sst = np.random.default_rng(1), TASKS["sst"]
+    labels = {"sst": random_labels(sst, 400, rng)}
+    found = [{"sst": values} for values in random_outputs(sst, 30, 400, rng)]
+    pick = lambda gold, values: {  # noqa: E731
+        "sst": dict.fromkeys(choose(sst, [v["sst"] for v in values], gold["sst"], [1] * 30, "average"), 1.0)
+    }
+    chosen = metric_of(sst, [found[i]["sst"] for i in pick(labels, found)["sst"]], labels["sst"],
+                       [1] * len(pick(labels, found)["sst"]), "average")  # fmt: skip
+    assert chosen > 0.25
+    assert held_out(pick, labels, found, "average")["sst"] < 0.23
+
+
 # ----- trained runs
 
 
-@pytest.fixture(scope="module")
-def trained(tiny_encoder, tmp_path_factory):
-    """Runs a, b and c from one start, and d: siamese, with PALs, another encoder; and their data."""
-    folder = tmp_path_factory.mktemp("ensemble")
-    data = folder / "data"
-    data.mkdir()
-    write_task_files(data, rows=40, seed=3)
-    torch.manual_seed(1)
-    for layers in (1, 2):  # weights large enough to tell sentences apart from the first step
-        Bert(tiny_config(num_hidden_layers=layers, initializer_range=0.3)).save(folder / f"layers{layers}")
-        shutil.copy(tiny_encoder / "vocab.txt", folder / f"layers{layers}")
-    same = ["--bert", folder / "layers2"]
-    other = ["--bert", folder / "layers1", "--pair_encoding", "siamese", "--use_pals", "--pal_size", "12"]
-    for name, own in {"a": same, "b": [*same, "--lr", "2e-3"], "c": [*same, "--extra_sst"], "d": other}.items():
-        flags = ["--data", data, "--batch_size", "8", "--epochs", "3", "--head_lr", "3e-3", *own]
-        multitask.main([str(flag) for flag in [*flags, "--out", folder / name]])
-        shutil.rmtree(folder / name / "last")
-    return folder
-
-
-@pytest.fixture
-def copied(trained, tmp_path):
-    """The same in a folder of the test's own, without cached outputs."""
-    for name in ("a", "b", "c", "d", "data"):
-        shutil.copytree(trained / name, tmp_path / name, ignore=shutil.ignore_patterns("outputs"))
-    for name in "abcd":
-        config = json.loads((tmp_path / name / "config.json").read_text())
-        (tmp_path / name / "config.json").write_text(json.dumps(config | {"data": str(tmp_path / "data")}))
-    return tmp_path
-
-
-@pytest.fixture
-def loads(monkeypatch):
-    """The folders of the models that were loaded."""
-    seen, load = [], MultitaskBert.load
-    monkeypatch.setattr(MultitaskBert, "load", lambda folder: seen.append(folder) or load(folder))
-    return seen
-
-
-def dev_of(folder):
-    return {name: files["dev"] for name, files in load_examples(data_flags(folder), ("dev",)).items()}
-
-
-def tensors_of(run):
-    best = run / "best"
-    return {f"{p.name} {name}": t for p in best.glob("*.safetensors") for name, t in read_safetensors(p).items()}
-
-
-def bits(tensors):
-    return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
-
-
-def test_outputs_are_computed_once(copied, loads):
-    first = outputs_of(copied / "d", data_flags(copied / "a"), "dev", CPU)
-    assert len(loads) == 1
-    again = outputs_of(copied / "d", data_flags(copied / "a"), "dev", CPU)
-    assert len(loads) == 1
-    model, _ = MultitaskBert.load(copied / "d" / "best")
-    line = json.loads((copied / "d" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert first.keys() == again.keys() == TASKS.keys()
-    for name, (examples, values) in again.items():
-        assert values.dtype == np.float32
-        assert np.array_equal(values, first[name][1])
-        assert len(examples) == len(values) == 40
-        assert model.heads[name].hidden[0].weight.shape[1] == model.bert.config.hidden_size * (1 + TASKS[name].pair)
-    metrics = {name: score(TASKS[name], values, examples.labels) for name, (examples, values) in again.items()}
-    lines = [json.loads(line) for line in (copied / "d" / "metrics.jsonl").read_text().splitlines()]
-    best = max((line for line in lines if line["kind"] == "dev"), key=lambda line: line["score"])
-    assert metrics == pytest.approx({name: best[name] for name in TASKS}, abs=1e-6)
-    assert line["kind"] == "dev"
-
-
-def test_outputs_are_computed_again_where_model_or_data_changed_or_the_file_is_damaged(copied, loads):
-    data = data_flags(copied / "a")
-
-    def loaded():
-        before = len(loads)
-        found = outputs_of(copied / "a", data, "dev", CPU)
-        return found, len(loads) - before
-
-    original, count = loaded()
-    assert count == 1
-    path = copied / "a" / "outputs" / "sst-dev.safetensors"
-    whole = path.read_bytes()
-    for damaged in (whole[:-1], whole[:20], b"", whole[:-1] + bytes([whole[-1] ^ 1]), b"\xff" * 300):
-        path.write_bytes(damaged)
-        found, count = loaded()
-        assert count == 1
-        assert np.array_equal(found["sst"][1], original["sst"][1])
-        assert path.read_bytes() == whole
-    assert loaded()[1] == 0
-
-    for file in ("heads.safetensors", "model.safetensors"):
-        file = copied / "a" / "best" / file
-        tensors = {name: t.clone() for name, t in read_safetensors(file).items()}
-        write_safetensors(file, {name: t + 0.1 for name, t in tensors.items()})
-        found, count = loaded()
-        assert count == 1
-        assert not np.array_equal(found["sst"][1], original["sst"][1])
-    for file in ("tokenizer.json", "multitask.json", "config.json"):
-        file = copied / "a" / "best" / file
-        file.write_text(file.read_text() + "\n")
-        assert loaded()[1] == 1
-    assert loaded()[1] == 0
-
-    file = copied / "data" / "sts-dev.csv"
-    file.write_text(file.read_text().replace("film", "dog", 1))
-    assert loaded()[1] == 1
-    data.max_examples = 10
-    found, count = loaded()
-    assert count == 1
-    assert len(found["para"][1]) == 10
-    assert loaded()[1] == 0
-
-
-def test_outputs_that_cannot_be_kept_are_no_reason_to_stop(copied, loads, capsys):
-    (copied / "a" / "outputs").write_text("a file where the folder should be")
-    assert outputs_of(copied / "a", data_flags(copied / "a"), "dev", CPU).keys() == TASKS.keys()
-    assert "cannot be kept" in capsys.readouterr().err
+def said_by(runs, split="dev"):
+    """The examples of runs, and what each run says of them."""
+    examples = examples_of(runs, None, split)
+    return examples, [outputs_of(run, examples, split, CPU) for run in runs]
 
 
 def test_the_command_line_as_a_user_meets_it(copied):
@@ -324,18 +247,18 @@ def test_the_command_line_as_a_user_meets_it(copied):
     cells = [[float(cell) for cell in line.split("|")[2:-1]] for line in lines[2:]]
     for column in zip(*cells, strict=True):
         assert column[-1] >= max(column[:-1])  # each task's own members, so the dev score too
-    found = [outputs_of(name, data_flags(names[0]), "dev", CPU) for name in names]
-    metrics, kept, _ = ensemble.ensemble(found, [1.0] * 3, greedy=True)
+    dev, found = said_by(names)
+    labels = {name: of.labels for name, of in dev.items()}
+    metrics, kept, _ = ensemble.ensemble(labels, found, [1.0] * 3, greedy=True)
     assert cells[-1] == pytest.approx([*metrics.values(), dev_score(metrics)], abs=5e-4)
     for name, members in kept.items():
         people = ", ".join(str(names[i]) for i in members)
         assert f"{name}: {len(members)} of 3 models: {people}" in done.stdout
-        values = combine(TASKS[name], [found[i][name][1] for i in members], [1.0] * len(members), "average")
-        examples = found[0][name][0]
+        values = combine(TASKS[name], [found[i][name] for i in members], [1.0] * len(members), "average")
         written = (copied / "out" / "predictions" / f"{name}-dev-output.csv").read_text().splitlines()
         assert written[0] == f"id \t {TASKS[name].output} "
         form = "{} , {} " if TASKS[name].classes else "{} , {:.4f} "
-        said = zip(examples.ids, decide(TASKS[name], values), strict=True)
+        said = zip(dev[name].ids, decide(TASKS[name], values), strict=True)
         assert written[1:] == [form.format(*line) for line in said]
 
 
@@ -350,8 +273,7 @@ def test_predictions_for_test_of_those_tasks_that_have_a_test_file(copied, loads
     assert f"{names[1]} (weight 2)" in said.out
     written = sorted(path.name for path in (copied / "out" / "predictions").iterdir())
     assert written == ["sst-test-output.csv", "sts-test-output.csv"]
-    data = data_flags(names[0])
-    values = [outputs_of(name, data, "test", CPU)["sst"][1] for name in names]
+    values = [of["sst"] for of in said_by(names, "test")[1]]
     winners = combine(TASKS["sst"], values, [1, 2, 0.5], "vote").argmax(1)
     written = (copied / "out" / "predictions" / "sst-test-output.csv").read_text().splitlines()[1:]
     assert [line.split(" , ")[1] for line in written] == [f"{c} " for c in winners]
@@ -363,8 +285,8 @@ def test_predictions_for_test_of_those_tasks_that_have_a_test_file(copied, loads
 def test_who_takes_no_part_in_a_task_is_not_asked_about_its_test(copied):
     names = [copied / name for name in "abd"]
     ensemble.main([*map(str, names), "--greedy", "--split", "test", "--out", str(copied / "out")])
-    found = [outputs_of(name, data_flags(names[0]), "dev", CPU) for name in names]
-    _, kept, _ = ensemble.ensemble(found, [1.0] * 3, greedy=True)
+    dev, found = said_by(names)
+    _, kept, _ = ensemble.ensemble({name: of.labels for name, of in dev.items()}, found, [1.0] * 3, greedy=True)
     for i, name in enumerate(names):
         asked = {path.name for path in (name / "outputs").glob("*-test.safetensors")}
         assert asked == {f"{task}-test.safetensors" for task, members in kept.items() if i in members}
@@ -383,109 +305,15 @@ def test_other_data_are_named_and_said_to_be_other(copied, capsys):
     write_task_files(copied / "other", rows=8, seed=9)
     out = ["--out", str(copied / "out")]
     ensemble.main([str(copied / "a"), str(copied / "b"), *out])
-    assert "other data" not in capsys.readouterr().err
+    assert "was trained with" not in capsys.readouterr().err
     ensemble.main([str(copied / "a"), str(copied / "b"), *out, "--data", str(copied / "other")])
-    assert capsys.readouterr().err.count("was trained on other data") == 2
+    assert capsys.readouterr().err.count("was trained with") == 2
     assert len((copied / "out" / "predictions" / "sst-dev-output.csv").read_text().splitlines()) == 9
     config = copied / "b" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"data": str(copied / "other")}))
     ensemble.main([str(copied / "a"), str(copied / "b"), *out])
-    assert f"{copied}/b was trained on other data" in capsys.readouterr().err
+    assert f"{copied}/b was trained with --data {copied}/other" in capsys.readouterr().err
     assert len((copied / "out" / "predictions" / "sst-dev-output.csv").read_text().splitlines()) == 41
-
-
-# ----- soups
-
-
-def test_a_soup_is_the_weighted_mean_of_the_weights(trained):
-    folders = [trained / name / "best" for name in "abc"]
-    model, _ = soup(folders, [1, 2, 0.5])
-    states = [MultitaskBert.load(folder)[0].state_dict() for folder in folders]
-    for name, tensor in model.state_dict().items():
-        a, b, c = (state[name].double() for state in states)
-        assert tensor.dtype == torch.float32
-        assert torch.allclose(tensor.double(), (a + 2 * b + 0.5 * c) / 3.5, rtol=1e-7, atol=0)
-    assert not torch.equal(states[0]["heads.sst.output.weight"], states[1]["heads.sst.output.weight"])
-
-
-@pytest.mark.parametrize("name", ["a", "d"])
-def test_a_soup_of_one_model_is_that_model_bit_for_bit(copied, name, capsys):
-    file = copied / name / "best" / "heads.safetensors"
-    tensors = {key: t.clone() for key, t in read_safetensors(file).items()}
-    tensors["sst.output.bias"][:2] = torch.tensor([-0.0, 1e-45])  # neither a sign nor a denormal number is lost
-    write_safetensors(file, tensors)
-    flags = ["--method", "soup", "--priors", "0.3", "--out", str(copied / "soup")]
-    ensemble.main([str(copied / name), *flags])
-    assert bits(tensors_of(copied / "soup")) == bits(tensors_of(copied / name))
-    same, _ = soup([copied / name / "best"] * 3, [0.1, 0.2, 0.3])
-    model, _ = MultitaskBert.load(copied / name / "best")
-    assert bits(same.state_dict()) == bits(model.state_dict())
-    row = lambda who: next(line for line in said if line.startswith(f"| {who} ")).split("|")[2:]  # noqa: E731
-    said = capsys.readouterr().out.splitlines()
-    assert row("soup") == row(copied / name)
-
-
-def test_a_soup_is_a_run_like_any_other(copied, capsys, loads):
-    names = [str(copied / name) for name in "ab"]
-    config = copied / "a" / "config.json"  # predictions that the run wrote elsewhere are the run's
-    config.write_text(
-        json.dumps(json.loads(config.read_text()) | {"sst_dev_out": str(copied / "elsewhere"), "seed": 99})
-    )
-    out = copied / "soup"
-    ensemble.main([*names, "--method", "soup", "--split", "test", "--out", str(out)])
-    said, warned = capsys.readouterr()
-    assert "began with other --bert or --seed" in warned
-    assert f"soup: 2 of 2 models: {names[0]}, {names[1]}" in said
-    row = [float(cell) for cell in said.splitlines()[4].split("|")[2:-1]]
-    assert {p.name for p in (out / "predictions").iterdir()} == {f"{t}-test-output.csv" for t in TASKS}
-    (line,) = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert line["kind"] == "dev"
-    assert [line[key] for key in (*TASKS, "score")] == pytest.approx(row, abs=5e-4)
-
-    before = bits(tensors_of(out))
-    for flag in ("--eval_only", "--resume"):  # there is nothing left to train
-        multitask.main([flag, "--out", str(out)])
-        again = [line.split("|")[-2].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-        assert [float(cell) for cell in again[2:]] == row
-        assert len(list((out / "predictions").iterdir())) == 6
-        assert bits(tensors_of(out)) == before
-    assert not (copied / "elsewhere").exists()
-    predict.main(["--run", str(out), "A good film."])
-    ensemble.main([*names, str(out), str(copied / "d"), "--out", str(copied / "out")])
-    assert f"| {out} " in capsys.readouterr().out
-
-
-def test_a_greedy_soup_keeps_what_does_not_hurt_it(trained, monkeypatch):
-    folders, dev = [trained / name / "best" for name in "abc"], dev_of(trained / "a")
-    weights = [1.0, 2.0, 1.0]
-    scores = [dev_score_of(*MultitaskBert.load(folder), dev) for folder in folders]
-    kept = choose_soup(folders, weights, scores, dev, CPU)
-
-    ranked = sorted(range(3), key=lambda i: scores[i], reverse=True)
-    expected = ranked[:1]
-    of = lambda members: dev_score_of(*soup([folders[i] for i in members], [weights[i] for i in members]), dev)  # noqa: E731
-    for i in ranked[1:]:
-        if of([*expected, i]) >= of(expected):
-            expected = [*expected, i]
-    assert kept == expected
-    assert of(kept) >= max(scores)
-    # an ingredient that changes nothing is kept: at least as good is good enough
-    assert choose_soup([folders[0]] * 3, weights, [scores[0]] * 3, dev, CPU) == [0, 1, 2]
-
-
-def test_soups_of_different_models_are_refused(copied, refused):
-    out = ["--method", "soup", "--out", copied / "soup"]
-    refused(ensemble.main, [copied / "a", copied / "b", copied / "d", *out], copied / "a", copied / "d", "heads, PALs")
-    config = copied / "b" / "best" / "config.json"  # the same shapes, another function
-    changed = json.loads(config.read_text())
-    config.write_text(json.dumps(changed | {"num_attention_heads": 2}))
-    refused(ensemble.main, [copied / "a", copied / "b", *out], copied / "a", copied / "b", "encoders")
-    config.write_text(json.dumps(changed | {"hidden_dropout_prob": 0.3}))  # a matter of training only
-    vocabulary = copied / "c" / "best" / "tokenizer.json"
-    vocabulary.write_text(vocabulary.read_text().replace('"film"', '"movie"'))
-    refused(ensemble.main, [copied / "a", copied / "b", copied / "c", *out], copied / "c", "vocabularies")
-    assert not (copied / "soup").exists()
-    ensemble.main([str(flag) for flag in [copied / "a", copied / "b", *out]])
 
 
 # ----- mistakes

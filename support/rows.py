@@ -1,0 +1,96 @@
+"""What the tables consist of: rows, the presets that say how large they are, and the published figures.
+
+The published figures are of the CS224N report "Exploring Pretraining, Finetuning and Regularization for Multitask
+Learning of minBERT": bert-base-uncased, all 283,003 Quora pairs.
+"""
+
+import shlex
+from pathlib import Path
+from typing import NamedTuple
+
+from support.console import Parser
+
+
+class Row(NamedTuple):
+    """One row of a table. A field of flags is a text, as one would type it."""
+
+    name: str  # of its runs
+    title: str
+    flags: str | None  # None for a run that is started by hand, and kept with --keep
+    encoder: str = ""  # the name of the SimCSE stage that it starts from, in `ENCODERS`
+    published: tuple | None = None  # SST, paraphrase, STS, dev score
+
+
+BASE_FLAGS = ""  # what all rows but the plain one build on: "" or "--use_means"
+PLAIN = Row("plain", "Finetune base model", "", published=(0.499, 0.862, 0.860, 0.764))
+MEANS = Row("means", "means of hidden states beside [CLS]", "--use_means")
+TUNING = [
+    PLAIN,
+    MEANS,
+    Row("size-96", "heads 96 wide", "--classifier_size 96"),
+    Row("size-1536", "heads 1536 wide", "--classifier_size 1536"),
+    Row("layers-1", "heads of one layer", "--classifier_layers 1"),
+    Row("layers-3", "heads of three layers", "--classifier_layers 3"),
+    Row("extra-sst", "an extra SST pass each epoch", "--extra_sst"),
+    Row("siamese", "each sentence of a pair alone", "--pair_encoding siamese"),
+    Row("dropout-0", "dropout 0", "--hidden_dropout_prob 0"),
+    Row("dropout-0.3", "dropout 0.3", "--hidden_dropout_prob 0.3"),
+    Row("decay-0", "weight decay 0", "--weight_decay 0"),
+    Row("decay-0.1", "weight decay 0.1", "--weight_decay 0.1"),
+]
+PALS, WEAK, STRONG = "--use_pals", "--use_smart --smart weak", "--use_smart --smart strong"
+METHODS = [
+    Row("pretrain", "Pretrain base model (encoder frozen)", "--option pretrain", "", (0.454, 0.625, 0.546, 0.617)),
+    PLAIN,
+    MEANS,
+    Row("simcse", "+ SimCSE", "", "simcse", (0.501, 0.852, 0.870, 0.763)),
+    Row("simcse-length", "+ SimCSE normalized sentence length", "", "simcse-length", (0.519, 0.745, 0.849, 0.729)),
+    Row("pals", "+ PALs", PALS, "", (0.513, 0.862, 0.871, 0.770)),
+    Row("pals-annealed", "+ PALs + PAL scheduling", f"{PALS} --sampling annealed", "", (0.517, 0.860, 0.862, 0.769)),
+    Row("pretrain-pals", "+ Frozen BERT with PALs training", f"--option pretrain {PALS} --pal_lr 3e-4", "",
+        (0.506, 0.625, 0.797, 0.676)),
+    Row("smart-weak", "+ SMART (weak)", WEAK, "", (0.510, 0.861, 0.864, 0.768)),
+    Row("simcse-pals", "+ SimCSE + PALs", PALS, "simcse", (0.526, 0.867, 0.867, 0.775)),
+    Row("simcse-pals-smart-weak", "+ SimCSE + PALs + SMART (weak)", f"{PALS} {WEAK}", "simcse",
+        (0.505, 0.863, 0.847, 0.764)),
+    Row("simcse-pals-smart-strong", "+ SimCSE + PALs + SMART (strong)", f"{PALS} {STRONG}", "simcse",
+        (0.531, 0.869, 0.864, 0.778)),
+    Row("smart-weak-8", "+ SMART (weak), 8 epochs", f"{WEAK} --epochs 8"),
+    Row("smart-strong-8", "+ SMART (strong), 8 epochs", f"{STRONG} --epochs 8"),
+]  # fmt: skip
+MERGED = [  # one model each, made of several
+    Row("soup", "uniform soup", None),
+    Row("soup-greedy", "greedy soup", None),
+    Row("distilled", "distilled student", None),
+]
+PUBLISHED_ENSEMBLE = 0.786  # of 7 models, weighted average, dev score
+ENCODERS = {"simcse": "", "simcse-length": "--normalize_length {length}"}
+PRESETS = {  # flags of multitask.py and of simcse.py; how many characters `normalize_length` means; the seeds
+    "sample": ("--data data/sample --epochs 2 --batch_size 16 --train_examples 300",
+               "--max_sentences 1000", 60, [11711]),
+    "minilm": ("--data data/cs224n --epochs 3 --bf16", "", 128, [11711, 11712, 11713]),
+    "paper": ("--data data/cs224n --bert bert-base-uncased --epochs 10 --batch_size 64 --lr 2e-5",
+              "", 256, [11711, 11712, 11713]),
+}  # fmt: skip
+
+
+def row_flags(args, row, seed):
+    """The command line of a row's run, a list of str, without `--resume`. Args: args, the flags of `reproduce.py`."""
+    base = "" if row is PLAIN else BASE_FLAGS
+    text = f"{PRESETS[args.preset][0]} {args.flags} --option finetune {base} {row.flags} --seed {seed}"
+    encoder = ["--bert", str(Path(args.out, row.encoder, "encoder"))] if row.encoder else []
+    return [*shlex.split(text), *encoder, "--out", str(Path(args.out, f"{row.name}-{seed}"))]
+
+
+def encoder_flags(args, name):
+    """The command line of a SimCSE stage: on the data, the device and from the encoder of the other runs."""
+    parser = Parser(add_help=False, allow_abbrev=False)
+    for flag in ("--data", "--bert", "--device"):
+        parser.add_argument(flag)
+    for flag in ("--bf16", "--use_gpu"):
+        parser.add_argument(flag, action="store_true")
+    shared, _ = parser.parse_known_args(row_flags(args, PLAIN, 0))
+    given = [f"--{flag}" if value is True else f"--{flag}={value}" for flag, value in vars(shared).items() if value]
+    _, common, length, _ = PRESETS[args.preset]
+    own = f"{common} {ENCODERS[name].format(length=length)} {args.simcse_flags}"
+    return [*given, *shlex.split(own), "--out", str(Path(args.out, name))]

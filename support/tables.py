@@ -1,0 +1,51 @@
+"""The text of a table of results: means and deviations over seeds, and where the numbers come from."""
+
+import time
+from pathlib import Path
+from statistics import mean, stdev
+
+from support import files
+from support.console import UserError, table
+from support.rows import BASE_FLAGS, PRESETS
+
+
+def spread(values):
+    """Text of a mean and its standard deviation; of a single value only that; of none, nothing."""
+    if not values:
+        return ""
+    return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+
+
+def origin(records):
+    """Text: how many runs these are, of which machines and commits. Args: records, dicts as in record.json."""
+    minutes = sum(record["seconds"] for record in records) / 60
+    devices, commits = (sorted({record[key] for record in records}) for key in ("device", "commit"))
+    return (
+        f"{len(records)} runs, {minutes:.0f} minutes; {len(devices)} machine{'s' * (len(devices) != 1)}: "
+        f"{'; '.join(devices)}; {len(commits)} commit{'s' * (len(commits) != 1)}: {', '.join(commits)}"
+    )
+
+
+def write(args, header, lines, results, records, note=""):
+    """Prints a table, and writes it to results/tableN-PRESET.md, and with all that it was made from to .json.
+
+    Args: args, the flags of `reproduce.py`; header and lines, as for `console.table`; results, JSON values; records,
+    the record.json of the runs that the table is made from; note, a line above the table. Raises UserError without
+    records.
+    """
+    if not records:
+        raise UserError(f"{args.runs} has no evidence of a run; leave out --report, or name another --preset")
+    base = f"{PRESETS[args.preset][0]} {args.flags} {BASE_FLAGS}".strip()
+    about = [
+        f"`python reproduce.py {args.again}`, {time.strftime('%Y-%m-%d')}.",
+        f"Runs: `multitask.py {base}`, and each row's flags in `support/rows.py`. Evidence: `{args.runs}/ROW-SEED`.",
+        f"{origin(records)}.",
+        "Dev set, each run's best epoch; mean ± deviation over seeds.",
+        *([note] if note else []),
+    ]
+    text, path = table(header, lines), Path(args.results, f"table{args.table}-{args.preset}")
+    title = f"# Table {args.table}, preset {args.preset}"
+    with files.replacing(f"{path}.md") as file:
+        file.write("\n".join([title, "", "  \n".join(about), "", text, ""]).encode())
+    files.write_json(f"{path}.json", {"about": about, "results": results})
+    print(f"\n{text}\nwritten to {path}.md and .json")

@@ -1,0 +1,200 @@
+"""Evidence: float16 that changes no decision, no path of the machine, and checks of what it is evidence of."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+
+from evaluate import decide
+from support import evidence
+from support.console import UserError
+from tasks import TASKS
+
+
+def probabilities(n, classes, rng):
+    z = rng.normal(size=(n, classes)) * rng.choice([0.01, 1, 8], (n, 1))
+    p = np.exp(z)
+    return (p / p.sum(1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_float16_changes_no_decision_and_no_probability_by_much(classes):
+    p = probabilities(5000, classes, np.random.default_rng(0))
+    p[:3] = np.float32([0.5 + 6e-8, 0.5 - 6e-8, *[0] * (classes - 2)]), np.eye(classes)[0], np.eye(classes)[1]
+    kept = evidence.to_float16(p)
+    assert kept.dtype == np.float16
+    assert kept.shape == (5000, 1 if classes == 2 else 5)
+    again = evidence.from_float16(kept)
+    assert (again.argmax(1) == p.argmax(1)).all()
+    likely = p > 0.01
+    assert (np.abs(again - p)[likely] / p[likely]).max() < 3e-3
+
+
+def test_float16_of_numbers_is_the_number():
+    values = np.random.default_rng(0).uniform(-1, 6, 1000).astype(np.float32)
+    again = evidence.from_float16(evidence.to_float16(values))
+    assert again.dtype == np.float32
+    assert np.abs(again - values).max() < 2e-3
+
+
+# ----- folders
+
+
+@pytest.fixture
+def world(tmp_path):
+    """A finished run, the files of its data, and `write(...)`, which makes its evidence in tmp_path/runs."""
+
+    class World:
+        run, root, data = tmp_path / "run", tmp_path / "runs", tmp_path / "some" / "files"
+
+        def write(self, row="pals", **record):
+            paths = {key: self.data / f"{key}.csv" for key in (*self.examples, "sst-train")}
+            record = {"row": row, "seconds": 60, "commit": "abc1234", "device": "a machine"} | record
+            return evidence.write(self.root, self.run, record, paths, self.examples, self.outputs, {"map": self.map})
+
+        def set_config(self, **changes):
+            self.config |= changes
+            (self.run / "config.json").write_text(json.dumps(self.config))
+
+    world, rng = World(), np.random.default_rng(1)
+    world.examples, world.outputs = {}, {}
+    for name, task in TASKS.items():
+        for split in ("dev", "test"):
+            ids, labels = [f"{name}{split}{i}" for i in range(20)], rng.integers(0, 2, 20).astype(np.float32)
+            world.examples[f"{name}-{split}"] = ids, labels if split == "dev" else None
+            values = probabilities(20, task.classes, rng) if task.classes else rng.uniform(0, 5, 20).astype(np.float32)
+            world.outputs[f"{name}-{split}"] = values
+    world.map = rng.normal(size=(20, 3))
+    world.data.mkdir(parents=True)
+    for key in (*world.examples, "sst-train"):
+        (world.data / f"{key}.csv").write_text(key)
+    world.run.mkdir()
+    world.config = {"seed": 7, "epochs": 2, "bert": "all-MiniLM-L6-v2", "data": str(world.data), "out": str(world.run)}
+    world.set_config(max_examples=None, sst_dev="/home/me/x", sst_dev_out="p.csv", resume=True, lr=1e-4, bf16=True)
+    line = {"kind": "dev", "sst": 0.5, "para": 0.6, "sts": 0.7}
+    lines = [line | {"epoch": 1, "score": 0.7}, line | {"epoch": 2, "score": 0.6}]
+    (world.run / "metrics.jsonl").write_text("".join(json.dumps(of) + "\n" for of in lines))
+    return world
+
+
+def test_what_is_written_is_what_is_read(world):
+    folder = world.write()
+    assert folder == world.root / "pals-7"
+    assert evidence.is_evidence(folder)
+    assert not evidence.is_evidence(world.run)
+    for split in ("dev", "test"):
+        found, examples = evidence.outputs_of(folder, split), evidence.examples_of(folder, split)
+        assert found.keys() == examples.keys() == TASKS.keys()
+        for name, task in TASKS.items():
+            ids, labels = world.examples[f"{name}-{split}"]
+            assert examples[name][0] == ids
+            assert labels is None if split == "test" else np.array_equal(examples[name][1], labels)
+            original = world.outputs[f"{name}-{split}"]
+            np.testing.assert_allclose(found[name], original, atol=3e-3)
+            if task.classes:
+                assert (decide(task, found[name]) == decide(task, original)).all()
+    np.testing.assert_allclose(evidence.more_of(folder, "map"), world.map, atol=2e-3)
+    assert evidence.best_epoch(folder)["epoch"] == 1
+    assert (folder / "metrics.jsonl").read_bytes() == (world.run / "metrics.jsonl").read_bytes()
+    record = evidence.record_of(folder)
+    assert (record["row"], record["seed"], record["seconds"]) == ("pals", 7, 60)
+    assert record["data"]["name"] == "files"
+    assert len(record["data"]["files"]) == 7
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 20_000
+
+
+def test_no_path_of_the_machine_is_written(world, tmp_path):
+    stage = tmp_path / "stages" / "simcse"
+    (stage / "encoder").mkdir(parents=True)
+    (stage / "row.json").write_text('{"seconds": 5}')
+    (stage / "config.json").write_text(json.dumps({"bert": "all-MiniLM-L6-v2", "data": str(world.data)}))
+    world.set_config(bert=str(stage / "encoder"), teacher=[str(tmp_path / "runs" / "a"), "../b/best"])
+    folder = world.write()
+    for file in ("config.json", "record.json"):
+        text = (folder / file).read_text()
+        assert str(tmp_path) not in text
+        assert "/" not in text
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["bert"], config["teacher"], config["data"]) == ("simcse", ["a", "b"], "files")
+    assert evidence.record_of(folder)["encoder"]["flags"] == {"bert": "all-MiniLM-L6-v2", "data": "files"}
+    assert not {"out", "resume", "sst_dev", "sst_dev_out"} & config.keys()
+    assert evidence.portable({"bert": "google-bert/bert-base-uncased"}) == {"bert": "google-bert/bert-base-uncased"}
+
+
+def test_the_name_of_data_follows_their_files(world):
+    world.write(row="a")
+    (world.root / "data" / "files").rename(world.root / "data" / "CS224N")
+    record = world.root / "a-7" / "record.json"
+    record.write_text(record.read_text().replace('"files",', '"CS224N",'))
+    assert evidence.record_of(world.write(row="b"))["data"]["name"] == "CS224N"
+    evidence.check_data(world.root)
+    (world.data / "sst-train.csv").write_text("other")
+    assert evidence.record_of(world.write(row="c"))["data"]["name"] == "files"
+    with pytest.raises(UserError, match="different data"):
+        evidence.check_data(world.root)
+
+
+def test_evidence_is_found_by_row_and_seed(world):
+    for seed in (7, 8):
+        world.set_config(seed=seed)
+        world.write()
+    world.write(row="plain")
+    names = lambda *wanted: [folder.name for folder in evidence.find(world.root, *wanted)]  # noqa: E731
+    assert names() == ["pals-7", "pals-8", "plain-8"]
+    assert names("pals") == ["pals-7", "pals-8"]
+    assert names("pals", [8]) == ["pals-8"]
+    assert names("pals", [9]) == names("none") == []
+
+
+def test_outputs_of_other_examples_are_refused(world):
+    folder = world.write()
+    ids = world.examples["sst-dev"][0]
+    assert evidence.outputs_of(folder, "dev", {"sst": ids}).keys() == {"sst"}
+    with pytest.raises(UserError, match="other examples of sst-dev"):
+        evidence.outputs_of(folder, "dev", {"sst": ids[::-1]})
+    with pytest.raises(UserError, match="keeps nothing of fourth-dev"):
+        evidence.outputs_of(folder, "dev", {"fourth": ids})
+    with pytest.raises(UserError, match="keeps no other"):
+        evidence.more_of(folder, "other")
+    world.examples["sst-dev"] = (ids[::-1], world.examples["sst-dev"][1])
+    with pytest.raises(UserError, match="ids of other data"):
+        world.write(row="b")
+    path = world.root / "data" / "files" / "sts-dev.tsv"
+    moved = shutil.copytree(world.root, world.root.with_name("moved")) / "pals-7"  # evidence may move, with its data
+    assert evidence.examples_of(moved, "dev").keys() == TASKS.keys()
+    path.write_text(path.read_text().replace("stsdev3", "stsdev999"))
+    evidence.read_examples.cache_clear()
+    with pytest.raises(UserError, match="other ids than"):
+        evidence.examples_of(folder, "dev")
+    path.unlink()
+    with pytest.raises(UserError, match="is missing"):
+        evidence.examples_of(folder, "dev")
+
+
+def test_a_run_that_is_not_finished_is_no_evidence(world):
+    evidence.check_finished(world.run)
+    world.set_config(epochs=3)
+    with pytest.raises(UserError, match="not finished"):
+        evidence.check_finished(world.run)
+    world.set_config(epochs=2, max_examples=10)
+    with pytest.raises(UserError, match="only some of the dev examples"):
+        evidence.check_finished(world.run)
+
+
+def test_flags_other_than_those_of_the_row_are_refused(world):
+    folder, usual = world.write(), {"new_flag": 0.5, "lr": 1e-4}
+    own = world.config | {"bf16": False, "data": "elsewhere", "out": "o"}  # these may differ
+    evidence.check_flags(folder, own | {"new_flag": 0.5}, usual)  # a flag that came later, at its default
+    for wrong in ({"lr": 2e-4}, {"new_flag": 0.6}, {"bert": "bert-base-uncased"}):
+        with pytest.raises(UserError, match=f"started with --{next(iter(wrong))}"):
+            evidence.check_flags(folder, own | wrong, usual)
+
+
+def test_labels_survive_as_they_were(tmp_path):
+    labels = np.float32([0, 4.6, 3.333, 1 / 3, math.pi])
+    evidence._write_examples(tmp_path / "x.tsv", list("abcde"), labels)
+    ids, again = evidence.read_examples(tmp_path / "x.tsv")
+    assert ids == list("abcde")
+    assert again.tobytes() == labels.tobytes()

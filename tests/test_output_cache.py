@@ -1,0 +1,87 @@
+"""Kept outputs: computed once, again where anything they came from has changed, and never needed."""
+
+import numpy as np
+import pytest
+
+from support.console import UserError
+from support.output_cache import cached_outputs, model_folder
+
+
+@pytest.fixture
+def world(tmp_path):
+    """A run that holds files of a model, what a model would say, and which tasks were asked: `.asked`."""
+
+    class World:
+        def __init__(self):
+            self.run, self.asked = tmp_path / "run", []
+            self.values = {"sst": np.eye(5, dtype=np.float32), "sts": np.float32([1.5, -2, 0])}
+            self.data = {"sst": "digest a", "sts": "digest b"}
+
+        def outputs(self, **data):
+            return cached_outputs(self.run, "dev", self.data | data, self.compute)
+
+        def compute(self, names):
+            self.asked.append(names)
+            return {name: self.values[name] for name in names}
+
+    world = World()
+    best = world.run / "best"
+    best.mkdir(parents=True)
+    for name in ("multitask.json", "config.json", "model.safetensors", "heads.safetensors", "tokenizer.json"):
+        (best / name).write_bytes(b"content")
+    return world
+
+
+def test_outputs_are_computed_once(world):
+    for _ in range(3):
+        found = world.outputs()
+        assert found.keys() == world.values.keys()
+        for name, values in found.items():
+            assert values.dtype == np.float32
+            assert np.array_equal(values, world.values[name])
+    assert world.asked == [["sst", "sts"]]
+
+
+def test_only_what_has_changed_is_computed_again(world):
+    world.outputs()
+    world.outputs(sts="digest c")
+    assert world.asked[1:] == [["sts"]]
+    for name in ("model.safetensors", "heads.safetensors", "tokenizer.json", "multitask.json", "config.json"):
+        file = world.run / "best" / name
+        file.write_bytes(file.read_bytes() + b"!")
+        world.asked.clear()
+        world.outputs(sts="digest c")
+        assert world.asked == [["sst", "sts"]]
+    (world.run / "best" / "pals.safetensors").write_bytes(b"new")
+    world.outputs(sts="digest c")
+    world.outputs(sts="digest c")
+    assert len(world.asked) == 2
+
+
+def test_a_damaged_file_is_written_again(world):
+    world.outputs()
+    path = world.run / "outputs" / "sst-dev.safetensors"
+    whole = path.read_bytes()
+    for damaged in (whole[:-1], whole[:20], b"", whole[:-1] + bytes([whole[-1] ^ 1]), b"\xff" * 300):
+        path.write_bytes(damaged)
+        world.asked.clear()
+        assert np.array_equal(world.outputs()["sst"], world.values["sst"])
+        assert world.asked == [["sst"]]
+        assert path.read_bytes() == whole
+
+
+def test_outputs_that_cannot_be_kept_are_no_reason_to_stop(world, capsys):
+    (world.run / "outputs").write_text("a file where the folder should be")
+    assert world.outputs().keys() == world.values.keys()
+    assert "cannot be kept" in capsys.readouterr().err
+
+
+def test_a_folder_without_a_model_gets_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        model_folder(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="no trained model yet"):
+        model_folder(tmp_path)
+    (tmp_path / "encoder").mkdir()
+    with pytest.raises(UserError, match=r"run of simcse\.py"):
+        model_folder(tmp_path)

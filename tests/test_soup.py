@@ -1,0 +1,117 @@
+"""Soups against the mean of their ingredients' tensors, greedy soups against the recipe, and soups as runs."""
+
+import json
+
+import pytest
+import torch
+
+import ensemble
+import multitask
+import predict
+from model import MultitaskBert
+from predict import examples_of
+from soup import choose_soup, dev_score_of, soup
+from support.safetensors import read_safetensors, write_safetensors
+from tasks import TASKS
+
+CPU = torch.device("cpu")
+
+
+def tensors_of(run):
+    best = run / "best"
+    return {f"{p.name} {name}": t for p in best.glob("*.safetensors") for name, t in read_safetensors(p).items()}
+
+
+def bits(tensors):
+    return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
+
+
+def test_a_soup_is_the_weighted_mean_of_the_weights(trained):
+    folders = [trained / name / "best" for name in "abc"]
+    model, _ = soup(folders, [1, 2, 0.5])
+    states = [MultitaskBert.load(folder)[0].state_dict() for folder in folders]
+    for name, tensor in model.state_dict().items():
+        a, b, c = (state[name].double() for state in states)
+        assert tensor.dtype == torch.float32
+        assert torch.allclose(tensor.double(), (a + 2 * b + 0.5 * c) / 3.5, rtol=1e-7, atol=0)
+    assert not torch.equal(states[0]["heads.sst.output.weight"], states[1]["heads.sst.output.weight"])
+
+
+@pytest.mark.parametrize("name", ["a", "d"])
+def test_a_soup_of_one_model_is_that_model_bit_for_bit(copied, name, capsys):
+    file = copied / name / "best" / "heads.safetensors"
+    tensors = {key: t.clone() for key, t in read_safetensors(file).items()}
+    tensors["sst.output.bias"][:2] = torch.tensor([-0.0, 1e-45])  # neither a sign nor a denormal number is lost
+    write_safetensors(file, tensors)
+    flags = ["--method", "soup", "--priors", "0.3", "--out", str(copied / "soup")]
+    ensemble.main([str(copied / name), *flags])
+    assert bits(tensors_of(copied / "soup")) == bits(tensors_of(copied / name))
+    same, _ = soup([copied / name / "best"] * 3, [0.1, 0.2, 0.3])
+    model, _ = MultitaskBert.load(copied / name / "best")
+    assert bits(same.state_dict()) == bits(model.state_dict())
+    row = lambda who: next(line for line in said if line.startswith(f"| {who} ")).split("|")[2:]  # noqa: E731
+    said = capsys.readouterr().out.splitlines()
+    assert row("soup") == row(copied / name)
+
+
+def test_a_soup_is_a_run_like_any_other(copied, capsys, loads):
+    names = [str(copied / name) for name in "ab"]
+    config = copied / "a" / "config.json"  # predictions that the run wrote elsewhere are the run's
+    config.write_text(
+        json.dumps(json.loads(config.read_text()) | {"sst_dev_out": str(copied / "elsewhere"), "seed": 99})
+    )
+    out = copied / "soup"
+    ensemble.main([*names, "--method", "soup", "--split", "test", "--out", str(out)])
+    said, warned = capsys.readouterr()
+    assert "began with other --bert or --seed" in warned
+    assert f"soup: 2 of 2 models: {names[0]}, {names[1]}" in said
+    row = [float(cell) for cell in said.splitlines()[4].split("|")[2:-1]]
+    assert {p.name for p in (out / "predictions").iterdir()} == {f"{t}-test-output.csv" for t in TASKS}
+    (line,) = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert line["kind"] == "dev"
+    assert [line[key] for key in (*TASKS, "score")] == pytest.approx(row, abs=5e-4)
+
+    before = bits(tensors_of(out))
+    for flag in ("--eval_only", "--resume"):  # there is nothing left to train
+        multitask.main([flag, "--out", str(out)])
+        again = [line.split("|")[-2].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+        assert [float(cell) for cell in again[2:]] == row
+        assert len(list((out / "predictions").iterdir())) == 6
+        assert bits(tensors_of(out)) == before
+    assert not (copied / "elsewhere").exists()
+    predict.main(["--run", str(out), "A good film."])
+    ensemble.main([*names, str(out), str(copied / "d"), "--out", str(copied / "out")])
+    assert f"| {out} " in capsys.readouterr().out
+
+
+def test_a_greedy_soup_keeps_what_does_not_hurt_it(trained, monkeypatch):
+    folders, dev = [trained / name / "best" for name in "abc"], examples_of([trained / "a"], None, "dev")
+    weights = [1.0, 2.0, 1.0]
+    scores = [dev_score_of(*MultitaskBert.load(folder), dev) for folder in folders]
+    kept = choose_soup(folders, weights, scores, dev, CPU)
+
+    ranked = sorted(range(3), key=lambda i: scores[i], reverse=True)
+    expected = ranked[:1]
+    of = lambda members: dev_score_of(*soup([folders[i] for i in members], [weights[i] for i in members]), dev)  # noqa: E731
+    for i in ranked[1:]:
+        if of([*expected, i]) >= of(expected):
+            expected = [*expected, i]
+    assert kept == expected
+    assert of(kept) >= max(scores)
+    # an ingredient that changes nothing is kept: at least as good is good enough
+    assert choose_soup([folders[0]] * 3, weights, [scores[0]] * 3, dev, CPU) == [0, 1, 2]
+
+
+def test_soups_of_different_models_are_refused(copied, refused):
+    out = ["--method", "soup", "--out", copied / "soup"]
+    refused(ensemble.main, [copied / "a", copied / "b", copied / "d", *out], copied / "a", copied / "d", "heads, PALs")
+    config = copied / "b" / "best" / "config.json"  # the same shapes, another function
+    changed = json.loads(config.read_text())
+    config.write_text(json.dumps(changed | {"num_attention_heads": 2}))
+    refused(ensemble.main, [copied / "a", copied / "b", *out], copied / "a", copied / "b", "encoders")
+    config.write_text(json.dumps(changed | {"hidden_dropout_prob": 0.3}))  # a matter of training only
+    vocabulary = copied / "c" / "best" / "tokenizer.json"
+    vocabulary.write_text(vocabulary.read_text().replace('"film"', '"movie"'))
+    refused(ensemble.main, [copied / "a", copied / "b", copied / "c", *out], copied / "c", "vocabularies")
+    assert not (copied / "soup").exists()
+    ensemble.main([str(flag) for flag in [copied / "a", copied / "b", *out]])
