@@ -226,7 +226,7 @@ def main(argv=None):
     add("--device", help="with --keep: what it was trained on (default: this machine)")
     add("--seconds", type=int, default=0, help="with --keep: how long it took")
     args = parser.parse_args(argv)
-    args.again = shlex.join(sys.argv[1:] if argv is None else argv)
+    args.again = shlex.join(["reproduce.py", *(sys.argv[1:] if argv is None else argv)])
     args.out, args.seeds = args.out or f"runs/tables/{args.preset}", args.seeds or PRESETS[args.preset][-1]
     suffix = "" if args.preset == "minilm" else f"-{args.preset}"
     args.runs, args.predictions = (Path(args.results, f"{name}{suffix}") for name in ("runs", "predictions"))

@@ -26,7 +26,7 @@ def finished(folder):
 def run(script, argv, folder, again):
     """Runs a command with `--resume` to its end, and leaves its record in FOLDER/row.json: seconds, commit, device.
 
-    Args: script, a file of the project; argv, its flags; folder, where it works; again, the flags of the calling
+    Args: script, a file of the project; argv, its flags; folder, where it works; again, the calling
     command, for the sentence that says how to go on. The seconds of a job that was stopped and resumed are summed up.
     Raises UserError where the command fails, SystemExit where it was stopped.
     """

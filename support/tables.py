@@ -37,7 +37,7 @@ def write(args, header, lines, results, records, note=""):
         raise UserError(f"{args.runs} has no evidence of a run; leave out --report, or name another --preset")
     base = f"{PRESETS[args.preset][0]} {args.flags} {BASE_FLAGS}".strip()
     about = [
-        f"`python reproduce.py {args.again}`, {time.strftime('%Y-%m-%d')}.",
+        f"`python {args.again}`, {time.strftime('%Y-%m-%d')}.",
         f"Runs: `multitask.py {base}`, and each row's flags in `support/rows.py`. Evidence: `{args.runs}/ROW-SEED`.",
         f"{origin(records)}.",
         "Dev set, each run's best epoch; mean ± deviation over seeds.",

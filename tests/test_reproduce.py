@@ -1,9 +1,11 @@
-"""The tables: their rows on a tiny encoder, interrupted and resumed, and what is written."""
+"""The tables: their rows on a tiny encoder, interrupted and resumed, and what is made from evidence alone."""
 
 import json
+import shutil
 import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
@@ -11,17 +13,22 @@ import ensemble
 import multitask
 import reproduce
 import simcse
-from support import files, run_folder
+from evaluate import METRICS, decide, dev_score
+from predict import examples_of, outputs_of
+from support import evidence, files, jobs, rows, run_folder
+from support import flags as flags_of_run
 from tasks import TASKS
+
+NAMES = (*TASKS, "score")
 
 
 @pytest.fixture
 def table(tiny_encoder, task_files, tmp_path, monkeypatch):
     """`table("--table", "2", ...)` runs the command on tiny runs, in this process; `.started` lists what it started."""
     data = f"--bert {tiny_encoder} --data {task_files} --batch_size 8"
-    wanted = ("pretrain", "finetune", "simcse-finetune")
+    wanted = ("pretrain", "plain", "simcse")
     monkeypatch.setattr(reproduce, "METHODS", [row for row in reproduce.METHODS if row.name in wanted])
-    monkeypatch.setattr(reproduce, "TUNING", reproduce.TUNING[:2])
+    monkeypatch.setattr(reproduce, "TUNING", [row for row in reproduce.TUNING if row.name in ("plain", "size-96")])
 
     class Started:  # in place of subprocess.Popen
         def __init__(self, command):
@@ -48,64 +55,194 @@ def table(tiny_encoder, task_files, tmp_path, monkeypatch):
         name = f"table{arguments[arguments.index('--table') + 1]}-sample"
         return json.loads((tmp_path / "results" / f"{name}.json").read_text())["results"]
 
-    monkeypatch.setattr(reproduce.subprocess, "Popen", Started)
-    monkeypatch.setattr(reproduce, "commit", lambda: "abc1234")
-    table.started, table.stop_at = [], None
+    monkeypatch.setattr(jobs.subprocess, "Popen", Started)
+    monkeypatch.setattr(jobs, "commit", lambda: "abc1234")
+    table.started, table.stop_at, table.evidence = [], None, tmp_path / "results" / "runs-sample"
     return table
 
 
-def test_a_table_that_was_interrupted_loses_no_row_and_runs_none_twice(table, tmp_path, capsys):
+def test_a_table_that_was_interrupted_loses_no_row_and_runs_none_twice(table, tmp_path, capsys, task_files):
     table.stop_at = 3
     with pytest.raises(SystemExit) as stopped:
         table("--table", "2", "--seeds", "1", "2")
     assert stopped.value.code == 130
     assert "go on with: python reproduce.py" in capsys.readouterr().out
-    assert table.started == ["pretrain-1", "finetune-1", "simcse"]
+    assert table.started == ["pretrain-1", "plain-1", "simcse"]
     results = table("--table", "2", "--seeds", "1", "2")
-    assert table.started[3:] == ["simcse", "simcse-finetune-1", "pretrain-2", "finetune-2", "simcse-finetune-2"]
-    table("--table", "2", "--seeds", "1", "2")
-    assert len(table.started) == 8
+    assert table.started[3:] == ["simcse", "simcse-1", "pretrain-2", "plain-2", "simcse-2"]
 
     assert [r["title"] for r in results] == ["Pretrain base model (encoder frozen)", "Finetune base model", "+ SimCSE"]
     for r in results:
-        for name, value in [(n, r[n]) for n in (*TASKS, "score")]:
-            lines = [run_folder.read_metrics(folder) for folder in r["runs"]]
-            best = [max((x for x in of if x["kind"] == "dev"), key=lambda x: x["score"])[name] for of in lines]
-            assert value == best
-        assert r["took"][0].keys() == {"seconds", "commit", "device"}
+        assert r["runs"] == [f"{r['row']}-{seed}" for seed in (1, 2)]
+        lines = [run_folder.read_metrics(tmp_path / "runs" / name) for name in r["runs"]]
+        best = [max((x for x in of if x["kind"] == "dev"), key=lambda x: x["score"]) for of in lines]
+        assert {name: r[name] for name in NAMES} == {name: [of[name] for of in best] for name in NAMES}
     text = (tmp_path / "results" / "table2-sample.md").read_text()
     score = results[1]["score"]
     assert f"{statistics.mean(score):.3f} ± {statistics.stdev(score):.3f}" in text
     assert f"{statistics.mean(score) - 0.764:+.3f}" in text
-    assert (
-        str(tmp_path / "runs" / "simcse" / "encoder") in files.read_json(results[2]["runs"][0] + "/config.json")["bert"]
+    assert "6 runs, " in text
+    assert "1 machine: " in text
+    assert "1 commit: abc1234" in text
+
+    record = evidence.record_of(table.evidence / "simcse-1")
+    assert (record["row"], record["seed"], record["commit"]) == ("simcse", 1, "abc1234")
+    assert record["encoder"]["flags"]["normalize_length"] == 1
+    assert files.read_json(table.evidence / "simcse-1" / "config.json")["bert"] == "simcse"
+    assert str(tmp_path) not in "".join(path.read_text() for path in table.evidence.glob("*/*.json"))
+
+    shutil.rmtree(tmp_path / "runs")  # on another machine, in a fresh clone
+    again = table("--table", "2", "--seeds", "1", "2")
+    assert again == table("--table", "2", "--report") == results
+    assert len(table.started) == 8
+    table("--table", "2", "--rows", "plain", "--seeds", "3")
+    assert table.started[8:] == ["plain-3"]
+
+
+def test_rows_without_evidence_say_so(table, tmp_path):
+    table("--table", "1", "--seeds", "1", "--rows", "plain")
+    assert table.started == ["plain-1"]
+    lines = (tmp_path / "results" / "table1-sample.md").read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith("| heads 96 wide")]
+    assert [cell.strip() for cell in line.split("|")[2:-1]] == ["size-96", "", "", "", "not run yet", "", "", "0"]
+
+
+def test_the_other_rows_build_on_the_base(monkeypatch):
+    class Args:
+        preset, flags, out = "minilm", "--epochs 1", "runs"
+
+    of = {row.name: row for row in (*rows.METHODS, *rows.TUNING)}
+    words = lambda name: rows.row_flags(Args, of[name], 5)  # noqa: E731
+    monkeypatch.setattr(rows, "BASE_FLAGS", "--use_means")
+    assert "--use_means" not in words("plain")
+    assert "--use_means" in words("pals")
+    assert words("simcse")[-4:] == ["--bert", "runs/simcse/encoder", "--out", "runs/simcse-5"]
+    assert words("pretrain").index("pretrain") > words("pretrain").index("finetune")  # the last one counts
+    monkeypatch.setattr(rows, "BASE_FLAGS", "")
+    assert "--use_means" not in words("pals")
+    assert "--use_means" in words("means")
+    Args.flags, Args.simcse_flags = "--data d --bert b --use_gpu --bf16", "--epochs 2"
+    assert rows.encoder_flags(Args, "simcse-length") == [
+        "--data=d", "--bert=b", "--bf16", "--use_gpu", "--normalize_length", "128", "--epochs", "2",
+        "--out", "runs/simcse-length",
+    ]  # fmt: skip
+
+
+def write_evidence(root, task_files, seeds=(1, 2, 3, 4, 5, 6, 7), row="plain"):
+    """Evidence of models that are right by chance, on dev and test files, without any training."""
+    root.parent.mkdir(exist_ok=True)
+    run = root.parent / "made-up"
+    run.mkdir(exist_ok=True)
+    for seed in seeds:
+        rng, examples, outputs = np.random.default_rng(seed), {}, {}
+        for name, task in TASKS.items():
+            for split in ("dev", "test"):
+                labels = np.random.default_rng(0).integers(0, task.classes or 6, 40).astype(np.float32)
+                examples[f"{name}-{split}"] = [f"{name}{i}" for i in range(40)], labels if split == "dev" else None
+                noise = rng.gumbel(size=(40, task.classes)) if task.classes else rng.normal(size=40) * 2
+                if task.classes:
+                    p = np.exp(noise + 2 * np.eye(task.classes)[labels.astype(int)])
+                    outputs[f"{name}-{split}"] = (p / p.sum(1, keepdims=True)).astype(np.float32)
+                else:
+                    outputs[f"{name}-{split}"] = (labels + noise).astype(np.float32)
+        metrics = {
+            t: METRICS[task.metric](decide(task, outputs[f"{t}-dev"]), examples[f"{t}-dev"][1])
+            for t, task in TASKS.items()
+        }
+        line = {"kind": "dev", "epoch": 1, "step": 1, **metrics, "score": dev_score(metrics)}
+        (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+        config = vars(flags_of_run.parse_multitask(["--out", "none", "--seed", str(seed)], *reproduce.TABLES))
+        (run / "config.json").write_text(json.dumps(config | {"data": str(task_files)}))
+        paths = {"sst-dev": task_files / "ids-sst-dev.csv"}
+        record = {"row": row, "seconds": 60, "commit": "abc", "device": "a machine"}
+        evidence.write(root, run, record, paths, examples, outputs, {})
+    shutil.rmtree(run)
+
+
+def test_table_3_is_what_ensemble_says_of_the_evidence(tmp_path, task_files, capsys):
+    root = tmp_path / "results" / "runs-sample"
+    write_evidence(root, task_files, row="own")
+    write_evidence(root, task_files, (8, 9), row="distilled")
+    report = ["--preset", "sample", "--table", "3", "--report", "--results", str(tmp_path / "results")]
+    reproduce.main(report)
+    results = {r["title"]: r for r in json.loads((tmp_path / "results" / "table3-sample.json").read_text())["results"]}
+    lines = (tmp_path / "results" / "table3-sample.md").read_text().splitlines()
+    cells = {line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]] for line in lines if "|" in line}
+    assert cells["uniform soup"] == ["", "", "", "", "not run yet", "", "", "", "", ""]
+    assert cells["best 5 models, vote"][0] == "5"
+
+    folders = evidence.find(root, "own")
+    scores = {folder: evidence.best_epoch(folder)["score"] for folder in folders}
+    ranked = sorted(folders, key=lambda folder: -scores[folder])
+    dev = examples_of(ranked, None, "dev")
+    labels = {name: of.labels for name, of in dev.items()}
+    found = [outputs_of(folder, dev, "dev", None) for folder in ranked]
+    for k, method in ((2, "average"), (5, "vote"), (7, "average")):
+        r = results[f"best {k} models, {method}"]
+        metrics, _, _ = ensemble.ensemble(labels, found[:k], [1.0] * k, method)
+        assert [r[name] for name in NAMES] == [[metrics[name]] for name in TASKS] + [[dev_score(metrics)]]
+        assert r["members"] == [{task: {folder.name: 1.0 for folder in ranked[:k]} for task in TASKS}]
+    assert results["distilled student"]["members"] == [{t: {f"distilled-{n}": 1.0} for t in TASKS} for n in (8, 9)]
+    greedy = results["greedy for each task"]
+    assert greedy["score"][0] >= results["best single model"]["score"][0]
+    assert greedy["unseen"]["score"][0] != greedy["score"][0]
+    single = results["best single model"]
+    assert single["unseen"]["score"][0] <= single["score"][0]
+
+    said = capsys.readouterr().out
+    top = max([*scores, *evidence.find(root, "distilled")], key=lambda folder: evidence.best_epoch(folder)["score"])
+    assert f"test predictions of {top.name}" in said
+    best = max((t for t in results if "models" in t or "greedy" in t), key=lambda t: results[t]["unseen"]["score"])
+    assert f"test predictions of {best}" in said
+    for kind, members in (("single", {top.name: 1.0}), ("ensemble", results[best]["members"][0]["sst"])):
+        method = "vote" if kind == "ensemble" and best.endswith("vote") else "average"
+        values = [evidence.outputs_of(root / name, "test")["sst"] for name in members]
+        decided = ensemble.combine(TASKS["sst"], values, list(members.values()), method).argmax(1)
+        path = tmp_path / "results" / "predictions-sample" / kind / "sst-test-output.csv"
+        expected = ["id \t Predicted_Sentiment ", *(f"sst{i} , {c} " for i, c in enumerate(decided))]
+        assert path.read_text().splitlines() == expected
+
+
+def test_a_run_started_by_hand_becomes_evidence(flags, tmp_path, refused, capsys, task_files):
+    multitask.main([str(flag) for flag in [*flags, "--epochs", "1", "--seed", "4"]])
+    keep = ["--preset", "paper", "--keep", tmp_path / "run", "--results", tmp_path / "results"]
+    own = ["--commit", "abc", "--device", "a machine", "--seconds", "90", "--data_name", "tiny"]
+    refused(reproduce.main, [*keep, *own], "--row")
+    refused(reproduce.main, [*keep, *own, "--row", "pals"], "started with --", "its row has")
+    reproduce.main([str(word) for word in [*keep, *own, "--row", "mine"]])
+    folder = tmp_path / "results" / "runs-paper" / "mine-4"
+    assert f"the evidence of {tmp_path / 'run'} is in {folder}" in capsys.readouterr().out
+    record = evidence.record_of(folder)
+    assert [record[key] for key in ("row", "seed", "commit", "device", "seconds")] == [
+        "mine",
+        4,
+        "abc",
+        "a machine",
+        90,
+    ]
+    assert record["data"]["name"] == "tiny"
+    dev = examples_of([folder], None, "dev")
+    own, kept = (outputs_of(run, dev if run == folder else examples_of([run], None, "dev"), "dev", "cpu")
+                 for run in (tmp_path / "run", folder))  # fmt: skip
+    for name in TASKS:
+        np.testing.assert_allclose(kept[name], own[name], atol=5e-3)
+    ensemble.main([str(folder), str(tmp_path / "run"), "--out", str(tmp_path / "both")])  # alike in an ensemble
+    ensemble.main([str(folder), "--split", "test", "--out", str(tmp_path / "alone")])
+    for name in TASKS:
+        path = Path("predictions", f"{name}-test-output.csv")
+        assert len((tmp_path / "alone" / path).read_text().splitlines()) == 25
+    refused(
+        ensemble.main, [folder, tmp_path / "run", "--method", "soup", "--out", tmp_path / "soup"], "without its weights"
     )
-
-
-def test_table_1_has_the_settings_and_no_published_figures_for_them(table):
-    results = table("--table", "1", "--seeds", "1")
-    assert table.started == ["finetune-1", "size-96-1"]
-    assert [r["published"] is None for r in results] == [False, True]
-
-
-def test_table_3_is_what_ensemble_says_of_the_runs_of_table_2(table, tmp_path, monkeypatch):
-    results = {r["title"]: r for r in table("--table", "3", "--seeds", "1")}
-    assert set(results) == {"plain fine-tuned model", "best single model", "best 2 models, average",
-                            "best 2 models, vote", "greedy for each task, average"}  # fmt: skip
-    two = results["best 2 models, average"]
-    data = ensemble.data_flags(two["members"][0][0])
-    found = [ensemble.outputs_of(run, data, "dev", "cpu") for run in two["members"][0]]
-    metrics, _, _ = ensemble.ensemble(found, [1, 1])
-    assert {name: two[name] for name in TASKS} == {name: [value] for name, value in metrics.items()}
-    best = results["best single model"]
-    for task in TASKS:
-        alone = max(reproduce.best_epoch(tmp_path / "runs" / f"{row.name}-1")[task] for row in reproduce.METHODS)
-        assert results["greedy for each task, average"][task][0] >= alone - 1e-6
-    assert best["score"][0] >= results["plain fine-tuned model"]["score"][0]
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('"score": 0.', '"score": 1.'))
+    refused(reproduce.main, [*keep, "--row", "mine"], "in training")
 
 
 def test_mistakes_get_one_sentence(table, refused, tmp_path):
-    refused(reproduce.main, ["--table", "2", "--report", "--out", tmp_path / "none"], "no run", "is finished")
+    refused(reproduce.main, ["--table", "2", "--report", "--results", tmp_path / "none"], "no evidence of a run")
+    refused(reproduce.main, [], "--table", "--keep")
     table("--table", "1", "--seeds", "1")
     again = ["--table", "1", "--seeds", "1", "--out", str(tmp_path / "runs"), "--flags", "--epochs 9"]
     refused(reproduce.main, [*again, "--results", tmp_path / "r"], "was started with")
+    refused(reproduce.main, ["--table", "1", "--report", "--results", tmp_path / "results"], "was started with")
