@@ -4,7 +4,6 @@ A task is one row of `TASKS` and three files, `train`, `dev` and `test`: tab-sep
 CSV is, the first column an unnamed index. A fourth task is a fourth row.
 """
 
-import csv
 import hashlib
 import sys
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from support import task_files
 from support.console import UserError
 from tokenizer import pack
 
@@ -115,34 +115,25 @@ class Examples:
 def read_examples(path, task, labelled=True):
     """The examples of a file.
 
-    Rows that cannot be used are reported on stderr with file, line and reason, counted, and left out. Raises UserError
-    where the file does not exist, lacks a needed column, or has no usable row.
+    Lines that cannot be used are reported on stderr with file, line and reason, counted, and left out. Raises UserError
+    where the file does not exist, is no UTF-8 text, lacks a needed column, or has no usable row.
     """
     needed = ["id", *task.columns] + [task.label] * labelled
+    rows, faults, used = [], [], 0
     try:
-        with open(path, encoding="utf-8", errors="replace", newline="") as file:
-            reader = csv.reader(_without_nul(file), delimiter="\t")
-            header = next(reader, [])
-            missing = [column for column in needed if column not in header]
-            if missing:
-                raise UserError(f"{path} has no column {missing[0]!r} (it has {header}); see the formats in the README")
-            places = [header.index(column) for column in needed]
-            rows, faults = [], []
-            try:
-                for row in reader:
-                    fault = _fault(row, header, places, task, labelled)
-                    if fault:
-                        faults.append(f"{path}, line {reader.line_num}: {fault}")
-                    else:
-                        rows.append([row[place].strip() for place in places])
-            except csv.Error as error:
-                faults.append(f"{path}, line {reader.line_num}: {error}; the rest of the file is left out")
+        lines = task_files.read_rows(path)  # (numbers of the lines, fields, fault) for each row
+        header = task_files.header_of(lines, path, needed)
+        places = [header.index(column) for column in needed]
+        for numbers, fields, fault in lines:
+            fault = fault or _fault(fields, header, places, task, labelled)
+            if fault:
+                faults.append((numbers, fault))
+            else:
+                rows.append([fields[place].strip() for place in places])
+                used += len(numbers)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run `make data`, or name the folder with --data") from None
-    for fault in faults[:5]:
-        print(fault, file=sys.stderr)
-    if faults:
-        print(f"{path}: {len(faults)} of {len(faults) + len(rows)} rows left out", file=sys.stderr)
+    task_files.report(path, faults, used, "" if labelled else ", and their ids get no prediction")
     if not rows:
         raise UserError(f"{path} has no usable row; see the formats in the README")
     columns = list(map(list, zip(*rows, strict=True)))
@@ -150,29 +141,24 @@ def read_examples(path, task, labelled=True):
     return Examples(columns[0], columns[1], columns[2] if task.pair else None, labels)
 
 
-def _without_nul(lines):
-    """csv refuses a NUL byte; so does every tokenizer."""
-    return (line.replace("\0", "") for line in lines)
-
-
-def _fault(row, header, places, task, labelled):
+def _fault(fields, header, places, task, labelled):
     """Why a row cannot be used, or None."""
-    if len(row) != len(header):
-        return f"{len(row)} columns instead of {len(header)}, its quoting is broken"
-    values = [row[place].strip() for place in places]
+    if len(fields) != len(header):
+        return f"{len(fields)} columns instead of {len(header)}" + ", it ends with a tab" * (not fields[-1])
+    values = [fields[place].strip() for place in places]
     if not all(values[1 : 1 + len(task.columns)]):
         return "an empty sentence"
     if not labelled:
-        return None
+        return task_files.id_fault(values[0])
     try:
-        label = float(values[-1])
+        label = float(values[-1] if values[-1].isascii() and "_" not in values[-1] else "none")
     except ValueError:
         return f"the label {values[-1]!r:.40} is not a number"
     if not task.low <= label <= task.high or (task.classes and label != int(label)):
-        return f"the label {values[-1]} is not " + (
+        return f"the label {values[-1]:.40} is not " + (
             f"one of 0 to {task.classes - 1}" if task.classes else f"in {task.low} to {task.high}"
         )
-    return None
+    return task_files.id_fault(values[0])
 
 
 def data_path(folder, task, split):

@@ -1,9 +1,11 @@
-"""Files that are never half written: each is written aside and renamed."""
+"""Files that are never half written, and files that others wrote, which are what they should be or one sentence."""
 
 import contextlib
 import json
+import math
 import os
 import shutil
+import stat
 from pathlib import Path
 
 from support.console import UserError
@@ -64,12 +66,94 @@ def recover_folder(folder):
     shutil.rmtree(old, ignore_errors=True)
 
 
-def read_json(path):
-    """The value in a JSON file. Raises UserError for one that is not JSON."""
+# ----- reading what others wrote
+
+
+def open_regular(path):
+    """Opens a file for reading bytes. Raises UserError, at once, for a FIFO, a device, a socket or a directory."""
+    mode = os.stat(path).st_mode  # first: opening a FIFO waits for its other end, opening a device may act on it
+    for test, what in _NO_FILES.items():
+        if test(mode):
+            raise UserError(f"{path} is {what}, not a file; name a file")
+    return open(path, "rb")
+
+
+_NO_FILES = {
+    stat.S_ISDIR: "a folder",
+    stat.S_ISFIFO: "a pipe",
+    stat.S_ISCHR: "a device",
+    stat.S_ISBLK: "a device",
+    stat.S_ISSOCK: "a socket",
+}
+
+
+def read_text(path, most=100_000_000):
+    """The text of a UTF-8 file, with or without a byte order mark. Raises UserError for what is no text.
+
+    Args: most, bytes; a larger file is refused before it is read.
+    """
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > most:
+            raise UserError(f"{path} is larger than {most:,} bytes; name another file")
+        raw = file.read(most)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); delete it, or choose another folder") from None
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text; save it as UTF-8") from None
+
+
+def read_json(path, required=None, optional=None, remedy="fetch or write it again"):
+    """The object in a JSON file, a dict. See `parse_json` for the other arguments and for errors."""
+    return parse_json(read_text(path), path, required, optional, remedy)
+
+
+def parse_json(text, source, required=None, optional=None, remedy="fetch or write it again"):
+    """The object in a JSON text, a dict.
+
+    Args: source, what messages call it; required and optional, {key: type, or tuple of types}. `int` stands for whole
+    numbers, `float` for finite numbers of both kinds; True and False are of type `bool` alone. Other keys are left
+    alone. Raises UserError, with the remedy, for what is no JSON object, for NaN, for a key that is missing and for a
+    value of another type.
+    """
+    try:
+        value = json.loads(text, parse_constant=_no_number, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
+        raise UserError(f"{source} is not valid JSON ({reason:.100}); {remedy}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{source} is not a JSON object; {remedy}")
+    required, optional = required or {}, optional or {}
+    for key in required:
+        if key not in value:
+            raise UserError(f"{source} has no {key!r}; {remedy}")
+    for key, kinds in (required | optional).items():
+        if key in value and not _is_a(value[key], kinds):
+            raise UserError(f"{source}: {key} cannot be {shown(value[key])}; {remedy}")
+    return value
+
+
+def shown(value):
+    """A value as messages show it: 40 characters at most."""
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    text = repr(value[:40] if isinstance(value, str) else value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _is_a(value, kinds):
+    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+    return type(value) in kinds or (type(value) is int and float in kinds)
+
+
+def _no_number(text):
+    raise ValueError(f"{text} is not a number")
+
+
+def _finite(text):
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text:.20} is too large a number")
+    return value
 
 
 def write_json(path, value):

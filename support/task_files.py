@@ -1,0 +1,172 @@
+"""The lines of a task file: each is read, or there is a reason why not, with its number.
+
+A task file is tab-separated and quoted as CSV is (RFC 4180): a field that starts with a quote ends with one, and a
+quote inside is written twice. But sentences that people wrote hold stray quotes. A usual CSV reader takes such a quote
+for the start of a field that goes on over the next lines, and swallows them without a word. Here each line is decided
+by itself, so a stray quote costs one line.
+
+A field may still span lines, as CSV writers write it. It is read as one only where it cannot be mistaken: it has no tab
+in it (so none of its lines is a row of its own), a quote closes it in its place, and the row has all its columns.
+"""
+
+import collections
+import re
+import sys
+
+from support.console import UserError
+from support.files import open_regular
+
+LONGEST_LINE = 1 << 24  # bytes
+MOST_LINES, LONGEST_FIELD = 100, 1 << 20  # lines and characters of a field that spans lines
+QUOTED = re.compile(r'"((?:[^"]++|"")*+)(" *(?=\t|\Z))?')  # the closing quote stands before a tab or at the end
+OPEN = "a quote opens a field and never closes it"
+
+
+def read_rows(path):
+    """The rows of a UTF-8 text file, with or without a byte order mark; the first is the header.
+
+    Yields (numbers, fields, fault): the numbers of the lines that the row takes, from 1, a range; and either its
+    fields, a list of str, or the reason why it cannot be read, a str. Every line is in one of the rows, in order.
+    Raises UserError for a file that is no such text.
+    """
+    lines = _Ahead(_lines(path))
+    number, columns = 1, None
+    while (line := lines.peek(0)) is not None:
+        fields, fault = split(line)
+        count = 1
+        if fault == OPEN and columns and (spanning := _spanning(lines, columns)):
+            (count, fields), fault = spanning, None
+        columns = columns or len(fields or ())
+        yield range(number, number + count), fields, fault
+        lines.drop(count)
+        number += count
+
+
+def split(line):
+    """One line, or the lines that a quoted field spans, to its fields. Returns (fields, None) or (None, reason)."""
+    line = line.rstrip("\r\n")
+    if not line.strip():
+        return None, "it is blank"
+    if "\0" in line:
+        return None, "it holds a NUL byte"
+    fields, place = [], 0
+    while place <= len(line):
+        if line.startswith('"', place):
+            quoted = QUOTED.match(line, place)
+            if not quoted[2]:
+                return None, OPEN if quoted.end() == len(line) else "a quote closes a field before its end"
+            fields.append(quoted[1].replace('""', '"'))
+            place = quoted.end() + 1
+        else:
+            end = line.find("\t", place)
+            end = len(line) if end < 0 else end
+            fields.append(line[place:end])
+            place = end + 1
+    return fields, None
+
+
+def _spanning(lines, columns):
+    """The row of the next lines, whose first leaves a quoted field open: (how many lines, fields), or None."""
+    joined = lines.peek(0)
+    for count in range(1, MOST_LINES):
+        line = lines.peek(count)
+        if line is None or "\t" in line.partition('"')[0] or not _open_without_tab(joined):
+            return None
+        joined += line
+        fields, fault = split(joined) if '"' in line else (None, OPEN)
+        if fields is not None:
+            mistakable = any("\t" in field and ("\n" in field or "\r" in field) for field in fields)
+            return None if mistakable or len(fields) != columns else (count + 1, fields)
+        if fault != OPEN or len(joined) > LONGEST_FIELD:
+            return None
+    return None
+
+
+def _open_without_tab(text):
+    """Whether the field that the text leaves open has no tab, and so is what stands after the text's last tab."""
+    return split(text[text.rfind("\t") + 1 :])[1] == OPEN
+
+
+class _Ahead:
+    """An iterator in which one can look ahead."""
+
+    def __init__(self, items):
+        self.items, self.seen = iter(items), collections.deque()
+
+    def peek(self, i):
+        """The item after i others, or None."""
+        while len(self.seen) <= i:
+            self.seen.append(next(self.items, None))
+        return self.seen[i]
+
+    def drop(self, n):
+        for _ in range(n):
+            self.seen.popleft()
+
+
+def _lines(path):
+    """The lines of a text file, each with its ending."""
+    with open_regular(path) as file:
+        line = file.readline(LONGEST_LINE)
+        if line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in line:
+            raise UserError(f"{path} is not UTF-8 text (UTF-16, perhaps); save it as UTF-8")
+        if not line.endswith(b"\n") and b"\r" in line:  # nothing but carriage returns, as old Macs wrote
+            rest = iter(line.splitlines(keepends=True))
+            line = next(rest)
+        else:
+            rest = iter(lambda: file.readline(LONGEST_LINE), b"")
+        number = 1
+        while line:
+            if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
+                raise UserError(f"{path}, line {number}, is longer than {LONGEST_LINE:,} bytes: it is no task file")
+            try:
+                yield line.decode().lstrip("\ufeff")
+            except UnicodeDecodeError:
+                raise UserError(f"{path}, line {number}, is not UTF-8 text; save the file as UTF-8") from None
+            line, number = next(rest, b""), number + 1
+
+
+def header_of(rows, path, needed):
+    """Takes the header off `read_rows`: the names of the columns. Raises UserError where a needed one is missing."""
+    _, header, fault = next(rows, (None, [], None))
+    if fault:
+        raise UserError(f"{path}, line 1: {fault}, and the names of the columns should stand there")
+    header = [name.strip() for name in header]
+    for column in needed:
+        if header.count(column) != 1:
+            found = "no column" if column not in header else "more than one column"
+            raise UserError(f"{path} has {found} {column!r} (it has {header!s:.100}); see the formats in the README")
+    return header
+
+
+def id_fault(name):
+    """Why an id cannot stand in a prediction file, in lines of `<id> , <value> `; None where it can."""
+    if len(name.splitlines()) > 1 or "\t" in name or f"{name} , ".index(" , ") != len(name):
+        return f"the id {name!r:.40} holds a line break, a tab or ' , '"
+    return None
+
+
+def report(path, faults, used, note=""):
+    """Says on stderr which lines are left out, the first five with the reason, the others at least with their numbers.
+
+    Args: faults, a list of (numbers, reason), as `read_rows` numbers them; used, how many lines are not left out.
+    """
+    for numbers, reason in faults[:5]:
+        print(f"{path}, {_spans([numbers])[0]}: {reason}", file=sys.stderr)
+    spans = _spans([numbers for numbers, _ in faults[5:]])
+    for i in range(0, len(spans), 10):
+        print(f"{path}, {', '.join(spans[i : i + 10])}: left out, too", file=sys.stderr)
+    if faults:
+        left_out = sum(len(numbers) for numbers, _ in faults)
+        print(f"{path}: {left_out} of {left_out + used} lines left out{note}", file=sys.stderr)
+
+
+def _spans(ranges):
+    """Ranges of line numbers in words, neighbours joined: ["line 3", "lines 5-9"]."""
+    joined = []
+    for numbers in ranges:
+        if joined and joined[-1][1] == numbers.start:
+            joined[-1][1] = numbers.stop
+        else:
+            joined.append([numbers.start, numbers.stop])
+    return [f"line {a}" if b == a + 1 else f"lines {a}-{b - 1}" for a, b in joined]
