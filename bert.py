@@ -25,8 +25,9 @@ import torch
 from torch import nn
 
 from kernels import add_norm, attention, cls_attention, dropout, embed, feed_forward, linear
+from support.checks import check_memory
 from support.console import UserError
-from support.files import read_json, write_json
+from support.files import read_json, shown, write_json
 from support.safetensors import write_safetensors
 from weights import from_usual_names, read_model, to_usual_names
 
@@ -53,24 +54,25 @@ class BertConfig:
         path = Path(folder) / "config.json"
         if not path.exists():
             raise UserError(f"{folder} has no config.json; name the folder of a BERT model")
-        values = read_json(path)
-        if not isinstance(values, dict):
-            raise UserError(f"{path} is not a JSON object; fetch the model again")
+        values = read_json(path, optional={field.name: field.type for field in fields(cls)})
         for key, wanted in {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}.items():
             if values.get(key, wanted) != wanted:
-                raise UserError(f"{path} says {key} = {values[key]!r}, and only {wanted!r} is supported")
-        numbers = {f.name: values[f.name] for f in fields(cls) if f.name in values}
+                raise UserError(f"{path} says {key} = {shown(values[key])}, and only {wanted!r} is supported")
+        config = cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
         for field in fields(cls):
-            value = numbers.get(field.name, field.default)
-            right = (
-                type(value) is int and value >= 1 if field.type is int else type(value) in (int, float) and value >= 0
-            )
-            if not right or (field.name.endswith("_prob") and value >= 1):
-                raise UserError(f"{path}: {field.name} cannot be {value!r}; fetch the model again")
-        config = cls(**numbers)
+            value = getattr(config, field.name)
+            if value < (field.type is int) or (field.type is float and value >= 1):
+                raise UserError(f"{path}: {field.name} cannot be {shown(value)}; fetch the model again")
         if config.hidden_size % config.num_attention_heads:
-            raise UserError(f"{path}: hidden_size {config.hidden_size} is no multiple of num_attention_heads")
+            raise UserError(f"{path}: hidden_size {shown(config.hidden_size)} is no multiple of num_attention_heads")
+        check_memory(config.size(), config.num_hidden_layers, path)
         return config
+
+    def size(self):
+        """How many numbers all the weights are."""
+        H, F = self.hidden_size, self.intermediate_size
+        tables = (self.vocab_size + self.max_position_embeddings + self.type_vocab_size) * H
+        return tables + self.num_hidden_layers * (4 * H * H + 2 * H * F + 9 * H + F) + H * H + 3 * H
 
     def save(self, folder):
         """Writes `config.json`, which `transformers` reads."""

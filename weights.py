@@ -7,10 +7,10 @@ names; here is the translation, both ways. `model.safetensors` is a file of name
 """
 
 import sys
-from pathlib import Path
 
 import torch
 
+from support import weight_files
 from support.console import UserError
 from support.safetensors import read_safetensors
 
@@ -55,7 +55,7 @@ def from_usual_names(tensors, shapes, std, source):
 
     Args: shapes, of our parameters by name; std, of a pooler that starts at random because the tensors have none;
     source, the folder, for messages. Tensors that the encoder does not have (a language-model head, say) are left
-    alone. Raises UserError where another tensor is missing or has another shape.
+    alone. Raises UserError where another tensor is missing, has another shape, or holds anything but finite floats.
     """
     found = {}
     for name, tensor in tensors.items():
@@ -70,31 +70,21 @@ def from_usual_names(tensors, shapes, std, source):
             state[name] = torch.randn(shape) * std if len(shape) == 2 else torch.zeros(shape)
             continue
         if missing:
-            raise UserError(f"{source} has no weight {missing[0]}; it is not what its config.json describes")
+            raise UserError(f"{source} has no weight {missing[0]} of floats; it is not what its config.json describes")
         part = (shape[0] // len(names), *shape[1:])
         for n in names:
             if found[n].shape != part:
                 raise UserError(f"{source}: {n} is {tuple(found[n].shape)}, where config.json asks for {part}")
-        state[name] = torch.cat([found[n] for n in names]).float()
+        state[name] = torch.cat([weight_files.checked(found[n], n, source) for n in names])
     return state
 
 
 def read_model(folder):
     """The tensors of a model folder, by the names in its file: `model.safetensors`, or else `pytorch_model.bin`.
 
-    Raises UserError where it has neither, or one that cannot be read.
+    Large models come in parts. Raises UserError where the folder has neither, or one that cannot be read.
     """
-    folder = Path(folder)
-    if (folder / "model.safetensors").exists():
-        return read_safetensors(folder / "model.safetensors")
-    pickled = folder / "pytorch_model.bin"
-    if not pickled.exists():
-        raise UserError(f"{folder} has neither model.safetensors nor pytorch_model.bin; name the folder of a model")
-    try:
-        tensors = torch.load(pickled, map_location="cpu", weights_only=True)
-        if not isinstance(tensors, dict) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
-            raise ValueError("it is not a dict of tensors")
-        return tensors
-    except Exception as error:  # torch.load raises whatever its parser met
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{pickled} is not a checkpoint that can be read safely ({reason}); fetch it again") from None
+    tensors = {}
+    for path in weight_files.find(folder):
+        tensors |= read_safetensors(path) if path.suffix == ".safetensors" else weight_files.read_pickled(path)
+    return tensors

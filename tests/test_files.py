@@ -1,0 +1,88 @@
+"""JSON and other files that somebody else wrote: what they should be, or one sentence."""
+
+import json
+import os
+import socket
+
+import pytest
+
+from support.console import UserError
+from support.files import open_regular, parse_json, read_json, read_text, shown, write_json
+
+
+def test_json_is_read_back_with_keys_of_the_right_types(tmp_path):
+    value = {"n": 3, "x": 0.5, "name": "é", "flag": True, "nothing": None, "more": [1, {"a": 2}]}
+    write_json(tmp_path / "f", value)
+    assert read_json(tmp_path / "f") == value
+    kinds = {"n": int, "x": float, "name": str, "flag": bool, "nothing": (str, type(None)), "more": list}
+    assert read_json(tmp_path / "f", kinds, {"absent": int}) == value
+    assert read_json(tmp_path / "f", {"n": float}) == value  # a whole number is a number
+    (tmp_path / "f").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_json(tmp_path / "f") == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        (b"", "not valid JSON"),
+        (b"{", "not valid JSON"),
+        (b"{} {}", "not valid JSON"),
+        (b"[" * 100_000, "nested too deep"),
+        (b'{"a":' * 100_000, "nested too deep"),
+        (b'{"n": NaN}', "not a number"),
+        (b'{"n": -Infinity}', "not a number"),
+        (b'{"n": 1e999}', "too large"),
+        (b'{"n": ' + b"9" * 100_000 + b"}", "not valid JSON"),
+        (b"null", "not a JSON object"),
+        (b"[1]", "not a JSON object"),
+        (b"3", "not a JSON object"),
+        (b"{}", "has no 'n'"),
+        (b'{"n": null}', "n cannot be None"),
+        (b'{"n": true}', "n cannot be True"),
+        (b'{"n": 1.0}', "n cannot be 1.0"),
+        (b'{"n": "' + b"x" * 100_000 + b'"}', "n cannot be 'xxx"),
+        (b'{"n": [[1]]}', "n cannot be a list"),
+        (b'{"n": 1, "o": 1}', "o cannot be 1"),
+        (b'{"n": "\xff"}', "UTF-8"),
+        ('{"n": 1}'.encode("utf-16"), "UTF-8"),
+        (b"\0" * 1000, "not valid JSON"),
+    ],
+)
+def test_json_that_is_not_what_it_should_be_is_one_sentence(tmp_path, raw, reason):
+    path = tmp_path / "file.json"
+    path.write_bytes(raw)
+    with pytest.raises(UserError, match=reason) as refused:
+        read_json(path, {"n": int}, {"o": str}, "train again")
+    assert str(path) in str(refused.value)
+    assert len(str(refused.value)) - len(str(path)) < 200
+
+
+def test_json_text_of_a_line_is_checked_as_files_are():
+    assert parse_json('{"step": 3}', "line 2", {"step": int}) == {"step": 3}
+    with pytest.raises(UserError, match=r"^line 2 has no 'step'"):
+        parse_json("{}", "line 2", {"step": int})
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as unix:
+        os.chdir(tmp_path)
+        unix.bind("socket")
+    os.symlink(tmp_path / "pipe", tmp_path / "link")
+    kinds = {tmp_path: "a folder", "pipe": "a pipe", "link": "a pipe", "socket": "a socket", "/dev/zero": "a device"}
+    for path, kind in kinds.items():
+        with pytest.raises(UserError, match=f"is {kind}, not a file"):
+            open_regular(path)
+
+
+def test_a_hole_of_4_gb_is_not_read(tmp_path):
+    with open(tmp_path / "f", "wb") as file:
+        file.truncate(2**32)
+    with pytest.raises(UserError, match="larger than"):
+        read_text(tmp_path / "f")
+
+
+def test_a_value_in_a_message_is_short():
+    deep = json.loads("[" * 500 + "]" * 500)
+    for value in ("x" * 10**6, 10**4000, deep, {"a": deep}, -1.5, None):
+        assert len(shown(value)) <= 40
