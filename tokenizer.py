@@ -26,15 +26,13 @@ so that hidden states are (T, H), everything that looks at one token at a time (
 LayerNorm) needs no mask at all, and the [CLS] rows are `hidden_states[batch.cls_rows]`.
 """
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import tokenizers
 import torch
 
 from support.console import UserError
+from support.vocabulary import read_wordpiece, write_wordpiece
 
 MAX_TOKENS = 512  # BERT has this many position embeddings
 
@@ -119,17 +117,10 @@ class Tokenizer:
         max_tokens, at least 3, how many the model has positions for; vocab_size, how many pieces it knows.
         Raises UserError where the folder has no usable tokenizer.
         """
-        folder = Path(folder)
         self.max_tokens = min(max_tokens, MAX_TOKENS)
-        try:
-            if (folder / "tokenizer.json").exists():
-                self.wordpiece = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-            else:
-                self.wordpiece = _from_vocabulary(folder)
-        except UserError:
-            raise
-        except Exception as error:  # the library raises bare Exception on a file it cannot read
-            raise UserError(f"{folder} has no usable tokenizer ({error}); download the model again") from None
+        if max_tokens < 3:
+            raise UserError(f"{folder}: {max_tokens} positions are too few for [CLS] and two [SEP]; use another model")
+        self.wordpiece = read_wordpiece(folder)
         self.wordpiece.no_padding()
         self.wordpiece.no_truncation()
         self.cls, self.sep, _ = (self._special(token, folder) for token in ("[CLS]", "[SEP]", "[UNK]"))
@@ -166,42 +157,16 @@ class Tokenizer:
 
     def save(self, folder):
         """Writes `tokenizer.json`, `vocab.txt` and `tokenizer_config.json`, which `transformers` reads."""
-        folder = Path(folder)
-        self.wordpiece.save(str(folder / "tokenizer.json"))
-        words = sorted(self.wordpiece.get_vocab().items(), key=lambda item: item[1])
-        (folder / "vocab.txt").write_text("".join(word + "\n" for word, _ in words), encoding="utf-8")
-        normalizer = json.loads(self.wordpiece.to_str())["normalizer"] or {}
-        config = {"tokenizer_class": "BertTokenizer", "do_lower_case": bool(normalizer.get("lowercase"))}
-        config["model_max_length"] = self.max_tokens
-        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_wordpiece(folder, self.wordpiece, self.max_tokens)
 
 
 def truncate_longer_first(a, b, room):
-    """Shortens the longer of two lists, one item at a time from its end, until len(a) + len(b) <= room."""
-    cut = max(0, len(a) + len(b) - room)
-    gap = abs(len(a) - len(b))
-    from_longer = min(cut, gap)  # first down to equal length, then in turn, a first
-    rest = cut - from_longer
-    cut_a, cut_b = (rest + 1) // 2, rest // 2
-    if len(a) >= len(b):
-        cut_a += from_longer
-    else:
-        cut_b += from_longer
-    return a[: len(a) - cut_a], b[: len(b) - cut_b]
+    """Shortens the longer of two lists from its end until len(a) + len(b) <= room; the longer keeps the odd item.
 
-
-def _from_vocabulary(folder):
-    """The library's tokenizer from `vocab.txt`, one piece a line, as the first BERT models were published."""
-    vocabulary = folder / "vocab.txt"
-    if not vocabulary.exists():
-        raise UserError(f"{folder} has neither tokenizer.json nor vocab.txt; name the folder of a BERT model")
-    config = folder / "tokenizer_config.json"
-    lower = json.loads(config.read_text(encoding="utf-8")).get("do_lower_case", True) if config.exists() else True
-    words = vocabulary.read_text(encoding="utf-8").split("\n")
-    ids = {word.rstrip("\r"): i for i, word in enumerate(words) if word or i + 1 < len(words)}
-    library = tokenizers.Tokenizer(tokenizers.models.WordPiece(ids, unk_token="[UNK]"))
-    library.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lower)
-    library.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    library.decoder = tokenizers.decoders.WordPiece()
-    library.add_special_tokens([t for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if t in ids])
-    return library
+    Of two lists of one length, that is b.
+    """
+    if len(a) + len(b) <= room:
+        return a, b
+    shorter = min(len(a), len(b), room // 2)
+    keep = room - shorter if len(a) > len(b) else shorter
+    return a[:keep], b[: room - keep]

@@ -1,7 +1,10 @@
-import random
+import itertools
+import json
+import os
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from conftest import write_vocabulary
 
@@ -34,20 +37,26 @@ def test_an_unknown_word_is_cut_into_its_pieces(tokenizer):
     assert pieces(tokenizer, ids) == ["[CLS]", "g", "##d", "[SEP]"]
 
 
-def test_truncation_takes_from_the_longer_sentence_one_token_at_a_time():
-    def slow(a, b, room):
-        while len(a) + len(b) > room:
-            if len(a) >= len(b):
-                a = a[:-1]
-            else:
-                b = b[:-1]
-        return a, b
+def test_pairs_are_cut_as_the_tokenizers_library_cuts_them():
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1}))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    for room in (1, 2, 5, 8, 9, 12, 13, 14, 15):
+        words.enable_truncation(room, strategy="longest_first")
+        for i, j in itertools.product(range(1, 17), repeat=2):
+            expected = words.encode("a " * i, "b " * j, add_special_tokens=False).ids
+            a, b = truncate_longer_first([0] * i, [1] * j, room)
+            assert a + b == expected, (i, j, room)
 
-    rng = random.Random(0)
-    for _ in range(500):
-        a, b = ([*range(rng.randint(0, 30))] for _ in range(2))
-        room = rng.randint(0, 40)
-        assert truncate_longer_first(a, b, room) == slow(a, b, room)
+
+def test_pairs_are_cut_one_token_at_a_time_from_the_longer_one():
+    for a, b, room in itertools.product(range(20), range(20), range(12)):
+        left, right = a, b
+        while left + right > room:
+            if left > right or (left == right and a <= b):
+                left -= 1
+            else:
+                right -= 1
+        assert tuple(map(len, truncate_longer_first("x" * a, "y" * b, room))) == (left, right)
 
 
 def test_nothing_is_longer_than_512_tokens(tokenizer):
@@ -111,3 +120,87 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="no usable tokenizer"):
         Tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    os.mkfifo(tmp_path / "tokenizer.json")
+    with pytest.raises(UserError, match="a pipe"):
+        Tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        (b'{"model": 3}', "model cannot be 3"),
+        (b'{"model": {"type": "WordPiece"}}', "no usable tokenizer"),
+        (b"[" * 100_000, "nested too deep"),
+        (b"\xff\xfe", "UTF-8"),
+        (b"null", "not a JSON object"),
+    ],
+)
+def test_a_damaged_tokenizer_is_one_sentence(tmp_path, raw, reason):
+    (tmp_path / "tokenizer.json").write_bytes(raw)
+    with pytest.raises(UserError, match=reason) as refused:
+        Tokenizer(tmp_path)
+    assert len(str(refused.value)) - len(str(tmp_path)) < 250
+
+
+@pytest.mark.parametrize("lower", [True, False])
+@pytest.mark.parametrize("accents", [True, False, None])
+@pytest.mark.parametrize("chinese", [True, False])
+def test_capitals_accents_and_chinese_characters_are_as_the_folder_says(tmp_path, lower, accents, chinese):
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "cafe", "café", "Café", "Cafe", "中", "中国", "##国"]
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
+    config = {"do_lower_case": lower, "strip_accents": accents, "tokenize_chinese_chars": chinese}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = Tokenizer(tmp_path)
+    stripped = lower if accents is None else accents
+    word = ("cafe" if lower else "Cafe") if stripped else ("café" if lower else "Café")
+    assert pieces_of(tokenizer, "Café") == [word]
+    assert pieces_of(tokenizer, "中国") == (["中", "[UNK]"] if chinese else ["中国"])
+    tokenizer.save(tmp_path)
+    saved = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert saved.items() >= (config | {"tokenizer_class": "BertTokenizer"}).items()
+
+
+def pieces_of(tokenizer, text):
+    return pieces(tokenizer, tokenizer.encode([text])[0][0])[1:-1]
+
+
+def test_a_tokenizer_that_is_not_the_usual_one_is_saved_as_it_stands(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    text = json.loads((tmp_path / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(text | {"normalizer": None}))
+    again = Tokenizer(tmp_path)
+    again.save(tmp_path)
+    saved = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert saved["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert saved["cls_token"] == "[CLS]"
+    assert json.loads((tmp_path / "tokenizer.json").read_text())["post_processor"]["type"] == "TemplateProcessing"
+
+
+def test_duplicate_and_blank_lines_of_a_vocabulary_shift_no_id(tmp_path):
+    lines = ["[PAD]", "[UNK]", "good", "", "[CLS]", "[SEP]", "good", "bad", "\u2028", "bad", "film", "", ""]
+    (tmp_path / "vocab.txt").write_text("\ufeff" + "\r\n".join(lines), encoding="utf-8")
+    first = Tokenizer(tmp_path)
+    ids = first.encode(["good bad film"])[0][0].tolist()
+    assert ids == [4, 6, 9, 10, 5]
+    first.save(tmp_path)
+    assert (tmp_path / "vocab.txt").read_text(encoding="utf-8").split("\n")[9:11] == ["bad", "film"]
+    assert Tokenizer(tmp_path).encode(["good bad film"])[0][0].tolist() == ids
+    (tmp_path / "tokenizer.json").unlink()
+    assert Tokenizer(tmp_path, vocab_size=11).encode(["good bad film"])[0][0].tolist() == ids
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no full device here")
+def test_a_full_disk_names_the_file(tokenizer, tmp_path):
+    os.symlink("/dev/full", tmp_path / "vocab.txt.part")
+    with pytest.raises(OSError, match="No space left") as full:
+        tokenizer.save(tmp_path)
+    assert full.value.filename == str(tmp_path / "vocab.txt")
+
+
+def test_a_model_without_room_for_the_special_tokens_is_refused(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    ids, first = Tokenizer(tmp_path, max_tokens=3).encode(["good"], ["bad"])[0]
+    assert (len(ids), first) == (3, 2)
+    with pytest.raises(UserError, match="2 positions are too few"):
+        Tokenizer(tmp_path, max_tokens=2)
