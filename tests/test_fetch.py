@@ -64,3 +64,13 @@ def test_no_network_and_a_missing_file_are_one_sentence(server, tmp_path, refuse
     refused(fetch.main, ["--out", tmp_path / "x", "--url", "http://127.0.0.1:9/"], "no network")
     (Files.folder / "sts-dev.csv").unlink()
     refused(fetch.main, ["--out", tmp_path / "y", "--url", server], "sts-dev.csv", "404")
+
+
+def test_a_page_in_place_of_a_file_and_an_address_that_is_none_are_one_sentence(server, tmp_path, refused):
+    (Files.folder / "ids-sst-train.csv").write_text("<!DOCTYPE html><title>Sign in</title>")
+    refused(fetch.main, ["--out", tmp_path / "x", "--url", server], "a page", "--url")
+    assert list((tmp_path / "x").iterdir()) == []
+    for url in ("nowhere", "http://[x/", "c:\\data", "http://127.0.0.1:port"):
+        refused(fetch.main, ["--out", tmp_path / "x", "--url", url], "--url")
+    (tmp_path / "file").write_text("")
+    refused(fetch.main, ["--out", tmp_path / "file", "--url", server], tmp_path / "file", "a folder")
