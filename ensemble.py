@@ -21,6 +21,8 @@ ensemble's metric grows. Choices are made on dev, so the scores there are too go
 Every model is evaluated once: what it says is kept in its run until the model or the data change.
 """
 
+import support.interrupt  # noqa: F401, Ctrl-C is one line from here on
+
 import sys
 from pathlib import Path
 

@@ -15,7 +15,9 @@ import numpy as np
 import torch
 
 from support import distributed
+from support.console import UserError
 from support.files import replacing
+from support.task_files import id_fault
 from tasks import TASKS
 
 
@@ -117,9 +119,14 @@ def majority(task, labels):
 
 
 def write_predictions(path, task, ids, values):
-    """A prediction file as the course's tools read it. Args: ids, n str; values, `outputs` (n, ...)."""
+    """A prediction file as the course's tools read it. Args: ids, n str; values, `outputs` (n, ...).
+
+    Raises UserError for an id that such a file cannot hold (`tasks.read_examples` reports them).
+    """
     lines = [f"id \t {task.output} "]
     for name, value in zip(ids, decide(task, values), strict=True):
+        if fault := id_fault(name):
+            raise UserError(f"{path} cannot be written: {fault}; give it another id in its task file")
         lines.append(f"{name} , {value:.4f} " if not task.classes else f"{name} , {value} ")
     with replacing(path) as file:
         file.write(("\n".join(lines) + "\n").encode())

@@ -8,6 +8,8 @@
 Each with `--run DIR`, the folder of a run of `multitask.py`.
 """
 
+import support.interrupt  # noqa: F401, Ctrl-C is one line from here on
+
 import itertools
 import sys
 from argparse import Namespace
@@ -16,7 +18,7 @@ from pathlib import Path
 from evaluate import decide, outputs
 from model import MultitaskBert
 from support import evidence, files, run_folder
-from support.console import Parser, UserError, command
+from support.console import Parser, UserError, as_utf8, command
 from support.flags import add_device, choose_device
 from support.output_cache import cached_outputs, model_folder
 from tasks import SPLITS, TASKS, DataSet, Examples, data_path, fingerprint, load_examples
@@ -71,8 +73,9 @@ def describe_lines(model, tokenizer, lines):
 def data_flags(run):
     """Which data a run was trained on: a Namespace of --data, --max_examples, and a --TASK_SPLIT for each file."""
     model_folder(run)  # there is one
-    saved = files.read_json(Path(run) / "config.json")
-    if not isinstance(saved, dict) or any(name not in saved for name in SOURCES):
+    kinds = dict.fromkeys(SOURCES, (str, type(None))) | {"data": str, "max_examples": (int, type(None))}
+    saved = files.read_json(Path(run) / "config.json", optional=kinds, remedy="leave this run out")
+    if any(name not in saved for name in SOURCES):
         raise UserError(f"{run} is no run of multitask.py on the tasks {', '.join(TASKS)}; leave it out")
     return Namespace(**{name: saved[name] for name in SOURCES})
 
@@ -141,43 +144,47 @@ def main(argv=None):
     if args.sentences and (args.file or not all(text.strip() for text in args.sentences)):
         raise UserError("give one sentence, or two, that are not empty, or a --file, but not both")
     lines = (
-        read_lines(args.file)
-        if args.file
-        else ["\t".join(args.sentences).encode(errors="ignore").decode()]
-        if args.sentences
-        else None
+        read_lines(args.file) if args.file else ["\t".join(map(as_utf8, args.sentences))] if args.sentences else None
     )
     folder = run_folder.best_folder(args.run)
     if not folder.exists():
-        raise UserError(f"{args.run} holds no trained model; train one with `make train`, or name a run with --run")
+        way = f"`python multitask.py --resume --out {args.run}` goes on with one until its next epoch ends"
+        raise UserError(f"{args.run} holds no trained model; {way}, `make train` trains one, --run names another")
     model, tokenizer = MultitaskBert.load(folder)
     model.to(choose_device(args))
     if lines is not None:
+        if not any(line.strip() for line in lines):
+            raise UserError(f"--file {args.file} holds no sentence; write one a line")
         describe_lines(model, tokenizer, lines)
     else:
         print("Type a sentence, or two with a tab (or ' || ') between them. An empty line ends.")
-        while line := _ask():
-            try:
-                describe_lines(model, tokenizer, [line.replace("||", "\t")])
-            except UserError as error:
-                print(error)
+        while (line := _ask()) != "":
+            if line is not None:
+                describe_lines(model, tokenizer, [line])
 
 
 def read_lines(file):
     """The lines of a UTF-8 file, or of standard input where `file` is "-"."""
-    raw = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    if file != "-":
+        return files.read_text(file).split("\n")
     try:
-        return raw.decode("utf-8").split("\n")
+        return sys.stdin.buffer.read().decode("utf-8-sig").split("\n")
     except UnicodeDecodeError:
-        raise UserError(f"{file} is not UTF-8 text; save it as UTF-8") from None
+        raise UserError("standard input is not UTF-8 text; save it as UTF-8") from None
 
 
 def _ask():
-    """The next line that somebody types, without what is not text in it; "" at the end."""
+    """The next line that somebody types, a tab for " || "; "" at the end, None for what cannot be answered."""
     try:
-        return input("> ").encode(errors="ignore").decode().strip()
-    except (EOFError, UnicodeDecodeError):
+        line = as_utf8(input("> "), sys.stdin.encoding).replace("||", "\t").strip()
+        if line.count("\t") < 2:
+            return line
+        print("that is more than two sentences")
+    except EOFError:
         return ""
+    except UserError as error:
+        print(error)
+    return None
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ and .json. All figures are of the dev set, at the epoch with the best dev score.
 their deviation leaves out that stage's. The published ensemble had weights.
 """
 
+import support.interrupt  # noqa: F401, Ctrl-C is one line from here on
+
 import shlex
 import sys
 from argparse import Namespace

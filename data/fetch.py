@@ -44,7 +44,7 @@ def fetch(url, path, timeout=60):
         total = -1
     except (urllib.error.URLError, TimeoutError) as error:
         reason = getattr(error, "reason", error)
-        raise UserError(f"no network, or {url} is out of reach ({reason}); data/sample needs neither") from None
+        raise UserError(f"no network, or --url {url} is out of reach ({reason}); data/sample needs neither") from None
     except (ValueError, http.client.HTTPException):
         raise UserError(f"--url: {url!r:.100} is no address of a file; leave it out, or begin with https://") from None
     size = part.stat().st_size

@@ -4,7 +4,7 @@ Every command of this project is wrapped in `command`, so that
 
   * a mistake in what was asked for (`UserError`), a full disk or a forbidden folder ends with ONE sentence on
     stderr, of 300 characters at most, and exit code 2, never with a traceback;
-  * Ctrl-C ends with exit code 130, also while modules are being imported (`support/__init__.py`);
+  * Ctrl-C ends with exit code 130, also while modules are being imported (`support/interrupt.py`);
   * `| head` ends quietly;
   * anything else is a bug in the project, and does show its traceback.
 """
@@ -87,6 +87,7 @@ def _sentence(error):
     where = error.filename
     if where is None:  # printing does not say where it failed
         try:
+            sys.stdout.write("\n")
             sys.stdout.flush()
         except OSError:
             where = "standard output"
@@ -102,7 +103,10 @@ def _discard_output():
 
 def shortened(message, most=290):
     """A message on one line, of at most `most` printable characters: its start and its end, where the remedy stands."""
-    text = "".join(c if c.isprintable() else " " if c.isspace() else ascii(c)[1:-1] for c in str(message))
+    message = str(message)
+    if len(message) > 10 * most:
+        message = message[: 5 * most] + message[-5 * most :]
+    text = "".join(c if c.isprintable() else " " if c.isspace() else ascii(c)[1:-1] for c in message)
     return text if len(text) <= most else f"{text[: most - 105]} ... {text[-100:]}"
 
 
@@ -123,7 +127,8 @@ def as_utf8(text, encoding=None):
 def open_standard_streams():
     """Something to read, write and fail into, where the program was started with a standard stream closed.
 
-    Otherwise the next file that is opened would be the standard stream. What the terminal cannot show is escaped.
+    Otherwise the next file that is opened would be the standard stream. Characters that the terminal cannot show are
+    escaped; bytes that are no text wait for `as_utf8`.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -132,8 +137,9 @@ def open_standard_streams():
             os.open(os.devnull, os.O_RDWR)  # takes the smallest free number, which is this one
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115, open to the end
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
+        with contextlib.suppress(AttributeError, ValueError):  # not a file, or read from already
+            stream.reconfigure(errors=errors)
 
 
 def progress(total, initial=0, unit="step", title=""):

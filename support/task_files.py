@@ -141,7 +141,7 @@ def header_of(rows, path, needed):
 
 def id_fault(name):
     """Why an id cannot stand in a prediction file, in lines of `<id> , <value> `; None where it can."""
-    if len(name.splitlines()) > 1 or "\t" in name or f"{name} , ".index(" , ") != len(name):
+    if name.splitlines() not in ([], [name]) or "\t" in name or f"{name} , ".index(" , ") != len(name):
         return f"the id {name!r:.40} holds a line break, a tab or ' , '"
     return None
 

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from evaluate import accuracy, dev_score, majority, pearson, probabilities, score, write_predictions
+from support.console import UserError
 from tasks import TASKS
 
 
@@ -51,3 +52,16 @@ def test_prediction_files_are_the_course_s(tmp_path):
     assert (tmp_path / "para").read_text() == "id \t Predicted_Is_Paraphrase \na1 , 1 \n"
     write_predictions(tmp_path / "sts", TASKS["sts"], ["a1"], np.array([2.25]))
     assert (tmp_path / "sts").read_text() == "id \t Predicted_Similiary \na1 , 2.2500 \n"
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\tb", "a , b", "a\x85b", "a\r", "a ,"])
+def test_an_id_that_breaks_a_prediction_file_is_refused_before_anything_is_written(tmp_path, name):
+    with pytest.raises(UserError, match="cannot be written: the id"):
+        write_predictions(tmp_path / "sst", TASKS["sst"], ["fine", name], np.eye(5)[[3, 0]])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["", "a,b", ", a", "a,", "'", '"', "é 1"])
+def test_the_lines_of_a_prediction_file_have_two_parts(tmp_path, name):
+    write_predictions(tmp_path / "sst", TASKS["sst"], [name], np.eye(5)[[3]])
+    assert (tmp_path / "sst").read_text().splitlines()[1].split(" , ") == [name, "3 "]
