@@ -206,13 +206,11 @@ def main(argv=None):
     if not asked:
         raise UserError("there is no test file at all; leave out --split test")
     labels = {name: examples.labels for name, examples in dev.items()}
-    found, alone = [], []
+    found, alone, tuned = [], [], {}
     for run in args.runs:
         print(f"scoring {run} on dev", file=sys.stderr)  # before the warnings that this may bring
         found.append(outputs_of(run, dev, "dev", device))
         alone.append({name: score(TASKS[name], values, labels[name]) for name, values in found[-1].items()})
-
-    tuned = {}
     if args.method == "soup":
         measure = lambda: outputs_of(args.out, dev, "dev", device)  # noqa: E731
         members, metrics = make_soup(args, weights, [dev_score(m) for m in alone], dev, device, measure)

@@ -53,9 +53,7 @@ def check(args, rows):
 
 def check_flags(args, kept, row, seed):
     """The same for one run in --out, and for a run or evidence in the folder `kept`."""
-    wanted = flags.parse_multitask(
-        [*row_flags(args, row, seed), "--resume"], *TABLES
-    )  # compares with the run, if there is one
+    wanted = flags.parse_multitask([*row_flags(args, row, seed), "--resume"], *TABLES)  # compares with the run, too
     if kept:
         evidence.check_flags(kept, vars(wanted), vars(flags.multitask_parser(*TABLES).parse_args([])))
 

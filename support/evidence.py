@@ -41,7 +41,7 @@ def is_evidence(folder):
 
 def record_of(folder):
     """The dict in record.json."""
-    return files.read_json(Path(folder) / "record.json")
+    return files.read_json(Path(folder) / "record.json", {"row": str, "seed": int, "data": dict, "examples": dict})
 
 
 def find(root, row=None, seeds=None):
@@ -88,7 +88,8 @@ def from_float16(z):
 
 def check_finished(run):
     """Raises UserError for a run that is not finished, or has seen only some of the dev examples."""
-    config, lines = files.read_json(Path(run) / "config.json"), _dev_lines(run)
+    kinds = {"epochs": int, "max_examples": (int, type(None))}
+    config, lines = files.read_json(Path(run) / "config.json", kinds), _dev_lines(run)
     if not lines or lines[-1]["epoch"] < config["epochs"]:
         raise UserError(f"{run} is not finished; go on with it first: python multitask.py --resume --out {run}")
     if config["max_examples"]:

@@ -41,7 +41,7 @@ def run(script, argv, folder, again):
         code, stop = child.wait(), True
     signal.signal(signal.SIGTERM, before)
     part = folder / "seconds.json"
-    seconds = (files.read_json(part) if part.exists() else 0) + time.time() - started
+    seconds = (files.read_json(part, {"seconds": float})["seconds"] if part.exists() else 0) + time.time() - started
     if code == 0:
         device = "cuda" if torch.cuda.is_available() and "cpu" not in argv else "cpu"
         row = {"seconds": round(seconds), "commit": commit(), "device": device_name(device)}
@@ -49,7 +49,7 @@ def run(script, argv, folder, again):
         shutil.rmtree(folder / "last", ignore_errors=True)  # three times the model, and good for resuming only
         part.unlink(missing_ok=True)
     elif folder.exists():
-        files.write_json(part, seconds)
+        files.write_json(part, {"seconds": seconds})
     if stop or code == 130:
         print(f"stopped; go on with: python {again}")
         raise SystemExit(130)
