@@ -63,10 +63,10 @@ def test_json_text_of_a_line_is_checked_as_files_are():
         parse_json("{}", "line 2", {"step": int})
 
 
-def test_what_is_no_file_is_refused_at_once(tmp_path):
+def test_what_is_no_file_is_refused_at_once(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe")
     with socket.socket(socket.AF_UNIX) as unix:
-        os.chdir(tmp_path)
+        monkeypatch.chdir(tmp_path)
         unix.bind("socket")
     os.symlink(tmp_path / "pipe", tmp_path / "link")
     kinds = {tmp_path: "a folder", "pipe": "a pipe", "link": "a pipe", "socket": "a socket", "/dev/zero": "a device"}
