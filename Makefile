@@ -10,7 +10,11 @@ OUT ?= runs/sample
 DATA ?= data/sample
 FLAGS ?=
 PRESET ?= sample
-TABLES = runs/tables/$(PRESET)
+EVIDENCE ?= results/runs
+WEAK = $(wildcard $(EVIDENCE)/smart-weak-8-*)
+STRONG = $(wildcard $(EVIDENCE)/smart-strong-8-*)
+# five models of one kind for the maps: seeds of one row, as far as they go
+ALIKE = $(wordlist 1,5,$(wildcard $(EVIDENCE)/means-*) $(wildcard $(EVIDENCE)/plain-*))
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9 _-]+:.*## / {printf "%-24s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,10 +31,11 @@ predict: $(READY)  ## type sentences, see what the trained model says (OUT=DIR)
 table1 table2 table3: $(READY)  ## reproduce a table, run by run, resumable (PRESET=sample|minilm|paper FLAGS="...")
 	$(RUN) reproduce.py --table $(@:table%=%) --preset $(PRESET) $(FLAGS)
 
-figures: $(READY)  ## draw the figures from the runs of table 2 into results/ (PRESET=...)
-	$(RUN) visualize.py smart --plain $(TABLES)/simcse-pals-[0-9]* --weak $(TABLES)/simcse-pals-smart-weak-* --strong $(TABLES)/simcse-pals-smart-strong-* --out results/smart-$(PRESET).png
-	$(RUN) visualize.py embeddings --runs $(TABLES)/finetune-11711 $(TABLES)/pals-11711 $(TABLES)/simcse-pals-11711 $(TABLES)/smart-weak-11711 $(TABLES)/simcse-finetune-11711 --out results/embeddings-$(PRESET).png
-	$(RUN) visualize.py curves $(TABLES)/finetune-* --out results/curves-$(PRESET).png
+figures: $(READY)  ## draw the figures into results/, from the evidence of runs in EVIDENCE=results/runs
+	$(if $(and $(WEAK),$(STRONG)),$(RUN) visualize.py smart --weak $(WEAK) --strong $(STRONG) --out results/smart.png,@echo "no evidence of SMART over 8 epochs yet: results/smart.png stays as it is")
+	$(RUN) visualize.py embeddings --runs $(ALIKE) --method pca --out results/pca.png
+	$(RUN) visualize.py embeddings --runs $(ALIKE) --method tsne --out results/tsne.png
+	$(RUN) visualize.py curves $(wildcard $(EVIDENCE)/plain-* $(EVIDENCE)/means-*) --out results/curves.png
 
 everyday: $(READY)  ## ask the trained model about sixty everyday sentences and pairs (OUT=DIR)
 	$(RUN) data/everyday.py --run $(OUT)

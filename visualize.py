@@ -32,7 +32,9 @@ from tasks import TASKS, DataSet
 
 SST = TASKS["sst"]
 METHODS = {"pca": "PCA", "tsne": "t-SNE"}
-COMPONENTS = 16  # of the embeddings, that evidence keeps: those of a fine-tuned model have hardly more
+# principal components of the embeddings that maps are made from, and evidence keeps: 97 % of the variance of a plain
+# model's; 45 % with --use_means, where the mean of hidden states is spread over all of its dimensions
+COMPONENTS = 16
 
 
 # ----- what runs recorded
@@ -115,6 +117,8 @@ def map_models(args, examples):
         p = np.mean([seen[i][1] for i in typical[:k]], 0)
         xy = pca(h) if args.method == "pca" else tsne(h, args.perplexity, seed=args.seed)
         height, accuracy = p @ np.arange(SST.classes), score(SST, p, examples.labels)
+        if (xy[:, 0] - xy[:, 0].mean()) @ height < 0:
+            xy = xy * [-1, 1]  # a map has no left or right: here the prediction rises to the right, in every panel
         panels.append({"models": k, "xy": xy, "height": height, "accuracy": accuracy})
     return panels
 

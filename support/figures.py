@@ -15,12 +15,13 @@ def figure(height):
 
 
 def dress(axes, title, x, y):
-    """Title, labels and a light look for flat axes; ticks of x are whole numbers, few enough to stand apart."""
+    """Title, labels and a light look for flat axes; ticks of x are whole numbers, thousands as 1k, 2k."""
     axes.set_title(title, fontsize=9)
     axes.set_xlabel(x, fontsize=8)
     axes.set_ylabel(y, fontsize=8)
     axes.tick_params(labelsize=8, colors="0.3")
-    axes.xaxis.get_major_locator().set_params(integer=True, nbins=4 if x == "step" else "auto")
+    axes.xaxis.get_major_locator().set_params(integer=True, nbins=4)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
     axes.grid(color="0.9", linewidth=0.6)
     axes.set_axisbelow(True)
     for side, spine in axes.spines.items():
@@ -42,6 +43,7 @@ def draw_smart(groups):
     drawn = figure(3.3)
     axes = drawn.subplots()
     dress(axes, "Sentiment (SST)", "epoch", "dev accuracy")
+    axes.xaxis.get_major_locator().set_params(nbins=10)
     for (label, curves), colour in zip(groups.items(), COLOURS, strict=False):
         common = min(map(len, curves))  # the epochs that all runs have
         if len(curves) > 1:
