@@ -10,15 +10,16 @@ layer) makes of what it gets
     sts      1 number z       squared error           (z - label)²             σ(z) = 1 / (1 + exp(-z))
 
 An encoder like MiniLM was pretrained to compare sentences by the mean of their hidden states (Reimers & Gurevych,
-2019): before fine-tuning that mean holds more than [CLS] does. With `--use_means`
+2019). Before fine-tuning that mean holds more than [CLS] does. With `--use_means`
 
-  * the head of a task about one sentence reads both, the mean brought to mean 0 and variance 1 over its H numbers;
+  * the head of a task about one sentence reads both; the mean is first normalized over its H entries (mean 0,
+    variance 1);
   * a task that predicts a number for a pair (sts) encodes its sentences in one sequence and alone, and predicts twice,
 
         z_1 = head([CLS] of the one sequence)        z_2 = s cos(u, v)        u and v the means of the two alone
 
     where s is learned, from the largest label on. The loss is the mean of both squared errors, the prediction the mean
-    of both numbers. (A sum that learns the label would leave little for the head to learn.)
+    of z_1 and z_2. (Were their sum fitted to the label, little would be left for the head to learn.)
 
 All rows of the last layer are needed then, and an STS pair takes over twice the time.
 
@@ -83,6 +84,9 @@ class MultitaskBert(nn.Module):
         """
         super().__init__()
         H, p = bert.config.hidden_size, bert.config.hidden_dropout_prob
+        if (pair_encoding == "joint" or use_means) and bert.config.type_vocab_size < 2:
+            remedy = "take --pair_encoding siamese without --use_means"
+            raise UserError(f"--bert has one segment, and a pair in one sequence needs two; {remedy}")
         self.bert = bert
         self.options = {
             "pair_encoding": pair_encoding,
@@ -163,7 +167,11 @@ class MultitaskBert(nn.Module):
     def load(cls, folder):
         """From a folder that `save` wrote. Returns (model, tokenizer). Raises UserError if it holds none."""
         if not (Path(folder) / "multitask.json").exists():
-            raise UserError(f"{folder} holds no trained model; name the folder of a run of multitask.py")
+            run = Path(folder).parent
+            remedy = "name the folder of a run of multitask.py"
+            if (run / "last" / "state.safetensors").exists():  # `TrainingRun` writes it from the last state
+                remedy = f"write one with: python multitask.py --resume --out {run}"
+            raise UserError(f"{folder} holds no trained model; {remedy}")
         bert = Bert.load(folder)
         model = cls(bert, **files.read_json(Path(folder) / "multitask.json"))
         try:

@@ -30,6 +30,7 @@ import torch
 
 from support import distributed
 
+NOTHING = 1e-70  # a gradient of norm 1e-35 has lost its direction to rounding: nothing is projected onto it
 TINY = 1e-30  # well above 1e-38, where float32 ends: below it, squares of single entries are lost
 
 
@@ -46,7 +47,7 @@ def project(gram, generator):
         c[i] = 1.0
         for j in generator.permutation([j for j in range(n) if j != i]):
             dot = c @ gram[:, j]
-            if dot < 0 < gram[j, j]:
+            if dot < 0 and gram[j, j] > NOTHING:
                 c[j] -= dot / gram[j, j]
         total += c
     return total

@@ -1,10 +1,13 @@
 """Task sampling: what is drawn against the probabilities of the formula, over 100,000 draws an epoch."""
 
 import collections
+import itertools
+import time
 
+import numpy as np
 import pytest
 
-from sampling import Plan, task_order, task_probabilities
+from sampling import SAMPLINGS, Plan, example_stream, task_order, task_probabilities
 
 SIZES = {"sst": 8544, "para": 141498, "sts": 6040}
 
@@ -53,3 +56,70 @@ def test_joint_steps_have_a_batch_of_every_task_and_as_many_examples_an_epoch():
     assert all(len(indices) == 4 for _, batches in steps for indices in batches.values())
     drawn = [i for _, batches in steps for i in batches["a"]]
     assert sorted(drawn[:10]) == list(range(10))  # a whole pass before anything comes again
+
+
+# ----- the plan of a run
+
+
+def listed(sizes, batch_size, epochs, sampling, seed, extra, joint):
+    """The plan in its simplest form, all steps in a list: one generator a task, from the first step to the last."""
+
+    def stream(n, i):
+        generator = np.random.default_rng([seed, i])
+        while True:
+            yield from generator.permutation(n).tolist()
+
+    streams = {name: stream(n, i) for i, (name, n) in enumerate(sizes.items())}
+    batches = round(sum(sizes.values()) / batch_size)
+    steps = []
+    for epoch in range(1, epochs + 1):
+        if joint:
+            tasks = [list(sizes)] * round(batches / len(sizes))
+        else:
+            tasks = [[name] for name in task_order(sizes, sampling, epoch, epochs, batches, seed)]
+        tasks += [[name] for name in extra for _ in range(round(sizes[name] / batch_size))]
+        for names in tasks:
+            steps.append((epoch, {name: list(itertools.islice(streams[name], batch_size)) for name in names}))
+    return steps
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("extra", [(), ("b",)])
+@pytest.mark.parametrize("joint", [False, True])
+def test_a_plan_is_the_list_of_all_steps_from_any_step_on(sampling, extra, joint):
+    sizes = {"a": 100, "b": 37, "c": 60}
+    plan, steps = Plan(sizes, 8, 5, sampling, 3, extra, joint), listed(sizes, 8, 5, sampling, 3, extra, joint)
+    assert len(plan) == len(steps) == 5 * plan.epoch_steps
+    for done in (0, 1, plan.epoch_steps - 1, plan.epoch_steps, len(steps) // 2, len(steps)):
+        assert list(plan.steps(done)) == steps[done:]
+
+
+def test_a_stream_is_found_at_any_place(monkeypatch):
+    monkeypatch.setattr("sampling.BLOCK", 50)  # a block has 7 passes over 7 examples
+    whole = list(itertools.islice(example_stream(7, [1, 2]), 500))
+    assert all(sorted(whole[i : i + 7]) == list(range(7)) for i in range(0, 490, 7))
+    for skip in (0, 3, 7, 48, 49, 50, 200, 343, 400):
+        assert list(itertools.islice(example_stream(7, [1, 2], skip), 20)) == whole[skip : skip + 20]
+    orders = [tuple(whole[i : i + 7]) for i in range(0, 490, 7)]
+    assert len(set(orders)) > 60  # blocks are not the same again
+
+
+def test_a_million_epochs_start_and_resume_at_once():
+    started = time.perf_counter()
+    plan = Plan({"sst": 8544, "para": 14141, "sts": 6040}, 32, 10**6)
+    assert len(plan) == 898 * 10**6
+    for done in (0, len(plan) // 2 + 5):
+        epoch, batches = next(plan.steps(done))
+        assert epoch == 1 + done // 898
+        assert [len(indices) for indices in batches.values()] == [32]
+    assert time.perf_counter() - started < 5
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("sizes", [{"a": 14000, "b": 12, "c": 13}, {"a": 2, "b": 3, "c": 1}])
+def test_every_task_has_a_step_in_every_epoch(sampling, sizes):
+    plan = Plan(sizes, 32, 3, sampling)
+    assert plan.epoch_steps == max(3, round(sum(sizes.values()) / 32))
+    steps = list(plan.steps())
+    for epoch in (1, 2, 3):
+        assert {name for e, batches in steps for name in batches if e == epoch} == sizes.keys()

@@ -6,7 +6,7 @@ import tiny
 import torch
 
 from support import run_folder
-from surgery import Surgery, project
+from surgery import NOTHING, Surgery, project
 
 
 class InOrder:
@@ -95,3 +95,22 @@ def test_a_run_reports_conflicts_and_resumes_bit_for_bit(tmp_path, monkeypatch):
     assert metrics[0][-1] == metrics[1][-1]
     train = metrics[0][0]
     assert {f"conflict {pair}" for pair in ("sst-para", "sst-sts", "para-sts")} <= train.keys()
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e-24, 1e-42, 0.0])
+def test_a_task_with_next_to_no_gradient_is_projected_like_any_other(scale):
+    """All labels equal and a high --head_lr: soon the products of that task's gradients underflow in float32."""
+    optimizer = tiny.optimizer(tiny.model())
+    surgery, gradients, (flat, *_) = Surgery(optimizer, seed=0), [], optimizer.flats(("shared",))
+    for task, gradient in zip(("sst", "para", "sts"), THREE, strict=True):
+        flat.grad[:3] = torch.tensor(gradient) * (scale if task == "para" else 1)
+        gradients.append(flat.grad[:3].double().numpy().copy())
+        surgery.take(task)
+    surgery.combine(step=1)
+    kept = [g for g in gradients if g @ g > NOTHING]  # nothing is projected onto a gradient of 0
+    slow = by_vectors(kept, np.random.default_rng([0, 1]))
+    np.testing.assert_allclose(flat.grad[:3].numpy(), slow, rtol=1e-5, atol=1e-7)
+
+
+def test_a_gram_entry_of_0_divides_nothing():
+    assert np.isfinite(project(np.array([[0.0, -1e-30], [-1e-30, 1.0]]), np.random.default_rng(0))).all()

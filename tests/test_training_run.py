@@ -1,0 +1,252 @@
+"""What a run keeps, what it refuses to go on with, and who may write to it."""
+
+import argparse
+import json
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import tiny
+import torch
+from conftest import ROOT
+
+import multitask
+from support import run_folder, training_run
+from support.console import UserError
+from support.safetensors import open_safetensors, read_safetensors, write_safetensors
+from support.training_run import TrainingRun
+from tasks import TASKS
+
+FLAGS = {"lr": 1e-4, "out": "somewhere", "save_every": 10}
+EXTRA = "average.0"
+
+
+def a_state(seed=0):
+    """A model with its optimizer after three steps, and one more tensor."""
+    model = tiny.model(seed=seed)
+    optimizer = tiny.optimizer(model)
+    for _ in range(3):
+        model("sst", tiny.batch()).square().sum().backward()
+        optimizer.step({"shared": 0.01, "sst": 0.01})
+    return model, optimizer, {EXTRA: torch.full((5,), float(seed))}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    position = {"step": 3, "best": 0.5, "data": {"sst": "ab"}}
+    run_folder.save_state(tmp_path, *a_state(), FLAGS, position)
+    return tmp_path, position
+
+
+def test_a_state_comes_back_whole(saved):
+    folder, position = saved
+    model, optimizer, extra = a_state(seed=1)
+    assert run_folder.load_state(folder, model, optimizer, extra, FLAGS | {"out": "moved"}, 10) == position
+    wanted, own, average = a_state()
+    for a, b in zip(model.parameters(), wanted.parameters(), strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(optimizer.flats(), own.flats(), strict=True):
+        assert torch.equal(a.m, b.m) and torch.equal(a.v, b.v)
+    assert optimizer.steps == own.steps
+    assert torch.equal(extra[EXTRA], average[EXTRA])
+
+
+def changed(name, value):
+    """The position with another value."""
+    return lambda tensors, texts: texts.update(position=json.dumps(json.loads(texts["position"]) | {name: value}))
+
+
+def moments(change):
+    def damage(tensors, texts):
+        name = next(name for name in tensors if name.startswith("m.heads"))
+        tensors[name] = change(tensors[name])
+
+    return damage
+
+
+DAMAGE = {  # with a checksum that is right, but for the first
+    "a bit": ("damaged", lambda tensors, texts: tensors[EXTRA].add_(1)),
+    "a step below 0": ("damaged", changed("step", -5)),
+    "a step past the end": ("damaged", changed("step", 10**9)),
+    "a step that is no number": ("damaged", changed("step", "3")),
+    "a best score of NaN": ("damaged", changed("best", float("nan"))),
+    "a best score of infinity": ("damaged", changed("best", float("inf"))),
+    "no position": ("damaged", lambda tensors, texts: texts.pop("position")),
+    "no JSON": ("damaged", lambda tensors, texts: texts.update(optimizer_steps="[" * 10**5)),
+    "steps of other groups": ("damaged", lambda tensors, texts: texts.update(optimizer_steps='{"shared": 3}')),
+    "more steps than the run has": (
+        "damaged", lambda tensors, texts: texts.update(optimizer_steps=texts["optimizer_steps"].replace("3", "4")),
+    ),
+    "no random state": ("damaged", lambda tensors, texts: tensors.pop("random.cpu")),
+    "half a random state": ("damaged", lambda tensors, texts: tensors.update({"random.cpu": torch.zeros(9).byte()})),
+    "moments of one number": ("belongs to another model", moments(lambda m: m.flatten()[:1])),
+    "moments of whole numbers": ("belongs to another model", moments(torch.Tensor.int)),
+    "a tensor less": ("belongs to another model", lambda tensors, texts: tensors.pop(EXTRA)),
+    "a tensor more": ("belongs to another model", lambda tensors, texts: tensors.update(more=torch.zeros(1))),
+    "other flags": ("was written with --lr 0.5, not 0.0001", lambda tensors, texts: texts.update(flags='{"lr": 0.5}')),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_state_is_refused_before_anything_is_taken_over(saved, kind):
+    folder, _ = saved
+    tensors, texts = open_safetensors(run_folder.state_path(folder))
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    says, damage = DAMAGE[kind]
+    damage(tensors, texts)
+    if kind != "a bit":
+        texts["checksum"] = run_folder._checksum(tensors, texts)
+    write_safetensors(run_folder.state_path(folder), tensors, texts)
+    model, optimizer, extra = a_state(seed=1)
+    before = {name: tensor.clone() for name, tensor in run_folder._tensors(model, optimizer, extra).items()}
+    with pytest.raises(UserError, match=says) as refusal:
+        run_folder.load_state(folder, model, optimizer, extra, FLAGS, 10)
+    assert len(str(refusal.value)) < 300 + len(str(folder))
+    after = run_folder._tensors(model, optimizer, extra)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_state_of_before_there_were_checksums_loads(saved):
+    folder, position = saved
+    tensors, texts = open_safetensors(run_folder.state_path(folder))
+    texts = {name: texts[name] for name in ("position", "optimizer_steps")}
+    write_safetensors(run_folder.state_path(folder), {n: t.clone() for n, t in tensors.items()}, texts)
+    assert run_folder.load_state(folder, *a_state(seed=1), FLAGS, 10) == position
+
+
+# ----- one writer
+
+
+def test_a_run_has_one_writer_and_any_number_of_readers(finished, refused):
+    out, _ = finished
+    holder = f"import sys, time; sys.path.insert(0, {str(ROOT)!r}); from support import run_folder;"
+    holder += f"file = run_folder.lock({str(out)!r}); print('locked', flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "locked\n"
+        refused(multitask.main, ["--resume", "--out", out], "another process", out, "another --out")
+        multitask.main(["--eval_only", "--out", str(out)])
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    multitask.main(["--resume", "--out", str(out)])  # the lock died with its process
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """The flags of a short run, without --out."""
+    path = tmp_path_factory.mktemp("world")
+    bert, files = tiny.folder(path / "bert", dropout=0.1), tiny.task_files(path / "data")
+    return f"--bert {bert} --data {files} --batch_size 4 --epochs 2".split()
+
+
+@pytest.fixture
+def finished(world, tmp_path):
+    """(folder, flags) of a run that is over."""
+    multitask.main([*world, "--out", str(tmp_path / "run")])
+    return tmp_path / "run", world
+
+
+# ----- starts that fail, and what was lost
+
+
+def test_a_start_that_fails_leaves_no_run(world, tmp_path, monkeypatch, refused):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(multitask.Training, "step", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            multitask.main([*world, "--out", str(out)])
+    assert not (out / "config.json").exists()
+    shutil.copytree(world[1], tmp_path / "bert")
+    config = json.loads((tmp_path / "bert" / "config.json").read_text()) | {"type_vocab_size": 1}
+    (tmp_path / "bert" / "config.json").write_text(json.dumps(config))
+    tensors = read_safetensors(tmp_path / "bert" / "model.safetensors")
+    name = "embeddings.token_type_embeddings.weight"
+    write_safetensors(tmp_path / "bert" / "model.safetensors", tensors | {name: tensors[name][:1]})
+    one_segment = ["--bert", tmp_path / "bert", *world[2:], "--out", out]
+    refused(multitask.main, one_segment, "one segment", "--pair_encoding siamese")
+    multitask.main([*map(str, one_segment), "--pair_encoding", "siamese"])
+
+
+def test_a_best_model_that_was_deleted_comes_back_from_the_last_state(finished, refused, capsys):
+    out, _ = finished
+    shutil.rmtree(out / "best")
+    refused(multitask.main, ["--eval_only", "--out", out], "no trained model", f"--resume --out {out}")
+    multitask.main(["--resume", "--out", str(out)])
+    assert "best is gone: the model of step 18 takes its place" in capsys.readouterr().err
+    state = read_safetensors(run_folder.state_path(out))
+    heads = read_safetensors(out / "best" / "heads.safetensors")
+    assert all(torch.equal(tensor, state[f"model.heads.{name}"]) for name, tensor in heads.items())
+
+
+def test_a_config_with_values_of_another_kind_is_refused(finished, refused):
+    out, _ = finished
+    config = json.loads((out / "config.json").read_text())
+    for name, value in {"epochs": "many", "lr": -1, "batch_size": [4], "use_smart": "yes", "sampling": 3}.items():
+        (out / "config.json").write_text(json.dumps(config | {name: value}))
+        refused(multitask.main, ["--resume", "--out", out], "config.json is damaged", f"--{name}")
+
+
+# ----- what is recorded
+
+
+class OneStep:
+    """A plan of a single step."""
+
+    epoch_steps = 1
+
+    def __len__(self):
+        return 1
+
+    def steps(self, done):
+        yield 1, {}
+
+
+@pytest.mark.parametrize(("step", "says"), [(1, "no weight has moved yet"), (2, "lower --lr")])
+def test_a_value_that_is_not_finite_is_named_and_no_false_cause_given(tmp_path, step, says):
+    args, model = argparse.Namespace(out=str(tmp_path / "run"), save_every=1), tiny.model()
+    run = TrainingRun(args, OneStep(), model, tiny.optimizer(model), data="", save_model=None)
+    with run, pytest.raises(UserError, match=f"loss of sst became nan at step {step}; .*{says}"):
+        for _ in run.steps():
+            run.step = step
+            run.record({"losses": {"sst": torch.tensor(torch.nan)}, "norm": torch.tensor(1.0)})
+
+
+def test_conflicts_are_counted_over_an_epoch_that_was_stopped(world, tmp_path, monkeypatch, capsys):
+    flags = [*world, "--gradient_surgery", "--out", str(tmp_path / "run")]
+    with monkeypatch.context() as patch:
+        patch.setattr(training_run, "Interrupt", tiny.StopAfter(2))
+        with pytest.raises(SystemExit):
+            multitask.main(flags)
+    multitask.main(["--resume", "--out", str(tmp_path / "run")])
+    said = [line for line in capsys.readouterr().out.splitlines() if "in conflict" in line]
+    lines = [line for line in run_folder.read_metrics(tmp_path / "run") if line["kind"] == "train"]
+    assert [line["step"] for line in lines] == [2, 3, 6]
+    for epoch, text in enumerate(said, 1):
+        own = [line for line in lines if line["epoch"] == epoch]
+        for pair in ("sst-para", "sst-sts", "para-sts"):
+            share = sum(line[f"conflict {pair}"] * line["steps"] for line in own) / sum(line["steps"] for line in own)
+            assert f"{pair} {share:.0%}" in text
+    assert len(said) == 2
+
+
+# ----- --kernels
+
+
+def test_plain_kernels_train_to_the_same_losses_and_are_the_runs_own(world, tmp_path, refused):
+    flags = [*world, "--hidden_dropout_prob", "0", "--skip_test"]
+    for kernels in ("auto", "plain"):
+        multitask.main([*flags, "--kernels", kernels, "--out", str(tmp_path / kernels)])
+    auto, plain = (run_folder.read_metrics(tmp_path / name) for name in ("auto", "plain"))
+    for a, b in zip(auto, plain, strict=True):
+        if a["kind"] == "train":
+            assert [b[task] for task in TASKS] == pytest.approx([a[task] for task in TASKS], rel=0.01)
+    refused(multitask.main, ["--resume", "--kernels", "auto", "--out", tmp_path / "plain"], "--kernels plain, not auto")
+    config = json.loads((tmp_path / "auto" / "config.json").read_text())
+    del config["kernels"]  # as in a run from before there was the flag
+    (tmp_path / "auto" / "config.json").write_text(json.dumps(config))
+    refused(multitask.main, ["--resume", "--kernels", "plain", "--out", tmp_path / "auto"], "--kernels auto, not plain")
+    multitask.main(["--resume", "--out", str(tmp_path / "auto")])
+    refused(multitask.main, [*flags, "--kernels", "plain", "--bf16", "--out", tmp_path / "both"], "--kernels", "--bf16")
