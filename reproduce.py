@@ -9,8 +9,7 @@ Table 1 has the settings of the plain model, table 2 the methods (PALs, SMART, S
 ensembles of all runs that have left evidence, soups, the distilled student. `support/rows.py` lists the rows. A
 finished row leaves its evidence in results/runs/ROW-SEED (`support/evidence.py`; of other presets than minilm in
 results/runs-PRESET), and is not run again, on no machine. Tables are made from evidence alone: results/tableN-PRESET.md
-and .json. All figures are of the dev set, at the epoch with the best dev score. One SimCSE encoder serves all seeds, so
-their deviation leaves out that stage's. The published ensemble had weights.
+and .json. One SimCSE encoder serves all seeds, so their deviation leaves out that stage's.
 """
 
 import support.interrupt  # noqa: F401, Ctrl-C is one line from here on
@@ -68,7 +67,8 @@ def run_rows(args, rows):
             jobs.run("simcse.py", encoder_flags(args, row.encoder), stage, args.again)
         if not jobs.finished(run):
             jobs.run("multitask.py", row_flags(args, row, seed), run, args.again)
-        keep(args, run, {"row": row.name} | files.read_json(run / "row.json"))
+        named = {"device": args.device} if args.device else {}
+        keep(args, run, {"row": row.name} | files.read_json(run / "row.json") | named)
 
 
 def keep(args, run, record):
@@ -156,10 +156,10 @@ def judge(labels, found, pick, method):
 
 def report_ensembles(args):
     """Writes table 3, and the test predictions of the best ensemble and of the best single model."""
-    every, merged = evidence.find(args.runs), {row.name for row in MERGED}
+    every, merged = evidence.find(args.runs), tuple(row.name for row in MERGED)
     dev = examples_of(every[:1], None, "dev") if every else {}
     labels, said = {task: of.labels for task, of in dev.items()}, {f: outputs_of(f, dev, "dev", None) for f in every}
-    pool = [folder for folder in every if evidence.record_of(folder)["row"] not in merged]
+    pool = [folder for folder in every if not evidence.record_of(folder)["row"].startswith(merged)]
     plan = [(row.title, [[f] for f in evidence.find(args.runs, row.name)], 1, best(1), "average")
             for row in (PLAIN, *MERGED)]  # fmt: skip
     plan += [(title, [pool], *choice) for title, *choice in CHOICES]
@@ -180,26 +180,26 @@ def report_ensembles(args):
         if judged and needed > 1:
             ensembles.append((judged[0][2]["score"], title, judged[0][0], method))
     header = [f"{name}{of}" for of in ("", " unseen") for name in ("SST", "Paraphrase", "STS", "dev score")]
-    note = "Cost: times one model's inference. Unseen: chosen on one half of dev, scored on the other."
+    note = "Cost: times one model's inference. Unseen: chosen on one half of dev, scored on the other (10 halvings)."
     header, records = ["model", "cost", *header, "published"], [evidence.record_of(folder) for folder in every]
-    tables.write(args, header, lines, results, records, note)
-
-    top = max(every, key=lambda folder: evidence.best_epoch(folder)["score"])
-    write_test(args, "single", [top], {task: {0: 1.0} for task in TASKS}, "average", top.name)
+    top = max(every, key=lambda folder: evidence.best_epoch(folder)["score"], default=None)
+    plans = {"single": ([top], {task: {0: 1.0} for task in TASKS}, "average", top.name)} if top else {}
     if ensembles:
         _, title, kept, method = max(ensembles, key=lambda of: of[0])
-        write_test(args, "ensemble", pool, kept, method, title)
+        plans["ensemble"] = pool, kept, method, title
+    where = "; ".join(f"{args.predictions}/{name}: {plan[-1]}" for name, plan in plans.items())
+    tables.write(args, header, lines, results, records, f"{note} Test predictions: {where}.")
+    for name, (folders, kept, method, _) in plans.items():
+        write_test(Path(args.predictions, name), folders, kept, method)
 
 
-def write_test(args, name, folders, kept, method, title):
+def write_test(out, folders, kept, method):
     """Writes the test predictions of an ensemble. Args: kept, {task: {number of the folder: weight}}."""
     test = examples_of(folders[:1], None, "test")
     found = [outputs_of(folder, test, "test", None) for folder in folders]
     for task, examples in test.items():
-        path = Path(args.predictions, name, f"{task}-test-output.csv")
         values = ensemble.combine_kept(TASKS[task], found, kept[task], method)
-        write_predictions(path, TASKS[task], examples.ids, values)
-    print(f"test predictions of {title} are in {path.parent}")
+        write_predictions(out / f"{task}-test-output.csv", TASKS[task], examples.ids, values)
 
 
 # ----- the command line
@@ -223,7 +223,7 @@ def main(argv=None):
     add("--data", metavar="DIR", help="with --keep: where the task files are (default: where they were in training)")
     add("--data_name", metavar="NAME", help="with --keep: what to call the data (default: the name of their folder)")
     add("--commit", help="with --keep: of the code that trained it (default: the one that is checked out)")
-    add("--device", help="with --keep: what it was trained on (default: this machine)")
+    add("--device", metavar="NAME", help="what to call the machine (default: the name of its processor or GPU)")
     add("--seconds", type=int, default=0, help="with --keep: how long it took")
     args = parser.parse_args(argv)
     args.again = shlex.join(["reproduce.py", *(sys.argv[1:] if argv is None else argv)])
