@@ -2,9 +2,9 @@ import json
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from compare import GOLDEN, golden_batch, golden_places
-from conftest import tiny_config
 
 from bert import Bert, BertConfig
 from support.console import UserError
@@ -60,7 +60,7 @@ def slow_bert(bert, ids, segments):
 @torch.no_grad()
 def test_a_packed_batch_gives_each_sentence_what_the_equations_give_it_alone():
     torch.manual_seed(0)
-    bert = Bert(tiny_config(initializer_range=0.3)).double().eval()
+    bert = Bert(tiny.config(initializer_range=0.3)).double().eval()
     batch = random_batch((5, 1, 30, 12, 31, 2))
     hidden, pooled = bert(batch)
     for b, (start, end) in enumerate(zip(batch.cu_seqlens, batch.cu_seqlens[1:], strict=False)):
@@ -72,7 +72,7 @@ def test_a_packed_batch_gives_each_sentence_what_the_equations_give_it_alone():
 @torch.no_grad()
 def test_wanted_rows_are_those_rows_of_everything():
     torch.manual_seed(0)
-    bert = Bert(tiny_config(initializer_range=0.3)).eval()
+    bert = Bert(tiny.config(initializer_range=0.3)).eval()
     batch = random_batch((5, 1, 30, 12))
     x = bert.embed(batch)
     everything = bert.encode(x, batch)
@@ -82,7 +82,7 @@ def test_wanted_rows_are_those_rows_of_everything():
 @torch.no_grad()
 def test_a_side_is_added_beside_the_feed_forward_half_of_every_layer():
     torch.manual_seed(0)
-    bert = Bert(tiny_config()).eval()
+    bert = Bert(tiny.config()).eval()
     batch = random_batch((5, 7))
     x, seen = bert.embed(batch), []
 
@@ -97,7 +97,7 @@ def test_a_side_is_added_beside_the_feed_forward_half_of_every_layer():
 
 def test_gradients_equal_those_of_the_equations():
     torch.manual_seed(0)
-    bert = Bert(tiny_config(initializer_range=0.3)).double().eval()
+    bert = Bert(tiny.config(initializer_range=0.3)).double().eval()
     batch = random_batch((6,))
     weights = torch.randn(6, 32, dtype=torch.float64)
     (bert(batch)[0] * weights).sum().backward()
@@ -112,7 +112,7 @@ def test_gradients_equal_those_of_the_equations():
 
 def test_a_sparse_embedding_gradient_adds_up_to_the_dense_one():
     torch.manual_seed(0)
-    bert = Bert(tiny_config()).eval()
+    bert = Bert(tiny.config()).eval()
     batch = random_batch((9, 4))
     bert(batch)[0].square().sum().backward()
     dense = bert.word.weight.grad.clone()
@@ -125,7 +125,7 @@ def test_a_sparse_embedding_gradient_adds_up_to_the_dense_one():
 
 def test_a_saved_encoder_loads_the_same_in_both_name_styles(tmp_path):
     torch.manual_seed(0)
-    bert = Bert(tiny_config())
+    bert = Bert(tiny.config())
     bert.save(tmp_path)
     tensors = read_safetensors(tmp_path / "model.safetensors")
     assert "encoder.layer.1.attention.self.query.weight" in tensors
@@ -145,7 +145,7 @@ def test_a_saved_encoder_loads_the_same_in_both_name_styles(tmp_path):
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path):
-    bert = Bert(tiny_config())
+    bert = Bert(tiny.config())
     bert.save(tmp_path)
     tensors = {name: t.clone() for name, t in read_safetensors(tmp_path / "model.safetensors").items()}
     lost = tensors.pop("encoder.layer.0.output.dense.bias")

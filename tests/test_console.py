@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT
+from tiny import ROOT
 
 from support.console import UserError, as_utf8, command, shortened
 

@@ -8,7 +8,6 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
-from conftest import tiny_config
 from torch import nn
 
 import multitask
@@ -45,7 +44,7 @@ def test_filled_batches_have_few_shapes_and_keep_their_sentences(lengths):
 
 def test_a_graphed_step_gives_the_loss_and_gradients_of_an_eager_one():
     torch.manual_seed(0)
-    model = Bert(tiny_config(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)).to(DEVICE)
+    model = Bert(tiny.config(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)).to(DEVICE)
     head = nn.Linear(32, 5, device=DEVICE)
     named = [*model.named_parameters(), *head.named_parameters()]
     optimizer = AdamW({"all": named})

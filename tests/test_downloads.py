@@ -13,7 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from tiny import ROOT
 
 from support import downloads
 from support.console import UserError

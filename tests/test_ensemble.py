@@ -4,8 +4,9 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import tiny
 import torch
-from conftest import assert_refused, run, write_task_files
+from tiny import assert_refused, run
 
 import ensemble
 from ensemble import choose, combine, held_out, metric_of, tune
@@ -302,7 +303,7 @@ def test_tuned_weights_are_reported_beside_equal_ones(trained, tmp_path, capsys)
 
 def test_other_data_are_named_and_said_to_be_other(copied, capsys):
     (copied / "other").mkdir()
-    write_task_files(copied / "other", rows=8, seed=9)
+    tiny.task_files(copied / "other", n=8, seed=9)
     out = ["--out", str(copied / "out")]
     ensemble.main([str(copied / "a"), str(copied / "b"), *out])
     assert "was trained with" not in capsys.readouterr().err

@@ -5,7 +5,8 @@ import importlib.util
 import threading
 
 import pytest
-from conftest import ROOT, write_task_files
+import tiny
+from tiny import ROOT
 
 spec = importlib.util.spec_from_file_location("fetch", ROOT / "data" / "fetch.py")
 fetch = importlib.util.module_from_spec(spec)
@@ -39,7 +40,7 @@ class Files(http.server.BaseHTTPRequestHandler):
 def server(tmp_path):
     Files.folder = tmp_path / "there"
     Files.folder.mkdir()
-    write_task_files(Files.folder)
+    tiny.task_files(Files.folder)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Files)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/data"

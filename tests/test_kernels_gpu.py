@@ -12,9 +12,10 @@ import sys
 
 import numpy as np
 import pytest
+import tiny
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, tiny_config
+from tiny import ROOT
 from torch import nn
 
 import kernels
@@ -477,7 +478,7 @@ def losses_of_a_training_run(steps=3):
     """A tiny encoder without dropout learns to give its [CLS] rows a fixed pooled vector."""
     torch.manual_seed(0)
     rng = random.Random(0)
-    model = Bert(tiny_config(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)).to(DEVICE)
+    model = Bert(tiny.config(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)).to(DEVICE)
     target = torch.randn(5, 32, device=DEVICE)
     optimizer, losses = AdamW({"shared": list(model.named_parameters())}), []
     for _ in range(steps):

@@ -11,9 +11,10 @@ import time
 
 import numpy as np
 import pytest
+import tiny
 import torch
-from conftest import ROOT, assert_refused, run, tiny_config
 from test_bert import random_batch
+from tiny import ROOT, assert_refused, run
 
 import multitask
 import predict
@@ -210,7 +211,7 @@ def test_wrong_requests_get_one_sentence(finished, flags, tmp_path, refused):
 def test_a_run_of_another_model_is_refused(finished, tmp_path, tiny_encoder):
     out, _, _ = finished
     shutil.copytree(out, tmp_path / "run")
-    Bert(tiny_config(num_hidden_layers=1)).save(tmp_path / "encoder")
+    Bert(tiny.config(num_hidden_layers=1)).save(tmp_path / "encoder")
     shutil.copy(tiny_encoder / "vocab.txt", tmp_path / "encoder")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     config["bert"] = str(tmp_path / "encoder")
@@ -267,7 +268,7 @@ def test_a_head_is_linear_gelu_linear_gelu_linear():
 
 def test_a_siamese_pair_is_the_two_vectors_side_by_side():
     torch.manual_seed(0)
-    model = MultitaskBert(Bert(tiny_config(initializer_range=0.3)), "siamese").eval()
+    model = MultitaskBert(Bert(tiny.config(initializer_range=0.3)), "siamese").eval()
     batch = random_batch((4, 6, 5, 3))  # two pairs: first sentences, then second ones
     with torch.no_grad():
         _, pooled = model.bert(batch)
@@ -278,7 +279,7 @@ def test_a_siamese_pair_is_the_two_vectors_side_by_side():
 
 def test_means_stand_beside_cls_for_one_sentence_and_are_compared_by_cosine_for_a_number():
     torch.manual_seed(0)
-    model = MultitaskBert(Bert(tiny_config(initializer_range=0.3)), use_means=True).eval()
+    model = MultitaskBert(Bert(tiny.config(initializer_range=0.3)), use_means=True).eval()
     batch = random_batch((9, 8, 4, 6, 5, 3))  # for sts two pairs: joint sequences, first sentences, second ones
     with torch.no_grad():
         hidden, pooled = model.bert(batch)

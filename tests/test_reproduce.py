@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from tiny import ROOT
 
 import ensemble
 import multitask

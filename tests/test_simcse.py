@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -120,13 +121,13 @@ def test_pairs_have_two_or_three_columns_and_faulty_lines_are_counted(tmp_path, 
 def test_length_normalization_keeps_longer_sentences_cut(tmp_path):
     bert = tiny.folder(tmp_path / "bert")
     path = tmp_path / "corpus.txt"
-    path.write_text("\n".join(["balan", "balan cemer", "balan cemer dinis fopot"]))
+    path.write_text("\n".join(["story", "story story", "story story of dogs"]))
     args = support_flags.simcse_parser().parse_args(f"--corpus {path} --normalize_length 11 --batch_size 2".split())
     args.batch_size = 1
     corpus = simcse.open_corpus(args)
-    assert [corpus[i] for i in range(len(corpus))] == [("balan cemer dinis fopot",)]
+    assert [corpus[i] for i in range(len(corpus))] == [("story story of dogs",)]
     batch = simcse.views([corpus[0]], simcse.Tokenizer(bert), args)
-    assert batch.cu_seqlens.tolist() == [0, 4, 8]  # [CLS] balan cemer [SEP], twice
+    assert batch.cu_seqlens.tolist() == [0, 4, 8]  # [CLS] story story [SEP], twice
 
 
 # ----- runs
@@ -168,7 +169,7 @@ def test_max_sentences_draws_lines_of_any_corpus(tmp_path):
 
 
 def test_supervised_with_hard_negatives_from_a_random_start(tmp_path):
-    rng = np.random.default_rng(0)
+    rng = random.Random(0)
     rows = ["\t".join(tiny.sentence(rng) for _ in range(3)) for _ in range(40)]
     (tmp_path / "nli.tsv").write_text("\n".join(rows))
     more = f"--pairs {tmp_path / 'nli.tsv'} --layers 1 --hidden 64 --pooling mean --out {tmp_path / 'run'}"

@@ -4,7 +4,8 @@ import re
 
 import numpy as np
 import pytest
-from conftest import ROOT, write_task_files
+import tiny
+from tiny import ROOT
 
 from sampling import Plan
 from support.console import UserError
@@ -135,7 +136,7 @@ def test_a_file_without_a_usable_row_is_an_error(tmp_path, text, reason):
 
 
 def test_siamese_batches_have_the_first_sentences_and_then_the_second(tmp_path, tiny_encoder):
-    write_task_files(tmp_path)
+    tiny.task_files(tmp_path)
     examples = read_examples(data_path(tmp_path, TASKS["sts"], "train"), TASKS["sts"])
     tokenizer = Tokenizer(tiny_encoder)
     joint, siamese = DataSet(examples, tokenizer), DataSet(examples, tokenizer, "siamese")
@@ -156,7 +157,7 @@ def test_siamese_batches_have_the_first_sentences_and_then_the_second(tmp_path, 
 
 
 def test_a_fingerprint_changes_with_any_label(tmp_path):
-    write_task_files(tmp_path)
+    tiny.task_files(tmp_path)
     read = lambda: read_examples(data_path(tmp_path, TASKS["sst"], "dev"), TASKS["sst"])  # noqa: E731
     before, examples = fingerprint(read()), read()
     assert before == fingerprint(examples)

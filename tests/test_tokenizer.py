@@ -4,9 +4,9 @@ import os
 
 import numpy as np
 import pytest
+import tiny
 import tokenizers
 import torch
-from conftest import write_vocabulary
 
 from support.console import UserError
 from tokenizer import Tokenizer, from_padded, pack, to_padded, truncate_longer_first
@@ -15,7 +15,7 @@ from tokenizer import Tokenizer, from_padded, pack, to_padded, truncate_longer_f
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("vocabulary")
-    write_vocabulary(folder)
+    tiny.write_vocabulary(folder)
     return Tokenizer(folder)
 
 

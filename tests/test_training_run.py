@@ -10,7 +10,7 @@ import sys
 import pytest
 import tiny
 import torch
-from conftest import ROOT
+from tiny import ROOT
 
 import multitask
 from support import run_folder, training_run

@@ -2,8 +2,8 @@ import json
 import os
 
 import pytest
+import tiny
 import torch
-from conftest import tiny_config
 
 from bert import Bert, BertConfig
 from support.console import UserError
@@ -14,7 +14,7 @@ from weights import read_model
 @pytest.fixture
 def model(tmp_path):
     """A folder with a random encoder, and its tensors."""
-    Bert(tiny_config()).save(tmp_path)
+    Bert(tiny.config()).save(tmp_path)
     return tmp_path, {name: t.clone() for name, t in read_safetensors(tmp_path / "model.safetensors").items()}
 
 
@@ -144,7 +144,7 @@ def test_a_pipe_in_place_of_weights_is_refused_at_once(tmp_path):
     ],
 )
 def test_sizes_that_no_model_has_are_refused_before_anything_is_allocated(tmp_path, change, reason):
-    config = tiny_config()
+    config = tiny.config()
     config.save(tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -154,5 +154,5 @@ def test_sizes_that_no_model_has_are_refused_before_anything_is_allocated(tmp_pa
 
 
 def test_the_size_of_a_config_is_that_of_its_model():
-    for config in (tiny_config(), tiny_config(type_vocab_size=1, num_hidden_layers=3, intermediate_size=77)):
+    for config in (tiny.config(), tiny.config(type_vocab_size=1, num_hidden_layers=3, intermediate_size=77)):
         assert config.size() == sum(p.numel() for p in Bert(config).parameters())

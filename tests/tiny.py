@@ -1,26 +1,38 @@
-"""A model of 2 layers and 32 wide, and task files of a few lines: what the tests of the methods train."""
+"""The world of the tests: a model of 2 layers, 32 wide, task files of a few lines, commands run as a user does."""
 
 import csv
+import os
+import random
+import string
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import multitask
-import tasks
 from adamw import AdamW
 from bert import Bert, BertConfig
 from model import MultitaskBert
 from support import training_run
 from support.safetensors import read_safetensors
+from tasks import SPLITS, TASKS, data_path
 from tokenizer import Tokenizer, pack
 
-WORDS = [a + b for a in ("ba", "ce", "di", "fo", "gu") for b in ("lan", "mer", "nis", "pot", "rux", "sil")]
+ROOT = Path(__file__).parent.parent
+WORDS = "good bad film very not dull bright story how what is the of old new cat dog runs sleeps".split()  # noqa: SIM905
 
 
-def config(dropout=0.0):
-    vocabulary = 5 + len(WORDS)
-    return BertConfig(vocabulary, 32, 2, 4, 64, 64, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+# ----- models
+
+
+def config(dropout=0.1, **changes):
+    """Args: changes, other values for `BertConfig`."""
+    values = {"vocab_size": 120, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    values |= {"intermediate_size": 64, "hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    return BertConfig(**(values | changes))
 
 
 def model(dropout=0.0, seed=0, std=0.2, **shape):
@@ -41,38 +53,72 @@ def optimizer(of, **settings):
 
 def batch(lengths=(5, 3, 7, 4), seed=0):
     rng = np.random.default_rng(seed)
-    return pack([(rng.integers(5, 5 + len(WORDS), n).astype(np.int32), n // 2 + 1) for n in lengths])
+    return pack([(rng.integers(5, 35, n).astype(np.int32), n // 2 + 1) for n in lengths])
 
 
-def folder(path, dropout=0.0):
-    """A pretrained encoder, as --bert takes it."""
-    path.mkdir(parents=True)
+def folder(path, dropout=0.0, **changes):
+    """A pretrained encoder, as --bert takes it: random weights, and a vocabulary."""
+    path.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(1)
-    Bert(config(dropout)).save(path)
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    (path / "vocab.txt").write_text("\n".join(words) + "\n")
+    Bert(config(dropout, **changes)).save(path)
+    write_vocabulary(path)
     Tokenizer(path).save(path)
     return path
 
 
-def sentence(rng, low=2, high=9):
-    return " ".join(rng.choice(WORDS, rng.integers(low, high)))
+def write_vocabulary(path):
+    """Letters, digits and a few words: fewer than 120 pieces."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = list(string.ascii_lowercase + string.digits + ".,?!'-")
+    pieces = special + letters + [f"##{c}" for c in string.ascii_lowercase] + WORDS
+    Path(path, "vocab.txt").write_text("\n".join(pieces) + "\n")
+
+
+# ----- task files
+
+
+def sentence(rng):
+    """2 to 12 words. Args: rng, a `random.Random`."""
+    return " ".join(rng.choices(WORDS, k=rng.randint(2, 12)))
 
 
 def task_files(path, n=12, seed=0):
-    """Files of n examples for all tasks of tasks.TASKS and all splits."""
+    """Files of n examples for all tasks and splits, with a rule that can be learnt: labels count words."""
     path.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(seed)
-    for task in tasks.TASKS.values():
-        for split in tasks.SPLITS:
-            with open(tasks.data_path(path, task, split), "w", newline="") as file:
+    rng = random.Random(seed)
+    for task in TASKS.values():
+        for split in SPLITS:
+            labelled = split != "test"
+            with open(data_path(path, task, split), "w", newline="") as file:
                 writer = csv.writer(file, delimiter="\t")
-                writer.writerow(["", "id", *task.columns, *([task.label] if split != "test" else [])])
+                writer.writerow(["", "id", *task.columns] + [task.label] * labelled)
                 for i in range(n):
-                    label = rng.integers(task.classes) if task.classes else round(float(rng.uniform(0, 5)), 1)
-                    row = [i, f"{task.name}{split}{i}", *(sentence(rng) for _ in task.columns)]
-                    writer.writerow(row + ([label] if split != "test" else []))
+                    words = sentence(rng).split()
+                    count = words.count("good") + words.count("film")
+                    label = min(count if task.classes else 2.5 * count, task.high)
+                    sentences = [" ".join(words), " ".join(rng.sample(words, len(words)))][: len(task.columns)]
+                    writer.writerow([i, f"{split}{i:04d}", *sentences] + [label] * labelled)
     return path
+
+
+# ----- commands
+
+
+def run(script, *arguments, timeout=120, **environment):
+    """Runs a script of the project as a user would; returns the finished process, its output as text."""
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout)
+
+
+def assert_refused(done, *words):
+    """The process ended with code 2 and one sentence on stderr that has these words, without a traceback."""
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    sentences = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(sentences) == 1, done.stderr
+    for word in words:
+        assert str(word) in sentences[0], sentences[0]
 
 
 class StopAfter:
