@@ -19,7 +19,6 @@ A predicted number is kept as it is, to 3 digits.
 import functools
 import hashlib
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -121,9 +120,12 @@ def write(root, run, record, paths, examples, outputs, more, name=None):
     tensors = {split: to_float16(values) for split, values in outputs.items()}
     tensors |= {key: np.asarray(array, dtype=np.float16) for key, array in more.items()}
     folder = Path(root) / f"{record['row']}-{record['seed']}"
+    kept, metrics = folder / "metrics.jsonl", (run / "metrics.jsonl").read_bytes()
+    if kept.exists() and kept.read_bytes() != metrics:
+        raise UserError(f"{folder} is the evidence of another run; choose another --row, or delete it first")
     with files.replacing_folder(folder) as aside:
         files.write_json(aside / "config.json", portable(config, name))
-        shutil.copyfile(run / "metrics.jsonl", aside / "metrics.jsonl")
+        (aside / "metrics.jsonl").write_bytes(metrics)
         write_safetensors(aside / "outputs.safetensors", {key: torch.from_numpy(t) for key, t in tensors.items()})
         files.write_json(aside / "record.json", record)
     return folder

@@ -173,6 +173,16 @@ def test_outputs_of_other_examples_are_refused(world):
         evidence.examples_of(folder, "dev")
 
 
+def test_evidence_of_another_run_is_not_overwritten(world):
+    world.write()
+    folder = world.write(seconds=61)  # of the same run once more
+    assert evidence.record_of(folder)["seconds"] == 61
+    metrics = world.run / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace("0.5", "0.51"))
+    with pytest.raises(UserError, match="evidence of another run"):
+        world.write()
+
+
 def test_a_run_that_is_not_finished_is_no_evidence(world):
     evidence.check_finished(world.run)
     world.set_config(epochs=3)
