@@ -18,13 +18,12 @@ slows down does so for all. A side's speed is that of a whole pass over its batc
 its own. `make bench` installs the opponents; nothing else needs them.
 """
 
-import contextlib
 import functools
 import multiprocessing
-import platform
 import resource
 import statistics
 import time
+from argparse import Namespace
 
 import numpy as np
 import torch
@@ -33,11 +32,12 @@ from torch import nn
 import kernels
 from adamw import AdamW
 from bert import Bert
+from kernels.cpu.libraries import choice, processor
 from model import MultitaskBert, task_loss
 from simcse import SentenceEncoder, embeddings
 from support.console import Parser, UserError, command, table
 from support.downloads import MINILM, find_model
-from support.flags import add_device, choose_device, positive
+from support.flags import add_device, choose_device, choose_kernels, positive
 from tasks import TASKS, DataSet, data_path, read_examples
 from tokenizer import MAX_TOKENS, Tokenizer
 
@@ -230,14 +230,11 @@ def in_own_process(args, task, side):
     return value
 
 
-def processor():
+def processor_text():
     """The processor's name, and the instructions that decide the speed of its products."""
-    name, flags = platform.processor() or platform.machine(), ""
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
-        lines = [line.split(":", 1)[1].strip() for line in file if line.startswith(("model name", "flags"))]
-        name, flags = [*lines, ""][:2]
+    name, flags = processor()
     has = [word.upper() for word in ("avx2", "avx512f", "avx512_bf16", "amx_tile") if word in flags.split()]
-    return f"{name} ({', '.join(has) or 'unknown'})"
+    return f"{name} ({', '.join(has) or 'instructions unknown'})"
 
 
 def linear_table():
@@ -274,7 +271,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    kernels.use(args.kernels)
+    choose_kernels(Namespace(kernels=args.kernels, bf16=False), choose_device(args))
     if args.linear:
         print(linear_table())
         return
@@ -286,7 +283,10 @@ def main(argv=None):
     for name in names:
         speed += compare(args, TASKS[name])
         encoding.append(compare_encoding(args, TASKS[name]))
-    print(f"batch {args.batch_size}, {args.threads} threads, {processor()}, torch {torch.__version__}, examples/s\n")
+    print(f"products: {choice()}")
+    print(
+        f"batch {args.batch_size}, {args.threads} threads, {processor_text()}, torch {torch.__version__}, examples/s\n"
+    )
     against = ["transformers, padded", "transformers, grouped", "ours / padded", "ours / grouped"]
     print(table(["what", "ours", *against], speed))
     print()

@@ -21,6 +21,7 @@ from statistics import mean
 
 import torch
 
+from kernels.cpu import libraries
 from support import distributed, files, run_folder
 from support.console import UserError, progress
 
@@ -40,7 +41,7 @@ class TrainingRun:
         self.folder, self.best = Path(args.out), Path(args.out) / best
         self.state = model, optimizer, extra or {}, vars(args)  # as `run_folder` takes it
         # beside the tensors: steps done, best dev score, which data, {pair: [steps in conflict, steps]} of this epoch
-        self.position = {"step": 0, "best": -math.inf, "data": data, "conflicts": {}}
+        self.position = {"step": 0, "best": -math.inf, "data": data, "conflicts": {}, "products": libraries.choice()}
         self.writes = distributed.rank() == 0
         self.begun = False
         self.finished = False  # True once all steps are done, False where Ctrl-C stopped the run
@@ -55,6 +56,7 @@ class TrainingRun:
         self.position |= run_folder.load_state(self.folder, *self.state, len(self.plan)) or {}
         if self.position["data"] != data:
             raise UserError(f"the training data are not what {self.folder} was started with; choose another --out")
+        libraries.use(self.position["products"])  # whose last bits a resumed run must repeat
         done = self.position["step"]
         if done >= self.plan.epoch_steps and not run_folder.best_folder(self.folder, self.best.name).exists():
             print(f"{self.best} is gone: the model of step {done} takes its place", file=sys.stderr)
@@ -95,6 +97,8 @@ class TrainingRun:
             files.recover_folder(self.best)
             files.write_json(self.folder / "config.json", vars(self.args))
             run_folder.rewind_metrics(self.folder, self.position["step"])
+            if self.position["step"] == 0:
+                run_folder.append_metrics(self.folder, kind="start", step=0, products=self.position["products"])
         self.begun = True
         self.pending.append((self.step, values))
         for pair, found in values.get("conflicts", {}).items():

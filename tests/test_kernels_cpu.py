@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.autograd import gradcheck
 
 from kernels import add_norm, attention, cls_attention, dropout, feed_forward, linear, linear_gelu, plain
-from kernels.cpu import products
+from kernels.cpu import libraries
 from kernels.cpu.dropout import dropout_mask
 from kernels.cpu.products import _Linear, bfloat16_products, use_bfloat16_products
 
@@ -115,9 +115,19 @@ def test_cls_attention_s_gradient_is_that_of_finite_differences_with_dropout_on(
     assert gradcheck(same_masks, inputs)
 
 
+@pytest.fixture
+def library_of_all():
+    """`library_of_all(name)`: this library takes all products until the test ends."""
+    before = libraries.choice()
+    yield lambda library: libraries.use(dict.fromkeys(libraries.PRODUCTS, library))
+    libraries.use(before)
+
+
+@pytest.mark.parametrize("library", libraries.LIBRARIES)
 @pytest.mark.parametrize("shape", [(700, 384, 1536), (33, 1536, 384), (5, 3072, 7), (1, 1, 1)])
 @pytest.mark.parametrize("product", [linear, _Linear.apply])
-def test_linear_is_the_product_and_its_gradients(shape, product):
+def test_linear_is_the_product_and_its_gradients(shape, product, library, library_of_all):
+    library_of_all(library)
     torch.manual_seed(0)
     T, size_in, size_out = shape
     x, w = torch.randn(T, size_in, requires_grad=True), torch.randn(size_out, size_in, requires_grad=True)
@@ -132,7 +142,7 @@ def test_linear_is_the_product_and_its_gradients(shape, product):
         assert torch.allclose(ours.grad.double(), theirs.grad, rtol=1e-4, atol=1e-3)
 
 
-def test_a_product_and_its_gelu_are_one_call_outextra_training_and_the_same_as_two():
+def test_a_product_and_its_gelu_are_one_call_outside_training_and_the_same_as_two():
     torch.manual_seed(0)
     x, w, b = torch.randn(33, 384), torch.randn(70, 384) / 20, torch.randn(70)
     z = F.linear(x.double(), w.double(), b.double())
@@ -143,9 +153,9 @@ def test_a_product_and_its_gelu_are_one_call_outextra_training_and_the_same_as_t
 
 
 @pytest.mark.parametrize("width", [100, 768, 1536, 2000])  # those above PART go in parts
-@pytest.mark.parametrize("chosen", [True, False])
-def test_feed_forward_is_the_formula_in_training_and_outextra(width, chosen, monkeypatch):
-    monkeypatch.setattr(products, "_CHOSEN", chosen)
+@pytest.mark.parametrize("library", libraries.LIBRARIES)
+def test_feed_forward_is_the_formula_in_training_and_outside(width, library, library_of_all):
+    library_of_all(library)
     torch.manual_seed(0)
     x, up, bias, down = torch.randn(33, 60), torch.randn(width, 60) / 8, torch.randn(width), torch.randn(60, width) / 8
     z = x.double() @ up.double().T + bias.double()
