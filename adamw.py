@@ -8,8 +8,8 @@ With gradient g at a parameter's step t = 1, 2, ..., learning rate lr, weight de
     θ ← θ - lr · wd · θ              weight decay, decoupled from the gradient; none on biases and LayerNorms
     θ ← θ - lr · m̂ / (√v̂ + ε)        m̂ = m / (1 - β₁ᵗ), v̂ = v / (1 - β₂ᵗ)
 
-m and v start at 0, so early values are too small; dividing by 1 - βᵗ corrects that. Before all this g is scaled down
-where the norm of the gradient of all that takes part in the step exceeds `clip`.
+m and v start at 0, so early values are too small; dividing by 1 - βᵗ corrects that. First of all, one norm is
+taken over all gradients of the step. If it exceeds `clip`, g is scaled down to it.
 
 The parameters, gradients, m and v of a group each live in ONE flat tensor, of which the model's own tensors become
 views. The update is a handful of element-wise operations on 23 million numbers (MiniLM), so its speed is that of
@@ -113,5 +113,6 @@ def linear_schedule(step, total, warmup):
 
     Args: step, from 0; warmup in [0, 1). Returns a float in (0, 1].
     """
-    rising = warmup * total
-    return min((step + 1) / (rising + 1), (total - step) / max(1.0, total - rising))
+    warmup_steps = warmup * total
+    rising, falling = (step + 1) / (warmup_steps + 1), (total - step) / max(1.0, total - warmup_steps)
+    return min(rising, falling)

@@ -11,11 +11,12 @@ H). LN is LayerNorm. `adapter` is a small network that a method may add in paral
 layer (`pals.py` has one); without it this is plain BERT. T is the number of tokens in the batch, B of sequences, H the
 hidden size, L the number of layers. `kernels/plain.py` defines every operation that is called here.
 
-Two things differ from the usual implementation. The results do not:
+Three things stand here otherwise than in the formulas or in other implementations. The results are the same:
 
-  * query, key and value are one matrix (3H, H) instead of three, so one larger product instead of three; * where the
-  caller needs only the [CLS] rows, the last layer computes only those (`Layer.forward_cls`). For MiniLM this
-    saves 1/6 of the work.
+  * query, key and value are one matrix (3H, H) instead of three, so one larger product instead of three; * `add_norm`
+  adds the bias of the product before it, in the same pass over memory as dropout, residual and LayerNorm; * where the
+  caller needs only the [CLS] rows, the last layer computes only those (`Layer.forward_cls`): 1/6 of the work
+    of MiniLM is for rows that nobody reads.
 """
 
 from dataclasses import asdict, dataclass, fields
@@ -24,12 +25,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from kernels import add_norm, attention, cls_attention, dropout, embed, feed_forward, linear
+from kernels import add_norm, attention, cls_attention, dropout, embed, feed_forward, layer_norm, linear
 from support.checks import check_memory
 from support.console import UserError
 from support.files import read_json, shown, write_json
 from support.safetensors import write_safetensors
-from weights import from_usual_names, read_model, to_usual_names
+from weights import from_huggingface_names, read_model, to_huggingface_names
 
 
 @dataclass
@@ -92,11 +93,14 @@ class Linear(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """The scale γ (`weight`) and the offset β (`bias`) of a LayerNorm, (H,) each, and its ε."""
+    """x (T, H) -> γ x̂ + β (T, H), x̂ each row with mean 0 and variance 1: `weight` γ, `bias` β (H,), and ε."""
 
     def __init__(self, size, eps):
         super().__init__()
         self.weight, self.bias, self.eps = parameter(size), parameter(size), eps
+
+    def forward(self, x):
+        return layer_norm(x, self.weight, self.bias, self.eps)
 
 
 class Embedding(nn.Module):
@@ -146,17 +150,18 @@ class Layer(nn.Module):
         return self.after_attention(a, h, adapted)
 
     def forward_cls(self, h, batch, adapted=None):
-        """`forward` for the rows of the first tokens only: h (T, H) -> (B, H)."""
+        """`forward` for the [CLS] rows only: h (T, H) -> (B, H). Their queries still meet the keys of all tokens."""
         p = self.p_attention if self.training else 0.0
         qkv = self.qkv.weight, self.qkv.bias
         a = cls_attention(h, *qkv, batch.cu_seqlens, batch.max_seqlen, self.heads, p)  # (B, H)
         rows = batch.cls_rows
-        return self.after_attention(a, h.index_select(0, rows), None if adapted is None else adapted[rows])
+        adapted = None if adapted is None else adapted.index_select(0, rows)
+        return self.after_attention(a, h.index_select(0, rows), adapted)
 
     def after_attention(self, a, h, adapted):
-        """The rest of a layer. a, what the heads say, h, the layer's input, and adapted: n rows of H -> (n, H)."""
+        """The rest of a layer. Args: a, the heads side by side; h, its input; adapted; (n, H) each. Returns (n, H)."""
         p = self.p_hidden if self.training else 0.0
-        a = linear(a, self.attention_output.weight)  # (n, H); `add_norm` adds the bias
+        a = linear(a, self.attention_output.weight)  # (n, H), its bias comes with `add_norm`
         h_att = add_norm(a, self.attention_output.bias, h, self.attention_norm, p)  # (n, H)
         f = feed_forward(h_att, self.up.weight, self.up.bias, self.down.weight)  # (n, H)
         return add_norm(f, self.down.bias, h_att, self.output_norm, p, adapted)  # (n, H)
@@ -180,7 +185,7 @@ class Bert(nn.Module):
             initialize(self, config.initializer_range)
 
     def embed(self, batch):
-        """A `Batch` of T tokens -> x (T, H), before dropout."""
+        """A `Batch` of T tokens -> x (T, H). Dropout comes in `encode`: SMART (`smart.py`) moves x before it."""
         tables = self.word.weight, self.position.weight, self.segment.weight
         return embed(batch.ids, batch.positions, batch.segments, tables, self.embedding_norm)
 
@@ -218,14 +223,14 @@ class Bert(nn.Module):
         bert = cls(config, initialized=False)
         shapes = {name: p.shape for name, p in bert.named_parameters()}
         bert.load_state_dict(
-            from_usual_names(read_model(folder), shapes, config.initializer_range, folder), assign=True
+            from_huggingface_names(read_model(folder), shapes, config.initializer_range, folder), assign=True
         )
         return bert
 
     def save(self, folder):
         """Writes `config.json` and `model.safetensors`, which `transformers` opens as a `BertModel`."""
         self.config.save(folder)
-        write_safetensors(Path(folder) / "model.safetensors", to_usual_names(self.state_dict()), {"format": "pt"})
+        write_safetensors(Path(folder) / "model.safetensors", to_huggingface_names(self.state_dict()), {"format": "pt"})
 
 
 def sentence_means(h, batch):

@@ -2,7 +2,9 @@
 
     accuracy     share of correct classes                               sst, para
     pearson r    cov(x, y) / (std(x) std(y))                            sts
-    dev score    mean over the tasks of accuracy, or of (1 + r) / 2     0.454, 0.625, 0.546 -> 0.617
+    dev score    mean over the tasks of accuracy, or of (1 + r) / 2
+
+For example sst 0.454, para 0.625 and r = 0.546 for sts: (0.454 + 0.625 + 0.773) / 3 = 0.617.
 
 A model that gives one and the same answer to everything can have a respectable accuracy (0.625 on Quora): `score`
 says so when it sees it.
@@ -62,7 +64,7 @@ def dev_score(metrics):
 
 @torch.inference_mode()
 def outputs(model, task, dataset, batch_size=64):
-    """What a model says of each example, in the order of the data set.
+    """The model's output for each example, in the order of the data set.
 
     Returns a float32 array: class probabilities (n, classes) for a classification task (so (n, 2) for `para`), or the
     predicted values (n,). Under torchrun, each process takes some of the batches, and all get the whole result.
@@ -70,10 +72,10 @@ def outputs(model, task, dataset, batch_size=64):
     model.eval()
     device = next(model.parameters()).device
     result = np.zeros((len(dataset), task.classes) if task.classes else len(dataset), dtype=np.float32)
-    for numbers in dataset.by_length(batch_size)[distributed.rank() :: distributed.world()]:
+    for indices in dataset.by_length(batch_size)[distributed.rank() :: distributed.world()]:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            logits = model(task.name, dataset.batch(numbers).to(device))
-        result[numbers] = probabilities(task, logits.float()).cpu().numpy()
+            logits = model(task.name, dataset.batch(indices).to(device))
+        result[indices] = probabilities(task, logits.float()).cpu().numpy()
     distributed.sum_(torch.from_numpy(result))  # in place, zeros where another process has the values
     return result
 
@@ -87,7 +89,7 @@ def dev_metrics(model, datasets):
 def probabilities(task, logits):
     """logits (B, C) -> (B, classes), or (B,) for a real number.
 
-    C is the number of classes, but 1 for two classes, and for a real number how often it is predicted (`model.py`).
+    C is the number of classes, but 1 for two classes, and 1 or 2 for a real number (predicted twice: `model.py`).
     """
     if not task.classes:
         return logits.mean(1)

@@ -11,9 +11,10 @@ y_i of the map are, q_ij, is another:
     p_j|i = e^{-β_i ‖x_i - x_j‖²} / Σ_{k≠i} e^{-β_i ‖x_i - x_k‖²}      p_ij = (p_j|i + p_i|j) / 2n
     q_ij  = (1 + ‖y_i - y_j‖²)^-1 / Σ_{k≠l} (1 + ‖y_k - y_l‖²)^-1      Student-t: its long tail leaves room in the map
 
-and gradient descent on KL(P ‖ Q) = Σ p_ij log p_ij / q_ij finds the map. β_i = 1 / (2 σ_i²) is such that the entropy
-of p_·|i is the log of a given perplexity: the number of neighbours that count. So read a map for who is beside whom:
-in it, the sizes of clusters and the distances between those far apart mean little.
+and gradient descent on KL(P ‖ Q) = Σ p_ij log p_ij / q_ij finds the map. β_i = 1 / (2 σ_i²), where σ_i is the width of
+the Gaussian around x_i. It is chosen so that the entropy of p_·|i is the log of a given perplexity: the number of
+neighbours that count. Read a map for which points are neighbours. The sizes of clusters, and the distances between
+clusters, mean little.
 """
 
 import numpy as np

@@ -47,7 +47,7 @@ from support.safetensors import write_safetensors
 from support.training_run import TrainingRun
 from tasks import TASKS, data_path, read_examples
 from tokenizer import MAX_TOKENS, Tokenizer, pack
-from weights import to_usual_names
+from weights import to_huggingface_names
 
 POSITIVE_ABOVE = 4  # pairs of `sts` with a higher label are the positives of `alignment`, as in Gao et al.
 
@@ -178,7 +178,7 @@ def train(args, model, config, tokenizer, corpus, examples):
 def save_encoder(bert, config, tokenizer, folder):
     """A folder for `multitask.py --bert`. Args: config, with the dropout that fine-tuning is to use, not SimCSE's."""
     config.save(folder)
-    write_safetensors(Path(folder) / "model.safetensors", to_usual_names(bert.state_dict()), {"format": "pt"})
+    write_safetensors(Path(folder) / "model.safetensors", to_huggingface_names(bert.state_dict()), {"format": "pt"})
     tokenizer.save(folder)
 
 

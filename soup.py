@@ -2,12 +2,12 @@
 
     f(x; θ),  θ = Σ W_i θ_i / Σ W_i          f, the model; θ_i, the weights of run i; W_i, how much it counts
 
-An ensemble of k models costs k times as much to use as one; a soup of k models costs as much as one. It needs
-ingredients that ended in the same basin of the loss, which they do if they started from the same weights: then the
-models between them are about as good as they are, or better. So take runs with the same --bert AND the same --seed,
-which draws the first weights of heads and PALs, but with other --lr, --epochs, --sampling, --use_smart and so on. The
-mean of heads that started apart has learned nothing. A uniform soup takes all ingredients, a greedy one those that do
-not hurt it on dev.
+An ensemble of k models costs k times as much to use as one model. A soup of k models costs as much as one. It needs
+runs that ended in the same low-loss region, and they do if they started from the same weights: then the models between
+them are about as good as they are, or better. So take runs with the same --bert AND the same --seed, which draws the
+first weights of heads and PALs, but with other --lr, --epochs, --sampling, --use_smart and so on. Heads that started
+from different random weights cannot be averaged: their mean predicts like an untrained head. A uniform soup takes all
+runs. A greedy soup takes those that do not lower its dev score.
 
     python ensemble.py runs/a runs/b runs/c --method soup --greedy --out runs/soup
 """

@@ -38,9 +38,9 @@ class Task:
         return len(self.columns) == 2
 
     def encoding(self, pair_encoding, use_means):
-        """What becomes of this task's pairs under these two flags, in the words of `DataSet`; None where it has none.
+        """How this task lays out a pair: "joint", "siamese" or "both" (`DataSet` says what these are).
 
-        With `--use_means` a number is predicted from both encodings (`model.py`).
+        None for a task about one sentence. With `--use_means` a number is predicted from both layouts (`model.py`).
         """
         if not self.pair:
             return None
@@ -51,39 +51,39 @@ TASKS = {
     task.name: task
     for task in (
         Task(
-            "sst",
-            "ids-sst-{split}.csv",
-            ("sentence",),
-            "sentiment",
-            5,
-            0,
-            4,
-            "accuracy",
-            "Predicted_Sentiment",
+            name="sst",
+            file="ids-sst-{split}.csv",
+            columns=("sentence",),
+            label="sentiment",
+            classes=5,
+            low=0,
+            high=4,
+            metric="accuracy",
+            output="Predicted_Sentiment",
             names=("very negative", "negative", "neutral", "positive", "very positive"),
         ),
         Task(
-            "para",
-            "quora-{split}.csv",
-            ("sentence1", "sentence2"),
-            "is_duplicate",
-            2,
-            0,
-            1,
-            "accuracy",
-            "Predicted_Is_Paraphrase",
+            name="para",
+            file="quora-{split}.csv",
+            columns=("sentence1", "sentence2"),
+            label="is_duplicate",
+            classes=2,
+            low=0,
+            high=1,
+            metric="accuracy",
+            output="Predicted_Is_Paraphrase",
             names=("no", "yes"),
         ),
         Task(
-            "sts",
-            "sts-{split}.csv",
-            ("sentence1", "sentence2"),
-            "similarity",
-            0,
-            0,
-            5,
-            "pearson",
-            "Predicted_Similiary",  # spelt as the course's own tools expect it
+            name="sts",
+            file="sts-{split}.csv",
+            columns=("sentence1", "sentence2"),
+            label="similarity",
+            classes=0,
+            low=0,
+            high=5,
+            metric="pearson",
+            output="Predicted_Similiary",  # spelt as the course's own tools expect it
         ),
     )
 }
@@ -193,20 +193,20 @@ class DataSet:
     def __len__(self):
         return len(self.examples)
 
-    def batch(self, numbers):
-        """A `Batch` of B examples. Args: numbers, a list of B int, which ones.
+    def batch(self, indices):
+        """A `Batch` of B examples. Args: indices, a list of B int.
 
         Its sequences: B sentences or joint pairs; "siamese", B first sentences, then B second ones; "both", B joint
         pairs, then B first sentences, then B second ones.
         """
-        return pack([encoded[i] for encoded in self.encoded for i in numbers])
+        return pack([encoded[i] for encoded in self.encoded for i in indices])
 
-    def labels(self, numbers):
+    def labels(self, indices):
         """(B,) float32 tensor."""
-        return torch.from_numpy(self.examples.labels[numbers])
+        return torch.from_numpy(self.examples.labels[indices])
 
     def by_length(self, batch_size):
-        """Lists of example numbers, of similar length in each list, all examples once: the order for evaluation."""
+        """Lists of indices, of examples of similar length in each list, all examples once: the order for evaluation."""
         lengths = [sum(len(ids) for ids, _ in sequences) for sequences in zip(*self.encoded, strict=True)]
         order = sorted(range(len(self)), key=lengths.__getitem__)
         return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]

@@ -7,23 +7,21 @@ wants around it:
     one sentence      [CLS] a ... a [SEP]
     a pair            [CLS] a ... a [SEP] b ... b [SEP]      segment 0 up to the first [SEP], 1 after it
 
-([SEP] ends a sentence; [CLS] stands for the whole sequence: what the model has made of it at the end, its last *hidden
-state*, H numbers as for every token, is what a classifier reads)
+[SEP] ends a sentence. [CLS] opens the sequence. A model keeps H numbers for each token, its *hidden state*; after the
+last layer, a classifier reads the hidden state of [CLS].
 
-and packs many of these into one `Batch`. In what follows, T is the number of tokens of a batch, B that of its sequences
-(each a sentence, or a pair in one), H how many numbers a model keeps for a token. Sequences differ in length, and the
-usual way out is to fill the short ones up with [PAD] to a rectangle (B, longest). On the data of this project half of
-that rectangle is padding, and a model computes on padding at full price. Here the sequences simply follow each other in
-one long row:
+This file then packs many sequences into one `Batch`. T is the number of tokens of a batch, B the number of its
+sequences (a sentence, or a pair in one sequence). Sequences differ in length. Most implementations fill the short ones
+up with [PAD] to a rectangle (B, longest). On the data of this project half of that rectangle is padding, and a model
+computes on padding at full price. Here the sequences simply follow each other in one long row:
 
     ids         [CLS] good film [SEP] [CLS] no [SEP] [CLS] ...      (T,)  T = all tokens of the batch
     positions     0    1    2     3     0    1   2     0   ...      (T,)
     cu_seqlens    0                     4              7   ...      (B + 1,)  where each sequence starts, T last
 
-(cumulative sequence lengths: the name comes from FlashAttention),
-
-so that hidden states are (T, H), everything that looks at one token at a time (embeddings, feed-forward layers,
-LayerNorm) needs no mask at all, and the [CLS] rows are `hidden_states[batch.cls_rows]`.
+`cu_seqlens` means cumulative sequence lengths, a name from FlashAttention. Hidden states are (T, H). Layers that treat
+each token alone (embeddings, feed-forward layers, LayerNorm) need no mask. The [CLS] rows are
+`hidden_states[batch.cls_rows]`.
 """
 
 from dataclasses import dataclass
@@ -82,7 +80,7 @@ def pack(encoded):
 
 
 def from_padded(input_ids, attention_mask, token_type_ids=None):
-    """The usual padded tensors to a `Batch`.
+    """Padded tensors, as other libraries have them, to a `Batch`.
 
     Args: input_ids, attention_mask and token_type_ids (B, L), int or bool; the mask is 1 on tokens, 0 on padding.
     """
@@ -96,7 +94,7 @@ def from_padded(input_ids, attention_mask, token_type_ids=None):
 
 
 def to_padded(batch, rows, fill=0):
-    """Rows of a packed batch to the usual rectangle: rows (T, ...) -> (B, L, ...), and its mask (B, L) bool.
+    """Rows of a packed batch to a padded rectangle: rows (T, ...) -> (B, L, ...), and its mask (B, L) bool.
 
     L is the longest sequence, `batch.max_seqlen`.
 
@@ -161,9 +159,10 @@ class Tokenizer:
 
 
 def truncate_longer_first(a, b, room):
-    """Shortens the longer of two lists from its end until len(a) + len(b) <= room; the longer keeps the odd item.
+    """Shortens the longer of two lists, item by item from its end, until len(a) + len(b) <= room.
 
-    Of two lists of one length, that is b.
+    So a list of at most room // 2 items stays whole, and the other takes what is left. If both are longer than that,
+    they end equally long; where room is odd, the longer list keeps the odd item (b, where both were equally long).
     """
     if len(a) + len(b) <= room:
         return a, b

@@ -30,7 +30,7 @@ _INNER = {
 }
 
 
-def _usual_names(name):
+def _huggingface_names(name):
     """Our name of a parameter -> the usual one, or the usual three where query, key and value are fused."""
     module, _, kind = name.rpartition(".")
     if module in _OUTER:
@@ -41,16 +41,16 @@ def _usual_names(name):
     return [f"encoder.layer.{i}.{_INNER[inner]}.{kind}"]
 
 
-def to_usual_names(state):
+def to_huggingface_names(state):
     """The state dict of a `Bert` -> its tensors as `transformers` names them."""
     tensors = {}
     for name, tensor in state.items():
-        names = _usual_names(name)
+        names = _huggingface_names(name)
         tensors.update(zip(names, tensor.chunk(len(names)), strict=True))
     return tensors
 
 
-def from_usual_names(tensors, shapes, std, source):
+def from_huggingface_names(tensors, shapes, std, source):
     """A state dict for `Bert` from the usual names, with `bert.` before them or not, gamma/beta or weight/bias.
 
     Args: shapes, of our parameters by name; std, of a pooler that starts at random because the tensors have none;
@@ -63,7 +63,7 @@ def from_usual_names(tensors, shapes, std, source):
         found[name.replace("LayerNorm.beta", "LayerNorm.bias")] = tensor
     state = {}
     for name, shape in shapes.items():
-        names = _usual_names(name)
+        names = _huggingface_names(name)
         missing = [n for n in names if n not in found]
         if missing and name.startswith("pooler"):  # many encoders are published without one: start it afresh
             print(f"{source} has no {names[0]}: it starts at random", file=sys.stderr)

@@ -16,9 +16,7 @@ import torch
 
 from kernels import cpu, plain
 
-INTERPRET = (
-    os.environ.get("TRITON_INTERPRET") == "1"
-)  # Triton's interpreter runs the GPU's kernels on the CPU: for tests
+INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"  # tests run the GPU's kernels in Triton's interpreter
 CHOICES = ("auto", "plain")
 _choice = "auto"
 
@@ -62,6 +60,10 @@ def feed_forward(x, up, bias, down):
 
 def dropout(x, p):
     return forms_of(x).dropout(x, p)
+
+
+def layer_norm(z, gamma, beta, eps):
+    return forms_of(z).layer_norm(z, gamma, beta, eps)
 
 
 def embed(ids, positions, segments, tables, norm):

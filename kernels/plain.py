@@ -5,7 +5,8 @@ that runs: this one, the CPU's (`cpu/`) or a GPU's (`gpu.py`). All forms give th
 compare each of them with this file. `--kernels plain` runs the whole project on it. There is no backward pass to read:
 autograd derives it.
 
-Letters: T tokens in the packed batch, B sentences, H numbers per token, F = 4 H in the feed-forward layer, C classes.
+Letters: a packed batch has T tokens, of B sequences (a sentence, or a pair of them in one sequence). Each token has H
+numbers, or 4 H inside the feed-forward layer. C is the number of logits of an example.
 """
 
 from typing import NamedTuple
@@ -60,26 +61,27 @@ def embed(ids, positions, segments, tables, norm):
 
 
 def attention(qkv, cu_seqlens, max_seqlen, heads, p=0.0):
-    """Self-attention (Vaswani et al., 2017, section 3.2), each token to the tokens of its own sentence.
+    """Self-attention (Vaswani et al., 2017, section 3.2), each token to the tokens of its own sequence.
 
     Args: qkv (T, 3H), query, key and value of each token side by side, the heads side by side in each; cu_seqlens
-    (B + 1,), where each sentence starts, and T; max_seqlen, tokens of the longest; p, the dropout probability.
+    (B + 1,), where each sequence starts, and T; max_seqlen, tokens of the longest; p, the dropout probability.
     Returns (T, H): in each head, softmax(q kᵀ / √d) v.
     """
     T, H = len(qkv), qkv.shape[1] // 3
+    d = H // heads  # numbers of a head
     out = []
-    for sentence in qkv.split(cu_seqlens.diff().tolist()):  # (m, 3H), m tokens
-        q, k, v = sentence.view(-1, 3, heads, H // heads).permute(1, 2, 0, 3)  # (heads, m, d) each
-        scores = q @ k.transpose(1, 2) / (H // heads) ** 0.5  # (heads, m, m): each query with each key
-        probs = dropout(torch.softmax(scores, -1), p)  # (heads, m, m): each row sums to 1
+    for sequence in qkv.split(cu_seqlens.diff().tolist()):  # (m, 3H), m tokens
+        q, k, v = sequence.view(-1, 3, heads, d).permute(1, 2, 0, 3)  # (heads, m, d) each
+        scores = q @ k.transpose(1, 2) / d**0.5  # (heads, m, m): each query with each key
+        probs = dropout(torch.softmax(scores, -1), p)  # (heads, m, m): each row sums to 1 before dropout
         out.append((probs @ v).transpose(0, 1).reshape(-1, H))  # (m, H): the heads side by side again
     return torch.cat(out) if out else qkv.new_zeros(T, H)
 
 
 def cls_attention(h, weight, bias, cu_seqlens, max_seqlen, heads, p=0.0):
-    """`attention` of each sentence's first token only, [CLS], from the hidden states on.
+    """`attention` of each sequence's first token only, [CLS], from the hidden states on.
 
-    Args: h (T, H), of sentences with at least one token each; weight (3H, H) and bias (3H,), the map from h to q, k and
+    Args: h (T, H), of sequences with at least one token each; weight (3H, H) and bias (3H,), the map from h to q, k and
     v. Returns (B, H).
     """
     qkv = linear(h, weight, bias)  # (T, 3H)
@@ -107,10 +109,8 @@ def mean_loss(logits, labels, classes):
     z = logits if logits.dtype == torch.float64 else logits.float()
     if classes > 2:
         return -torch.log_softmax(z, 1).gather(1, labels.long()[:, None]).mean()
-    if classes == 2:
-        return F.softplus(
-            z[:, 0] * (1 - 2 * labels)
-        ).mean()  # log(1 + e^z) is -log(1 - σ(z)), log(1 + e^-z) is -log σ(z)
+    if classes == 2:  # log(1 + e^z) is -log(1 - σ(z)), and log(1 + e^-z) is -log σ(z)
+        return F.softplus(z[:, 0] * (1 - 2 * labels)).mean()
     return ((z[:, 0] - labels) ** 2).mean()
 
 

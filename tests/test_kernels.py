@@ -60,6 +60,7 @@ def cases():
         "linear without bias": (lambda f, x, w: f.linear(x, w), tensors((T, H), (7, H))),
         "linear_gelu": (lambda f, x, w, b: f.linear_gelu(x, w, b), wide[:3]),
         "feed_forward": (lambda f, *inputs: f.feed_forward(*inputs), wide),
+        "layer_norm": (lambda f, x, g, b: f.layer_norm(x, g, b, 1e-12), tensors((T, H), (H,), (H,))),
         "dropout": (lambda f, x: f.dropout(x, 0.0), wide[:1]),
         "embed": (lambda f, a, b, c, g, s: f.embed(ids, ids % 3, ids % 2, (a, b, c), norm_of(g, s)), tables),
         "attention": (lambda f, qkv: f.attention(qkv, *batch), tensors((T, 3 * H))),

@@ -23,6 +23,11 @@ __all__ = [
 ]
 
 
+def layer_norm(z, gamma, beta, eps):
+    """The CPU's form of `plain.layer_norm`, by PyTorch's own."""
+    return F.layer_norm(z, gamma.shape, gamma, beta, eps)
+
+
 def mean_loss(logits, labels, classes):
     """The CPU's form of `plain.mean_loss`, by PyTorch's own losses. float64 stays float64."""
     z = logits if logits.dtype == torch.float64 else logits.float()

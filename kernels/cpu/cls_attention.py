@@ -6,7 +6,7 @@ keys and values are linear in the hidden states h_j (H,) of the tokens j = 1 .. 
 
     k_j = W_k h_j + b_k          v_j = W_v h_j + b_v          W_k and W_v (d, H)
 
-and so neither is needed, of anybody:
+so no key and no value of any token is ever computed:
 
     q · k_j     = (W_kᵀ q) · h_j + q · b_k            the same q · b_k for all j: softmax does not see it
     Σ_j D_j v_j = W_v (Σ_j D_j h_j) + (Σ_j D_j) b_v   Σ_j D_j is 1 only without dropout

@@ -8,7 +8,7 @@ line to the last.
 import torch
 
 CACHED = 1 << 18  # elements of a block
-TINY = 1e-36  # far below ε'², but not 0: of words that never came up v is 0, whose root takes MKL 17 times as long
+TINY = 1e-36  # words that never occurred have v = 0, and MKL takes 17 times as long for the root of 0: v is clamped
 
 
 def adamw(updates, clip, betas):
