@@ -6,10 +6,12 @@
     python multitask.py --resume --out runs/mine              goes on where the run stopped
     python multitask.py --eval_only --out runs/mine           scores its best model again, writes predictions
 
-`model.py` has the model and its losses. Each step draws a batch of one task (`sampling.py`); `support/training_run.py`
-resumes, records and saves. `--use_pals`,
-`--use_smart` and `--gradient_surgery` are explained in `pals.py`, `smart.py` and `surgery.py`, training in several
-processes (torchrun) in `support/distributed.py`, and `--cuda_graphs` in `support/cuda_graphs.py`.
+A step takes a batch of one task (`sampling.py`), computes the gradient of its loss (`model.py`), and moves the weights
+by AdamW (`adamw.py`). After each epoch the model is scored on the dev files, and the best one so far is kept.
+
+`--use_pals`, `--use_smart` and `--gradient_surgery` are explained in `pals.py`, `smart.py` and `surgery.py`. Machinery
+stands apart: `support/training_run.py` resumes, records and saves, `support/distributed.py` trains in several
+processes (torchrun), and `support/cuda_graphs.py` replays recorded steps (`--cuda_graphs`).
 """
 
 import time
@@ -31,6 +33,40 @@ from support.training_run import TrainingRun
 from surgery import Surgery
 from tasks import SPLITS, TASKS, fingerprint, load_data
 from tokenizer import Tokenizer
+
+
+def train(args, model, tokenizer, datasets):
+    """Trains `model` and leaves the run in args.out. Returns True, or False where Ctrl-C stopped it."""
+    training, plan = Training(args, model, datasets), training_plan(args, datasets)
+    run = TrainingRun(
+        args,
+        plan,
+        model,
+        training.optimizer,
+        extra=training.smart.state() if training.smart else {},
+        data={name: fingerprint(splits["train"].examples) for name, splits in datasets.items()},
+        save_model=lambda folder: model.save(folder, tokenizer),
+        rates="--head_lr" if args.option == "pretrain" else "--lr or --head_lr",
+    )
+    if training.smart:
+        passes = training.smart.passes()
+        print("SMART: {} forward and {} backward passes for each batch, in place of 1 and 1".format(*passes))
+    dev = {name: splits["dev"] for name, splits in datasets.items()}
+    with run:
+        for step, _, batches in run.steps():
+            factor = linear_schedule(step - 1, len(plan), args.warmup)
+            run.record(training.step(step, factor, batches))
+            if run.epoch_ends:
+                metrics = dev_metrics(model, dev)
+                run.evaluated(metrics, dev_score(metrics))
+    return run.finished
+
+
+def training_plan(args, datasets):
+    """The run's `Plan`: which examples of which tasks each step takes."""
+    sizes = {name: len(splits["train"]) for name, splits in datasets.items()}
+    extra = ("sst",) if args.extra_sst else ()
+    return Plan(sizes, args.batch_size, args.epochs, args.sampling, args.seed, extra, joint=args.gradient_surgery)
 
 
 class Training:
@@ -101,40 +137,6 @@ def graphed_step(model, optimizer):
         lambda name, logits, labels: task_loss(TASKS[name], logits, labels),
         optimizer.zero_grad,
     )
-
-
-def training_plan(args, datasets):
-    """The run's `Plan`: which examples of which tasks each step takes."""
-    sizes = {name: len(splits["train"]) for name, splits in datasets.items()}
-    extra = ("sst",) if args.extra_sst else ()
-    return Plan(sizes, args.batch_size, args.epochs, args.sampling, args.seed, extra, joint=args.gradient_surgery)
-
-
-def train(args, model, tokenizer, datasets):
-    """Trains `model` and leaves the run in args.out. Returns True, or False where Ctrl-C stopped it."""
-    training, plan = Training(args, model, datasets), training_plan(args, datasets)
-    run = TrainingRun(
-        args,
-        plan,
-        model,
-        training.optimizer,
-        extra=training.smart.state() if training.smart else {},
-        data={name: fingerprint(splits["train"].examples) for name, splits in datasets.items()},
-        save_model=lambda folder: model.save(folder, tokenizer),
-        rates="--head_lr" if args.option == "pretrain" else "--lr or --head_lr",
-    )
-    if training.smart:
-        passes = training.smart.passes()
-        print("SMART: {} forward and {} backward passes for each batch, in place of 1 and 1".format(*passes))
-    dev = {name: splits["dev"] for name, splits in datasets.items()}
-    with run:
-        for step, _, batches in run.steps():
-            factor = linear_schedule(step - 1, len(plan), args.warmup)
-            run.record(training.step(step, factor, batches))
-            if run.epoch_ends:
-                metrics = dev_metrics(model, dev)
-                run.evaluated(metrics, dev_score(metrics))
-    return run.finished
 
 
 def report(args, model, datasets):

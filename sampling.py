@@ -2,7 +2,7 @@
 
     p_i ∝ N_i^α        the probability of task i, of N_i examples (Stickland & Murray, 2019, section 4)
 
-    proportional    α = 1                            a task's share of the steps is its share of the examples
+    proportional    α = 1                            a task with twice the examples takes twice the steps
     sqrt            α = 1/2
     uniform         α = 0                            all tasks alike, shuffled
     round_robin     α = 0                            all tasks alike, in turn

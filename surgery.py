@@ -14,7 +14,7 @@ Every p is a sum of the n = 3 gradients, p = Σ_k c_k g_k, so three coefficients
 
     p · g_j = Σ_k c_k G_kj            p ← p - a g_j   is   c_j ← c_j - a            G_ij = g_i · g_j
 
-The gradients themselves, 110 million numbers each, are read only for the Gram matrix G and for the final sum.
+The gradients themselves, 110 million entries each, are read only for the Gram matrix G and for the final sum.
 
 A task that has nothing left to learn has gradients so small that their products underflow in float32: G_jj is then 0,
 or has lost its digits, and must not divide. Products are taken in float64 where any G_jj is below `TINY`.

@@ -19,6 +19,7 @@ from support import flags as support_flags
 from support import run_folder, training_run
 from support.corpora import CorpusPlan, TextFile
 from support.safetensors import read_safetensors
+from tasks import TASKS, data_path, read_examples
 
 ROOT = Path(__file__).parent.parent
 
@@ -156,6 +157,20 @@ def test_a_run_writes_an_encoder_for_multitask_and_says_what_became_of_it(tmp_pa
     assert [float(x) for x in again if x.strip()] == [float(x) for x in after if x.strip()]
     more = f"--bert {tmp_path / 'run' / 'encoder'} --data {tmp_path / 'data'} --epochs 1 --out {tmp_path / 'tuned'}"
     multitask.main(more.split())
+
+
+def test_the_default_corpus_holds_each_training_sentence_once_and_none_of_the_dev_files(tmp_path):
+    args = support_flags.simcse_parser().parse_args(flags(tmp_path))
+    of_split = {}
+    for split in ("train", "dev"):
+        found = [read_examples(data_path(args.data, task, split), task) for task in TASKS.values()]
+        of_split[split] = [s for examples in found for s in examples.sentences + (examples.others or [])]
+    path = data_path(args.data, TASKS["sts"], "dev")
+    path.write_text(path.read_text().replace(of_split["dev"][-1], of_split["train"][3]))  # one of both
+    sentences = [sentence for (sentence,) in simcse.open_corpus(args)]
+    assert of_split["train"][3] not in sentences
+    assert len(set(sentences)) == len(sentences)
+    assert set(of_split["train"]) - set(of_split["dev"]) - set(sentences) == {of_split["train"][3]}
 
 
 def test_max_sentences_draws_lines_of_any_corpus(tmp_path):
