@@ -37,10 +37,20 @@ from bert import Bert, Linear, sentence_means
 from kernels import dropout, linear_gelu, mean_loss
 from pals import Pals
 from support import files
+from support.checks import check_memory
 from support.console import UserError
 from support.safetensors import read_safetensors, write_safetensors
 from tasks import TASKS
 from tokenizer import Tokenizer
+
+OPTIONS = {  # of a model, as `multitask.json` keeps them
+    "pair_encoding": str,
+    "use_means": bool,
+    "classifier_layers": int,
+    "classifier_size": int,
+    "pal_size": int,
+    "pal_heads": int,
+}
 
 
 class Head(nn.Module):
@@ -87,6 +97,10 @@ class MultitaskBert(nn.Module):
         if (pair_encoding == "joint" or use_means) and bert.config.type_vocab_size < 2:
             remedy = "take --pair_encoding siamese without --use_means"
             raise UserError(f"--bert has one segment, and a pair in one sequence needs two; {remedy}")
+        size, L = classifier_size or H, bert.config.num_hidden_layers
+        count = 2 * H * size + classifier_layers * size**2 + (2 * H + 3 * L * (pal_size or 0)) * (pal_size or 0)
+        flags = "--classifier_size, --classifier_layers or --pal_size"
+        check_memory(4 * len(TASKS) * count, classifier_layers, flags, "give less")  # with gradient, m and v
         self.bert = bert
         self.options = {
             "pair_encoding": pair_encoding,
@@ -173,7 +187,8 @@ class MultitaskBert(nn.Module):
                 remedy = f"write one with: python multitask.py --resume --out {run}"
             raise UserError(f"{folder} holds no trained model; {remedy}")
         bert = Bert.load(folder)
-        model = cls(bert, **files.read_json(Path(folder) / "multitask.json"))
+        options = files.read_json(Path(folder) / "multitask.json", optional=OPTIONS)
+        model = cls(bert, **{name: value for name, value in options.items() if name in OPTIONS})
         try:
             model.heads.load_state_dict(read_safetensors(Path(folder) / "heads.safetensors"))
             if model.pals is not None:

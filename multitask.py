@@ -14,6 +14,8 @@ stands apart: `support/training_run.py` resumes, records and saves, `support/dis
 processes (torchrun), and `support/cuda_graphs.py` replays recorded steps (`--cuda_graphs`).
 """
 
+import support.interrupt  # noqa: F401, Ctrl-C is one line from here on
+
 import time
 from pathlib import Path
 
@@ -26,7 +28,7 @@ from model import MultitaskBert, logits_of, task_loss
 from sampling import SAMPLINGS, Plan
 from smart import PRESETS, Smart
 from support import distributed, flags, run_folder
-from support.console import command, table
+from support.console import UserError, command, table
 from support.cuda_graphs import GraphedStep
 from support.downloads import find_model
 from support.training_run import TrainingRun
@@ -65,6 +67,8 @@ def train(args, model, tokenizer, datasets):
 def training_plan(args, datasets):
     """The run's `Plan`: which examples of which tasks each step takes."""
     sizes = {name: len(splits["train"]) for name, splits in datasets.items()}
+    if args.batch_size > max(1024, sum(sizes.values())):
+        raise UserError(f"--batch_size {args.batch_size} is more than all training examples together; give less")
     extra = ("sst",) if args.extra_sst else ()
     return Plan(sizes, args.batch_size, args.epochs, args.sampling, args.seed, extra, joint=args.gradient_surgery)
 

@@ -28,6 +28,8 @@ Three numbers say what became of the embeddings f(x) = h / ‖h‖, all on the d
     zero-shot     Pearson's and Spearman's r between cos(h_a, h_b) and the label
 """
 
+import support.interrupt  # noqa: F401, Ctrl-C is one line from here on
+
 import dataclasses
 import time
 from pathlib import Path

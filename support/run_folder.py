@@ -17,6 +17,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -94,12 +95,22 @@ def append_metrics(folder, **values):
 
 
 def read_metrics(folder):
-    """The lines of `metrics.jsonl`, a list of dicts; a line that a kill cut short is left out."""
-    lines = []
-    with contextlib.suppress(FileNotFoundError):
-        for line in (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError):
-                lines.append(json.loads(line))
+    """The lines of `metrics.jsonl`, a list of dicts. A damaged line is left out and counted on stderr.
+
+    Nothing is said of a last line without its end: a kill cut it short.
+    """
+    path, lines, damaged = Path(folder) / "metrics.jsonl", [], 0
+    text = path.read_bytes().decode(errors="replace") if path.exists() else ""
+    for line in text.splitlines(keepends=True):
+        value = None
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(line)
+        if isinstance(value, dict) and type(value.get("step")) is int and isinstance(value.get("kind"), str):
+            lines.append(value)
+        else:
+            damaged += line.endswith("\n")
+    if damaged:
+        print(f"{path}: {damaged} damaged lines left out", file=sys.stderr)
     return lines
 
 

@@ -72,7 +72,7 @@ def test_ctrl_c_while_modules_are_imported_is_one_line():
 
 
 def test_every_program_hears_ctrl_c_from_its_first_import_on():
-    for script in ("predict", "ensemble", "visualize", "reproduce"):
+    for script in ("multitask", "simcse", "predict", "ensemble", "visualize", "reproduce"):
         after_docstring = (ROOT / f"{script}.py").read_text().split('"""', 2)[2]
         assert after_docstring.strip().startswith("import support.interrupt ")
 

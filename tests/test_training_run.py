@@ -189,6 +189,26 @@ def test_a_config_with_values_of_another_kind_is_refused(finished, refused):
         refused(multitask.main, ["--resume", "--out", out], "config.json is damaged", f"--{name}")
 
 
+def test_damaged_lines_of_metrics_are_left_out_with_a_word(tmp_path, capsys):
+    good = [{"kind": "train", "step": 1}, {"kind": "dev", "step": 2, "score": 0.5}]
+    bad = ["", "[1]", '{"kind": "train"}', '{"kind": "train", "step": "3"}', "[" * 10**5, "\x00", "caf\udce9"]
+    lines = [json.dumps(good[0]), *bad, json.dumps(good[1]), '{"kind": "tr']
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines), errors="surrogateescape")
+    assert run_folder.read_metrics(tmp_path) == good
+    assert f"{len(bad)} damaged lines" in capsys.readouterr().err
+    run_folder.rewind_metrics(tmp_path, 1)
+    assert run_folder.read_metrics(tmp_path) == good[:1]
+    assert capsys.readouterr().err.count("left out") == 1  # while rewinding
+
+
+def test_what_cannot_be_allocated_is_refused_before(world, tmp_path, refused):
+    for flags in ("--classifier_size 1000000000", "--classifier_layers 1000000000", "--batch_size 1000000000000"):
+        flag = flags.split()[0]
+        refused(multitask.main, [*world, "--out", tmp_path / "run", *flags.split()], flag)
+    refused(multitask.main, [*world, "--out", tmp_path / "run", "--use_pals", "--pal_size", "1200000000"], "--pal_size")
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
 # ----- what is recorded
 
 
