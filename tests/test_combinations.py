@@ -8,7 +8,6 @@ import tiny
 import multitask
 import tasks
 from bert import Bert
-from support import run_folder
 
 PALS = "--use_pals --pal_size 12 --pal_heads 4"
 METHODS = (PALS, "--use_smart", "--gradient_surgery", "--option pretrain", "--use_means")
@@ -28,7 +27,7 @@ def test_a_combination_runs_and_evaluates_the_same_from_disk(tmp_path, capsys, c
     table = capsys.readouterr().out.split("| task")[1]
     predictions = [path.read_bytes() for path in sorted((out / "predictions").iterdir())]
     assert len(predictions) == 6
-    metrics = run_folder.read_metrics(out)
+    metrics = tiny.metrics(out)
     steps = 1 if chosen[2] else len(tasks.TASKS)  # surgery's one step takes every task
     assert [line["step"] for line in metrics] == [steps, steps]
     assert metrics[0]["steps"] == steps
@@ -61,7 +60,7 @@ def test_a_fourth_task_is_a_row_and_three_files(tmp_path, monkeypatch, capsys):
         out = tmp_path / f"run{i}"
         multitask.main(f"--bert {bert} --data {files} --out {out} --epochs 2 --batch_size 4 {methods}".split())
         assert "| cfimdb " in capsys.readouterr().out
-        assert "cfimdb" in run_folder.read_metrics(out)[0]
+        assert "cfimdb" in tiny.metrics(out)[0]
         lines = (out / "predictions" / "cfimdb-test-output.csv").read_text().splitlines()
         assert lines[0] == "id \t Predicted_Liked "
         assert len(lines) == 9

@@ -15,7 +15,7 @@ import torch.multiprocessing as mp
 
 import multitask
 import simcse
-from support import distributed, run_folder
+from support import distributed
 from tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
@@ -87,7 +87,7 @@ def losses_of(line):
 
 @pytest.mark.parametrize("name", [*METHODS, "simcse"])
 def test_two_processes_have_the_losses_and_the_metrics_of_one(both, name):
-    one, two = (run_folder.read_metrics(both / part / name) for part in ("one", "two"))
+    one, two = (tiny.metrics(both / part / name) for part in ("one", "two"))
     assert len(one) == len(two) >= 14
     assert [line["kind"] for line in one] == [line["kind"] for line in two]
     for a, b in zip(one, two, strict=True):
@@ -149,7 +149,7 @@ def children(pid):
 
 
 def last_step(out):
-    return max((line["step"] for line in run_folder.read_metrics(out)), default=0)
+    return max((line["step"] for line in tiny.metrics(out)), default=0)
 
 
 @pytest.mark.skipif(not Path(f"/proc/self/task/{os.getpid()}/children").exists(), reason="needs /proc")

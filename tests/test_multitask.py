@@ -55,7 +55,8 @@ def test_a_run_leaves_what_it_promises(finished):
         assert f"| {task} " in done.stdout
     assert "dev score" in done.stdout
     assert {p.name for p in out.iterdir()} == {"config.json", "metrics.jsonl", "last", "best", "predictions", "lock"}
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    start, *lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert (start["kind"], start["step"]) == ("start", 0)
     assert {(line["kind"], line["epoch"]) for line in lines} == {("train", 1), ("dev", 1), ("train", 2), ("dev", 2)}
     for line in lines:
         assert line.keys() >= ({"step", "score", *TASKS} if line["kind"] == "dev" else {"step", "gradient norm"})

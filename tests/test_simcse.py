@@ -16,7 +16,7 @@ import multitask
 import simcse
 from bert import Bert
 from support import flags as support_flags
-from support import run_folder, training_run
+from support import training_run
 from support.corpora import CorpusPlan, TextFile
 from support.safetensors import read_safetensors
 from tasks import TASKS, data_path, read_examples
@@ -191,7 +191,7 @@ def test_supervised_with_hard_negatives_from_a_random_start(tmp_path):
     simcse.main(flags(tmp_path, more))
     config = Bert.load(tmp_path / "run" / "encoder").config
     assert (config.num_hidden_layers, config.hidden_size) == (1, 64)
-    losses = [line["loss"] for line in run_folder.read_metrics(tmp_path / "run") if line["kind"] == "train"]
+    losses = [line["loss"] for line in tiny.metrics(tmp_path / "run") if line["kind"] == "train"]
     assert losses[1] < losses[0]
 
 

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 
 from model import task_loss
 from smart import PRESETS, Smart, divergence, normal_noise, project
-from support import run_folder
 from tasks import TASKS
 from tokenizer import pack
 
@@ -234,7 +233,7 @@ def test_a_run_resumes_bit_for_bit_the_average_included(tmp_path, monkeypatch, o
     assert any(name.startswith("average.") for name in whole)
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
-    lines, again = (run_folder.read_metrics(tmp_path / name) for name in ("whole", "parts"))
+    lines, again = (tiny.metrics(tmp_path / name) for name in ("whole", "parts"))
     assert lines[-1] == again[-1]
     assert lines[-1]["kind"] == "dev"
     assert lines[0]["smoothness"] > 0

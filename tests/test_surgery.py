@@ -5,7 +5,6 @@ import pytest
 import tiny
 import torch
 
-from support import run_folder
 from surgery import NOTHING, Surgery, project
 
 
@@ -91,7 +90,7 @@ def test_a_run_reports_conflicts_and_resumes_bit_for_bit(tmp_path, monkeypatch):
     flags = f"--bert {bert} --data {files} --batch_size 4 --epochs 2 --gradient_surgery --extra_sst".split()
     whole, parts = tiny.last_states(tmp_path, flags, monkeypatch)
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
-    metrics = [run_folder.read_metrics(tmp_path / name) for name in ("whole", "parts")]
+    metrics = [tiny.metrics(tmp_path / name) for name in ("whole", "parts")]
     assert metrics[0][-1] == metrics[1][-1]
     train = metrics[0][0]
     assert {f"conflict {pair}" for pair in ("sst-para", "sst-sts", "para-sts")} <= train.keys()

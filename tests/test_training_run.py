@@ -242,7 +242,7 @@ def test_conflicts_are_counted_over_an_epoch_that_was_stopped(world, tmp_path, m
             multitask.main(flags)
     multitask.main(["--resume", "--out", str(tmp_path / "run")])
     said = [line for line in capsys.readouterr().out.splitlines() if "in conflict" in line]
-    lines = [line for line in run_folder.read_metrics(tmp_path / "run") if line["kind"] == "train"]
+    lines = [line for line in tiny.metrics(tmp_path / "run") if line["kind"] == "train"]
     assert [line["step"] for line in lines] == [2, 3, 6]
     for epoch, text in enumerate(said, 1):
         own = [line for line in lines if line["epoch"] == epoch]
@@ -259,7 +259,7 @@ def test_plain_kernels_train_to_the_same_losses_and_are_the_runs_own(world, tmp_
     flags = [*world, "--hidden_dropout_prob", "0", "--skip_test"]
     for kernels in ("auto", "plain"):
         multitask.main([*flags, "--kernels", kernels, "--out", str(tmp_path / kernels)])
-    auto, plain = (run_folder.read_metrics(tmp_path / name) for name in ("auto", "plain"))
+    auto, plain = (tiny.metrics(tmp_path / name) for name in ("auto", "plain"))
     for a, b in zip(auto, plain, strict=True):
         if a["kind"] == "train":
             assert [b[task] for task in TASKS] == pytest.approx([a[task] for task in TASKS], rel=0.01)

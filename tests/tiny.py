@@ -16,7 +16,7 @@ import multitask
 from adamw import AdamW
 from bert import Bert, BertConfig
 from model import MultitaskBert
-from support import training_run
+from support import run_folder, training_run
 from support.safetensors import read_safetensors
 from tasks import SPLITS, TASKS, data_path
 from tokenizer import Tokenizer, pack
@@ -119,6 +119,11 @@ def assert_refused(done, *words):
     assert len(sentences) == 1, done.stderr
     for word in words:
         assert str(word) in sentences[0], sentences[0]
+
+
+def metrics(out):
+    """What a run recorded while it trained: the train and dev lines of its `metrics.jsonl`."""
+    return [line for line in run_folder.read_metrics(out) if line["kind"] in ("train", "dev")]
 
 
 class StopAfter:
