@@ -24,7 +24,7 @@ import math
 
 import torch
 
-from kernels import adamw
+from kernels import adamw, copy_for_products, keep_copies
 from kernels.plain import Update
 
 
@@ -43,6 +43,15 @@ class Flat:
         for (_, p), value, grad in views:
             value.copy_(p.detach())
             p.data, p.grad = value, grad
+        self.parameters = [p for _, p in named]
+        self.copy = copy_for_products(self.param)  # on a GPU the parameters in 16 bits as well
+        self.refresh_copy()
+
+    def refresh_copy(self):
+        """Call where the parameters were set by anything but `step`."""
+        if self.copy is not None:
+            self.copy.copy_(self.param)
+            keep_copies(self.parameters, self.views(self.copy))
 
     def views(self, flat):
         """Views of a flat tensor in the shapes of the parameters."""
@@ -89,7 +98,8 @@ class AdamW:
             step_size = rate * root / (1 - b1 ** self.steps[name])
             for flat in self.groups[name]:
                 shrink = 1 - rate * self.weight_decay if flat.decay else 1.0
-                updates.append(Update(flat.param, flat.grad, flat.m, flat.v, step_size, self.eps * root, shrink))
+                tensors = flat.param, flat.grad, flat.m, flat.v
+                updates.append(Update(*tensors, step_size, self.eps * root, shrink, flat.copy))
         return adamw(updates, self.clip, self.betas) if updates else torch.zeros(())
 
     def state_dict(self):
@@ -105,7 +115,13 @@ class AdamW:
         """Takes over what `state_dict` gave, from the same groups of parameters."""
         for name, view in self.state_dict()[0].items():
             view.copy_(tensors[name])
+        self.resume(steps)
+
+    def resume(self, steps):
+        """Call where m, v and the parameters were set in place. Args: steps, the step counts that belong to them."""
         self.steps = dict(steps)
+        for flat in self.flats():
+            flat.refresh_copy()
 
 
 def linear_schedule(step, total, warmup):

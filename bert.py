@@ -25,7 +25,18 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from kernels import add_norm, attention, cls_attention, dropout, embed, feed_forward, layer_norm, linear
+from kernels import (
+    add_norm,
+    attention,
+    cls_attention,
+    dropout,
+    dropout_seeds,
+    embed,
+    feed_forward_and_input,
+    layer_norm,
+    linear,
+    linear_and_input,
+)
 from support.checks import check_memory
 from support.console import UserError
 from support.files import read_json, shown, write_json
@@ -145,7 +156,7 @@ class Layer(nn.Module):
     def forward(self, h, batch, adapted=None):
         """h (T, H) -> (T, H). Args: batch, the `Batch`; adapted, what an adapter makes of h, (T, H), or None."""
         p = self.p_attention if self.training else 0.0
-        qkv = self.qkv(h)  # (T, 3H)
+        qkv, h = linear_and_input(h, self.qkv.weight, self.qkv.bias)  # (T, 3H), and h again
         a = attention(qkv, batch.cu_seqlens, batch.max_seqlen, self.heads, p)  # (T, H)
         return self.after_attention(a, h, adapted)
 
@@ -163,7 +174,7 @@ class Layer(nn.Module):
         p = self.p_hidden if self.training else 0.0
         a = linear(a, self.attention_output.weight)  # (n, H), its bias comes with `add_norm`
         h_att = add_norm(a, self.attention_output.bias, h, self.attention_norm, p)  # (n, H)
-        f = feed_forward(h_att, self.up.weight, self.up.bias, self.down.weight)  # (n, H)
+        f, h_att = feed_forward_and_input(h_att, self.up.weight, self.up.bias, self.down.weight)  # (n, H) each
         return add_norm(f, self.down.bias, h_att, self.output_norm, p, adapted)  # (n, H)
 
 
@@ -196,10 +207,11 @@ class Bert(nn.Module):
         [CLS] rows are wanted. Returns (T, H), or (B, H).
         """
         h = dropout(x, self.config.hidden_dropout_prob if self.training else 0.0)
-        for i, layer in enumerate(self.layers):
-            adapted = None if adapter is None else adapter(i, h, batch)
-            last = i + 1 == len(self.layers)
-            h = layer.forward_cls(h, batch, adapted) if cls_only and last else layer(h, batch, adapted)
+        with dropout_seeds(h):
+            for i, layer in enumerate(self.layers):
+                adapted = None if adapter is None else adapter(i, h, batch)
+                last = i + 1 == len(self.layers)
+                h = layer.forward_cls(h, batch, adapted) if cls_only and last else layer(h, batch, adapted)
         return h
 
     def pool(self, h_cls):
@@ -209,7 +221,7 @@ class Bert(nn.Module):
     def forward(self, batch, adapter=None):
         """A `Batch` -> the last hidden states (T, H) and the pooled [CLS] rows (B, H)."""
         h = self.encode(self.embed(batch), batch, adapter)
-        return h, self.pool(h[batch.cls_rows])
+        return h, self.pool(h.index_select(0, batch.cls_rows))
 
     @classmethod
     def load(cls, folder, **overrides):
@@ -236,5 +248,4 @@ class Bert(nn.Module):
 def sentence_means(h, batch):
     """h (T, H), hidden states of a `Batch` of B sequences -> float32 (B, H), the mean of each sequence's rows."""
     lengths = batch.cu_seqlens.diff().long()
-    sentence = torch.repeat_interleave(torch.arange(len(batch), device=h.device), lengths)  # (T,)
-    return h.new_zeros(len(batch), h.shape[1], dtype=torch.float32).index_add(0, sentence, h.float()) / lengths[:, None]
+    return torch.segment_reduce(h.float(), "mean", lengths=lengths, unsafe=True)  # unsafe: no wait for a check

@@ -8,6 +8,7 @@
 what each operation takes and returns.
 """
 
+import contextlib
 import functools
 import importlib
 import os
@@ -15,6 +16,7 @@ import os
 import torch
 
 from kernels import cpu, plain
+from kernels.precision import half_dtype, runs_triton
 
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"  # tests run the GPU's kernels in Triton's interpreter
 CHOICES = ("auto", "plain")
@@ -32,7 +34,7 @@ def forms_of(x):
     """The module whose forms take the tensor x. float64, which checks gradients, never goes to Triton."""
     if _choice == "plain":
         return plain
-    if (x.is_cuda or INTERPRET) and x.dtype != torch.float64 and triton_forms():
+    if (INTERPRET or runs_triton(x.device)) and x.dtype != torch.float64 and triton_forms():
         return triton_forms()
     return cpu if x.device.type == "cpu" else plain
 
@@ -46,6 +48,25 @@ def triton_forms():
         return None
 
 
+def dropout_seeds(x):
+    """The context of one pass through the encoder: on a GPU all its dropout masks come from one draw of seeds."""
+    forms = forms_of(x)
+    return contextlib.nullcontext() if forms in (plain, cpu) else forms.dropout_seeds()
+
+
+def copy_for_products(param):
+    """A tensor like param (n,), in the type of the device's matrix products; None where products take param itself.
+
+    `adamw` fills it at each step; `keep_copies` tells `linear` which parameters it holds.
+    """
+    dtype = half_dtype(param.device)
+    return torch.empty_like(param, dtype=dtype) if dtype and forms_of(param) not in (plain, cpu) else None
+
+
+def keep_copies(parameters, copies):
+    triton_forms().keep_copies(parameters, copies)
+
+
 def linear(x, weight, bias=None):
     return forms_of(x).linear(x, weight, bias)
 
@@ -56,6 +77,18 @@ def linear_gelu(x, weight, bias):
 
 def feed_forward(x, up, bias, down):
     return forms_of(x).feed_forward(x, up, bias, down)
+
+
+def linear_and_input(x, weight, bias=None):
+    """`linear`, and x once more for a residual connection: a GPU adds the two gradients of x in one product."""
+    forms = forms_of(x)
+    return (forms.linear(x, weight, bias), x) if forms in (plain, cpu) else forms.linear_and_input(x, weight, bias)
+
+
+def feed_forward_and_input(x, up, bias, down):
+    """`feed_forward`, and x once more, see `linear_and_input`."""
+    forms, arguments = forms_of(x), (x, up, bias, down)
+    return (forms.feed_forward(*arguments), x) if forms in (plain, cpu) else forms.feed_forward_and_input(*arguments)
 
 
 def dropout(x, p):

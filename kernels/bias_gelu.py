@@ -17,9 +17,9 @@ and adds up db on the way.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from kernels.triton_tools import jit, tl, triton
+from kernels.weight_gradients import add_sums, linear, linear_and_input
 
 
 @jit
@@ -28,7 +28,7 @@ def _cdf(z):
     return 0.5 * (1 + tl.erf(z * 0.7071067811865476))
 
 
-@jit
+@jit(do_not_specialize=["T"])
 def _forward(
     x,  # (T, F)
     bias,  # (F,)
@@ -48,7 +48,7 @@ def _forward(
     tl.store(y + place, (z * _cdf(z)).to(y.dtype.element_ty), mask=inside)
 
 
-@jit
+@jit(do_not_specialize=["T", "ROWS"])
 def _backward(
     x,  # (T, F)
     bias,  # (F,)
@@ -104,7 +104,7 @@ class _FusedBiasGelu(torch.autograd.Function):
         partial = torch.empty(programs, width, device=x.device)
         grid = (programs, triton.cdiv(width, LAUNCH["BLOCK_F"]))
         _backward[grid](x, bias, dy.contiguous(), dx, partial, T, rows, F=width, **LAUNCH)
-        return dx, partial.sum(0).to(bias.dtype)
+        return dx, *add_sums(partial[:, None], (bias,), ctx.needs_input_grad[1:])
 
 
 def bias_gelu(x, bias):
@@ -114,9 +114,15 @@ def bias_gelu(x, bias):
 
 def linear_gelu(x, weight, bias):
     """The GPU's form of `plain.linear_gelu`."""
-    return bias_gelu(F.linear(x, weight), bias)
+    return bias_gelu(linear(x, weight), bias)
+
+
+def feed_forward_and_input(x, up, bias, down):
+    """`feed_forward` and x itself, see `linear_and_input`."""
+    wide, x = linear_and_input(x, up)
+    return linear(bias_gelu(wide, bias), down), x
 
 
 def feed_forward(x, up, bias, down):
     """The GPU's form of `plain.feed_forward`."""
-    return F.linear(linear_gelu(x, up, bias), down)
+    return feed_forward_and_input(x, up, bias, down)[0]

@@ -3,10 +3,12 @@
     registers   per thread. A multiprocessor has 65,536; the more a thread takes, the fewer threads run at once.
     spilled     bytes of a thread's values that did not fit into registers and live in memory: should be 0
     shared      bytes of shared memory per program
-    occupancy   the warps that fit on a multiprocessor at once, as a share of the 64 it can hold: what hides the latency
+    occupancy   the warps that fit on a multiprocessor at once, as a share of those it can hold: what hides the latency
                 of memory. Estimated from the three limits above; 25 % is plenty for kernels with much work per load.
 
-The shapes are those of BERT-base, MiniLM and of PALs, in float32 and bfloat16, for A100 (sm_80) and H100 (sm_90).
+What is compiled is what runs: the operations are called with tensors in the shapes of BERT-base, MiniLM and of PALs,
+and `launches.py` notes what Triton would compile for them, alignments included. The type is the one of `precision.py`,
+float16 before sm_80 and bfloat16 from there on.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
@@ -21,123 +24,170 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels import adamw_step, bias_gelu, embedding, flash_attention, losses, residual_norm
-from kernels.random_bits import threshold
-
-# Of a multiprocessor: bytes of shared memory, programs, warps, registers (CUDA C Programming Guide)
-LIMITS = {80: (164 * 1024, 32, 64, 65536), 90: (228 * 1024, 32, 64, 65536)}
-POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int64: "*i64"}
+from kernels import launches, precision
+from kernels.plain import Update
 
 
-class Case(NamedTuple):
-    """One kernel in one shape."""
+class Limits(NamedTuple):
+    """Of a multiprocessor (CUDA C Programming Guide); a program may take `shared` - 1 KB."""
 
-    name: str
-    kernel: object
-    arguments: dict  # by name: a dtype for a pointer, "i32" or "fp32" for a number, None for an absent pointer
-    options: dict  # constexprs by name, and num_warps
-
-
-def cases(dtypes=(torch.float32, torch.bfloat16)):
-    """All kernels in all shapes."""
-    f32 = torch.float32
-    for x in dtypes:
-        short = str(x).removeprefix("torch.")
-        for model, heads, d in (("BERT-base", 12, 64), ("MiniLM", 12, 32), ("PALs", 12, 17)):
-            for max_seqlen in (12, 24, 512):
-                options = flash_attention.launch_options(d, max_seqlen, x)
-                options |= {"HEADS": heads, "DROP": threshold(0.1)}
-                forward = {"qkv": x, "cu_seqlens": torch.int32, "seed": torch.int64, "out": x, "lse": f32}
-                backward = forward | {"dout": x, "dqkv": x, "scale": "fp32"}
-                name = f"{model} {short} d {d}, up to {max_seqlen} tokens"
-                yield Case(
-                    f"attention forward   {name}", flash_attention._forward, forward | {"scale": "fp32"}, options
-                )
-                yield Case(f"attention backward  {name}", flash_attention._backward, backward, options)
-        for model, width in (("BERT-base", 768), ("MiniLM", 384), ("PALs", 204)):
-            options = residual_norm.launch_options(width) | {"DROP": threshold(0.1)}
-            extra = x if model == "PALs" else None
-            common = {"x": x, "bias": f32, "residual": x, "extra": extra, "seed": torch.int64, "weight": f32}
-            forward = common | {"beta": f32, "y": x, "mean": f32, "rstd": f32, "eps": "fp32"}
-            backward = common | {"mean": f32, "rstd": f32, "dy": x, "dx": x, "dz": x, "partial": f32}
-            backward |= {"T": "i32", "ROWS": "i32"}
-            yield Case(f"add_norm forward    {model} {short} H {width}", residual_norm._forward, forward, options)
-            yield Case(f"add_norm backward   {model} {short} H {width}", residual_norm._backward, backward, options)
-        for model, width in (("BERT-base", 3072), ("MiniLM", 1536), ("heads", 768)):
-            options = bias_gelu.LAUNCH | {"F": width}
-            forward = {"x": x, "bias": f32, "y": x, "T": "i32"}
-            backward = {"x": x, "bias": f32, "dy": x, "dx": x, "partial": f32, "T": "i32", "ROWS": "i32"}
-            yield Case(f"gelu forward        {model} {short} F {width}", bias_gelu._forward, forward, options)
-            yield Case(f"gelu backward       {model} {short} F {width}", bias_gelu._backward, backward, options)
-        for classes in (5, 2, 0):
-            options = losses.launch_options(64, classes if classes > 2 else 1, classes)
-            arguments = {"logits": x, "labels": f32, "loss": f32, "dlogits": f32, "B": "i32"}
-            yield Case(f"loss                {short}, {classes} classes", losses._loss, arguments, options)
-    for model, width in (("BERT-base", 768), ("MiniLM", 384)):
-        options = residual_norm.launch_options(width)
-        common = dict.fromkeys(("ids", "positions", "segments"), torch.int64)
-        common |= dict.fromkeys(("word", "position", "segment", "weight"), f32)
-        forward = common | {"beta": f32, "y": f32, "mean": f32, "rstd": f32, "eps": "fp32"}
-        backward = common | {"mean": f32, "rstd": f32, "dy": f32, "dz": f32, "partial": f32, "T": "i32", "ROWS": "i32"}
-        rows = {"dz": f32, "keys": torch.int64, "tokens": torch.int64, "dword": f32, "dposition": f32, "T": "i32"}
-        name = f"{model} float32 H {width}"
-        yield Case(f"embed forward       {name}", embedding._forward, forward, options)
-        yield Case(f"embed backward      {name}", embedding._backward, backward, options)
-        yield Case(f"embed add_rows      {name}", embedding._add_rows, rows, options | {"CHUNK": embedding.CHUNK})
-    options = {"BLOCK": adamw_step.BLOCK, "num_warps": 8}
-    yield Case("adamw squares", adamw_step._squares, {"grad": f32, "partial": f32, "n": "i32"}, options)
-    flat = dict.fromkeys(("param", "grad", "m", "v", "partial", "norm"), f32) | {"n": "i32", "parts": "i32"}
-    numbers = dict.fromkeys(("clip", "rate", "eps", "shrink", "beta1", "beta2", "gain1", "gain2"), "fp32")
-    options = options | {"PARTS_PAD": 4 * adamw_step.PROGRAMS}
-    yield Case("adamw update", adamw_step._update, flat | numbers, options)
+    shared: int  # bytes
+    programs: int
+    warps: int
+    registers: int = 65536
 
 
-def compile_case(case, arch):
-    """Compiles a `Case` for compute capability `arch` (80, 90). Returns (registers, bytes spilled, bytes shared)."""
-    options = dict(case.options)
-    launch = {name: options.pop(name) for name in ("num_warps", "num_stages") if name in options}
-    absent = {name: None for name, kind in case.arguments.items() if kind is None}
-    signature = dict.fromkeys(case.kernel.arg_names, "constexpr")
-    signature |= {name: POINTERS.get(kind, kind) for name, kind in case.arguments.items() if kind is not None}
-    aligned = [i for i, name in enumerate(case.kernel.arg_names) if signature[name].startswith("*")]
-    attributes = {(i,): [["tt.divisibility", 16]] for i in aligned}  # as PyTorch allocates
-    source = ASTSource(case.kernel, signature, options | absent, attributes)
+LIMITS = {
+    75: Limits(64 * 1024, 16, 32),
+    80: Limits(164 * 1024, 32, 64),
+    86: Limits(100 * 1024, 16, 48),
+    89: Limits(100 * 1024, 24, 48),
+    90: Limits(228 * 1024, 32, 64),
+    100: Limits(228 * 1024, 32, 64),
+    120: Limits(100 * 1024, 24, 48),
+}
+T, SENTENCES = 2048, 64
+WIDTHS = {"BERT-base": (768, 12, 3072), "MiniLM": (384, 12, 1536), "PALs": (204, 12, None)}
+LENGTHS = (12, 24, 60, 512)  # tokens of the longest sentence
+
+
+def calls(dtype):
+    """All operations in all shapes: (name, a function without arguments that calls it forward and backward)."""
+    from kernels import gpu
+
+    bounds = torch.zeros(SENTENCES + 1, dtype=torch.int32)
+    labels = torch.empty(SENTENCES)
+
+    def new(*shape, kind=dtype):
+        return torch.empty(*shape, dtype=kind).requires_grad_()
+
+    def both(y):
+        y.backward(torch.empty_like(y))
+
+    def standing(*parameters):  # as `adamw.py` has the gradients stand
+        for p in parameters:
+            p.grad = torch.empty_like(p)
+        return parameters
+
+    def vectors(H):
+        return standing(*(new(H, kind=torch.float32) for _ in range(3)))
+
+    def norm_of(gamma, beta):
+        return SimpleNamespace(weight=gamma, bias=beta, eps=1e-12)
+
+    for model, (H, heads, wide) in WIDTHS.items():
+        for longest in LENGTHS:
+
+            def attention(H=H, heads=heads, longest=longest):
+                both(gpu.attention(new(T, 3 * H), bounds, longest, heads, 0.1))
+
+            yield f"attention, {model}, d {H // heads}, up to {longest} tokens", attention
+
+        def add_norm(H=H, extra=model == "PALs"):
+            bias, *norm = vectors(768 if extra else H)
+            rows = [new(T, len(bias)) for _ in range(3 if extra else 2)]
+            both(gpu.add_norm(rows[0], bias, rows[1], norm_of(*norm), 0.1, *rows[2:]))
+
+        yield f"add_norm, {model}", add_norm
+        if wide is None:
+            continue
+        yield (
+            f"GELU, {model}, F {wide}",
+            lambda wide=wide: both(gpu.bias_gelu(new(T, wide), *standing(new(wide, kind=torch.float32)))),
+        )
+
+        def embed(H=H):
+            tables = standing(*(new(n, H, kind=torch.float32) for n in (30522, 512, 2)))
+            both(gpu.embed(*(torch.empty(T, dtype=torch.int64) for _ in range(3)), tables, norm_of(*vectors(H)[:2])))
+
+        yield f"embedding, {model}", embed
+    for classes in (5, 2, 0):
+        C = classes if classes > 2 else 1
+        yield f"loss, {classes} classes", lambda C=C, n=classes: gpu.mean_loss(new(SENTENCES, C), labels, n)
+
+    def adamw():
+        updates = []
+        for n in (4096 * 1000, 768 * 3 + 5):  # the matrices, and the vectors of a task's head, no multiple of 16
+            copy = torch.empty(n, dtype=dtype) if dtype != torch.float32 else None
+            updates.append(Update(*torch.empty(4, n).unbind(0), 1e-5, 1e-8, 1.0, copy))
+        gpu.adamw(updates, 1.0, (0.9, 0.999))
+
+    yield "AdamW", adamw
+
+
+def variants(arch, dtype=None, only=""):
+    """What Triton would compile for these calls on a card: (name, `launches.Variant`), each once."""
+    capability, found = divmod(arch, 10), []
+    with launches.record(capability) as recorded:
+        for name, call in calls(dtype or precision.half_dtype(torch.device("cpu"))):
+            if only in name:
+                before = len(recorded.variants)
+                call()
+                found += [(name, variant) for variant in recorded.variants[before:]]
+    return found
+
+
+class Cost(NamedTuple):
+    """What a compiled kernel takes: registers a thread, bytes spilled a thread, bytes of shared memory a program."""
+
+    registers: int
+    spilled: int
+    shared: int
+
+
+def compile_variant(variant, arch):
+    """Compiles a `launches.Variant` for compute capability `arch` (80, 90, ...). Returns (`Cost`, the cubin)."""
+    source = ASTSource(variant.kernel, variant.signature, variant.constexprs, variant.attributes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=launch)
+        compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=variant.options.__dict__)
+    cubin = compiled.asm["cubin"]
+    words = inspect(cubin, "cuobjdump", "--dump-resource-usage").replace(":", " ").split()
+    used = [int(words[words.index(name) + 1]) for name in ("REG", "STACK")]
+    return Cost(*used, compiled.metadata.shared), cubin
+
+
+def inspect(cubin, tool, *flags):
+    """What "cuobjdump" or "nvdisasm", which come with Triton, say about a cubin: text."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
+        file.write(cubin)
         file.flush()
-        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
-        words = subprocess.run(command, capture_output=True, text=True, check=True).stdout.replace(":", " ").split()
-    return int(words[words.index("REG") + 1]), int(words[words.index("STACK") + 1]), compiled.metadata.shared
+        command = [getattr(triton.knobs.nvidia, tool).path, *flags, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def occupancy(arch, registers, shared, warps):
-    """The share of a multiprocessor's warps that these programs can fill, in [0, 1]."""
-    memory, programs, most, file = LIMITS[arch]
-    by_registers = file // (-(-registers * 32 // 256) * 256) // warps  # a warp's registers come in units of 256
-    by_memory = memory // (shared + 1024)  # 1 KB of each program's is the system's
-    return min(by_registers, by_memory, programs, most // warps) * warps / most
+def occupancy(arch, cost, warps):
+    """The share of a multiprocessor's warps that programs of so many warps can fill, in [0, 1]."""
+    limits = LIMITS[arch]
+    by_registers = limits.registers // (-(-cost.registers * 32 // 256) * 256) // warps  # units of 256 a warp
+    by_memory = limits.shared // (cost.shared + 1024)  # 1 KB of each program's is the system's
+    return min(by_registers, by_memory, limits.programs, limits.warps // warps) * warps / limits.warps
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m kernels.compile", description=__doc__.splitlines()[0])
     parser.add_argument("--arch", type=int, nargs="+", choices=sorted(LIMITS), default=sorted(LIMITS))
-    parser.add_argument("--only", default="", metavar="TEXT", help="kernels whose name contains it")
+    parser.add_argument("--only", default="", metavar="TEXT", help="operations whose name contains it")
+    parser.add_argument("--float32", action="store_true", help="the float32 forms instead")
     args = parser.parse_args(argv)
-    print(f"{'kernel':<60} arch  warps  registers  spilled  shared  occupancy")
-    spilling = 0
-    for case in cases():
-        if args.only not in case.name:
-            continue
-        for arch in args.arch:
-            registers, spilled, shared = compile_case(case, arch)
-            spilling += spilled > 0
-            warps = case.options["num_warps"]
-            share = occupancy(arch, registers, shared, warps)
-            print(f"{case.name:<60} sm_{arch} {warps:>6} {registers:>10} {spilled:>8} {shared:>7} {share:>9.0%}")
-    print(f"{spilling} of them spill" if spilling else "no kernel spills")
+    print(f"triton {triton.__version__}")
+    print(f"{'operation':<44} {'kernel':<26} arch   warps  registers  spilled  shared  occupancy")
+    spilling = []
+    for arch in args.arch:
+        for name, variant in variants(arch, torch.float32 if args.float32 else None, args.only):
+            kernel, warps = variant.name(), variant.options.num_warps
+            try:
+                cost, _ = compile_variant(variant, arch)
+            except Exception as error:
+                print(f"{name:<44} {kernel:<26} sm_{arch:<3} does not compile: {str(error).splitlines()[0][:60]}")
+                spilling.append(f"{name} on sm_{arch}")
+                continue
+            if cost.spilled or cost.shared > LIMITS[arch].shared - 1024:
+                spilling.append(f"{kernel} of {name} on sm_{arch}")
+            share = occupancy(arch, cost, warps)
+            numbers = f"{warps:>6} {cost.registers:>10} {cost.spilled:>8} {cost.shared:>7} {share:>9.0%}"
+            print(f"{name:<44} {kernel:<26} sm_{arch:<3} {numbers}", flush=True)
+    print("these spill or do not fit:", *spilling, sep="\n  ") if spilling else print("no kernel spills")
     return 0
 
 

@@ -1,16 +1,14 @@
 """The embedding: the vectors of a token's word, position and segment, summed and normalized, in one call.
 
     z = word[ids] + position[positions] + segment[segments]                 (T, H)
-    y = γ x̂ + β,   x̂ = (z - μ) r,   μ = mean(z),   r = 1 / √(var(z) + ε)    LayerNorm, as in `residual_norm.py`
+    y = LN(z) = γ x̂ + β                                                      see `row_norm.py`
 
-T is the number of tokens, H the hidden size; γ and β are learnt.
+T is the number of tokens, H the hidden size; γ and β are learned.
 
-Backward. Let dy be the gradient of a scalar loss with respect to y, and dx̂ = dy γ. LayerNorm's backward pass is
-derived in `residual_norm.py`. A row of a table stands in z once for each token that looked it up, so its gradient sums
-over these:
+Backward. `row_norm.py` derives dz, dγ and dβ from dy, the gradient of a scalar loss with respect to y. A row of a
+table stands in z once for each token that looked it up, so its gradient sums over these:
 
-    dz           = r (dx̂ - mean(dx̂) - x̂ mean(dx̂ x̂))                  dγ = Σ_t dy x̂          dβ = Σ_t dy
-    dword[i]     = Σ_t dz_t [ids_t = i]                               dposition and dsegment likewise
+    dword[i] = Σ_t dz_t [ids_t = i]                               dposition and dsegment likewise
 
 Which tokens share a row is known only when the batch is there. Programs that each took a token and added its dz to the
 row would need atomic additions, in an order that changes from run to run. Instead the ids are sorted, those of equal
@@ -32,18 +30,26 @@ from __future__ import annotations
 
 import torch
 
-from kernels.residual_norm import launch_options, rows_per_program
+from kernels.row_norm import (
+    launch_options,
+    load_row,
+    normalize,
+    normalize_backward,
+    rows_per_program,
+    store_row,
+)
 from kernels.triton_tools import jit, tl, triton
+from kernels.weight_gradients import add_sums, standing
 
 CHUNK = 8  # tokens of a table's row that are summed at a time
 
 
 @jit
-def _row(ids, positions, segments, word, position, segment, row, column, inside, H: tl.constexpr):
+def _row(ids, positions, segments, word, position, segment, row, column, H: tl.constexpr):
     """z of one row."""
-    z = tl.load(word + tl.load(ids + row) * H + column, mask=inside, other=0.0).to(tl.float32)
-    z += tl.load(position + tl.load(positions + row) * H + column, mask=inside, other=0.0).to(tl.float32)
-    return z + tl.load(segment + tl.load(segments + row) * H + column, mask=inside, other=0.0).to(tl.float32)
+    z = load_row(word + tl.load(ids + row) * H, column, H)
+    z += load_row(position + tl.load(positions + row) * H, column, H)
+    return z + load_row(segment + tl.load(segments + row) * H, column, H)
 
 
 @jit
@@ -54,7 +60,7 @@ def _forward(
     word,  # (V, H)
     position,  # (P, H)
     segment,  # (S, H)
-    weight,  # (H,)
+    gamma,  # (H,)
     beta,  # (H,)
     y,  # (T, H)
     mean,  # (T,) float32
@@ -66,19 +72,14 @@ def _forward(
     """One program: one row."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
-    inside = column < H
-    z = _row(ids, positions, segments, word, position, segment, row, column, inside, H)
-    mu = tl.sum(z, 0) / H
-    centred = tl.where(inside, z - mu, 0.0)
-    r = 1 / tl.sqrt(tl.sum(centred * centred, 0) / H + eps)
-    gamma = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
-    shift = tl.load(beta + column, mask=inside, other=0.0).to(tl.float32)
-    tl.store(y + row * H + column, (centred * r * gamma + shift).to(y.dtype.element_ty), mask=inside)
+    z = _row(ids, positions, segments, word, position, segment, row, column, H)
+    out, mu, r = normalize(z, load_row(gamma, column, H), load_row(beta, column, H), eps, column, H)
+    store_row(y + row * H, out, column, H)
     tl.store(mean + row, mu)
     tl.store(rstd + row, r)
 
 
-@jit
+@jit(do_not_specialize=["T", "ROWS"])
 def _backward(
     ids,  # (T,) int64
     positions,  # (T,) int64
@@ -86,7 +87,7 @@ def _backward(
     word,  # (V, H)
     position,  # (P, H)
     segment,  # (S, H)
-    weight,  # (H,)
+    gamma,  # (H,)
     mean,  # (T,) float32
     rstd,  # (T,) float32
     dy,  # (T, H)
@@ -100,31 +101,27 @@ def _backward(
     """One program: of ROWS rows those of one segment, in order; the sums over them stay in registers until the end."""
     first = tl.program_id(0).to(tl.int64) * ROWS
     column = tl.arange(0, BLOCK)
-    inside = column < H
-    gamma = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+    gamma_row = load_row(gamma, column, H)
     dgamma = tl.zeros([BLOCK], tl.float32)
     dbeta = tl.zeros([BLOCK], tl.float32)
     dsegment = tl.zeros([BLOCK], tl.float32)
     for n in range(0, tl.minimum(ROWS, T - first)):
         row = first + n
         if tl.load(segments + row) == tl.program_id(1):
-            z = _row(ids, positions, segments, word, position, segment, row, column, inside, H)
-            r = tl.load(rstd + row)
-            x_hat = (z - tl.load(mean + row)) * r
-            dy_row = tl.load(dy + row * H + column, mask=inside, other=0.0).to(tl.float32)
-            dx_hat = dy_row * gamma
-            dz_row = r * (dx_hat - tl.sum(dx_hat, 0) / H - x_hat * (tl.sum(dx_hat * x_hat, 0) / H))
-            tl.store(dz + row * H + column, dz_row, mask=inside)
+            z = _row(ids, positions, segments, word, position, segment, row, column, H)
+            dy_row = load_row(dy + row * H, column, H)
+            dz_row, x_hat = normalize_backward(z, tl.load(mean + row), tl.load(rstd + row), dy_row, gamma_row, H)
+            store_row(dz + row * H, dz_row, column, H)
             dgamma += dy_row * x_hat
             dbeta += dy_row
             dsegment += dz_row
     partial += (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)) * 3 * H
-    tl.store(partial + column, dgamma, mask=inside)
-    tl.store(partial + H + column, dbeta, mask=inside)
-    tl.store(partial + 2 * H + column, dsegment, mask=inside)
+    store_row(partial, dgamma, column, H)
+    store_row(partial + H, dbeta, column, H)
+    store_row(partial + 2 * H, dsegment, column, H)
 
 
-@jit
+@jit(do_not_specialize=["T"])
 def _add_rows(
     dz,  # (T, H) float32
     keys,  # (2, T) int64: the ids, sorted, and the positions, sorted
@@ -162,19 +159,20 @@ def _add_rows(
 
 class _FusedEmbed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, ids, positions, segments, word, position, segment, weight, beta, eps):
+    def forward(ctx, ids, positions, segments, word, position, segment, gamma, beta, eps):
         T, H = len(ids), word.shape[1]
         y = torch.empty(T, H, dtype=word.dtype, device=word.device)
-        mean, rstd = torch.empty(2, T, device=word.device)
-        where = (ids, positions, segments, word, position, segment, weight)
+        mean, rstd = torch.empty(T, device=word.device), torch.empty(T, device=word.device)
+        where = (ids, positions, segments, word, position, segment, gamma)
         _forward[(T,)](*where, beta, y, mean, rstd, eps, **launch_options(H))
+        ctx.beta = beta
         ctx.save_for_backward(*where, mean, rstd)
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
-        ids, positions, _, word, position, segment, weight, *_ = ctx.saved_tensors
+        ids, positions, _, word, position, segment, gamma, *_ = ctx.saved_tensors
         (T, H), S = dy.shape, len(segment)
         rows = rows_per_program(T)
         programs = triton.cdiv(T, rows)
@@ -182,16 +180,12 @@ class _FusedEmbed(torch.autograd.Function):
         partial = torch.empty(programs, S, 3, H, device=dy.device)
         options = launch_options(H)
         _backward[(programs, S)](*ctx.saved_tensors, dy.contiguous(), dz, partial, T, rows, **options)
-        sums = partial.sum(0)  # (S, 3, H)
+        dgamma, dbeta = add_sums(partial.view(-1, 3, H), (gamma, ctx.beta), ctx.needs_input_grad[6:8])
+        dsegment = partial[:, :, 2].sum(0).to(segment.dtype)  # (S, H)
         keys, tokens = torch.stack((ids, positions)).sort(dim=1, stable=True)
-        targets, left = [], []  # what the tables' gradients are added to, and what that leaves for autograd to add
-        for table, needed in zip((word, position), ctx.needs_input_grad[3:5], strict=True):
-            standing = table.grad if needed else None
-            targets.append(torch.zeros_like(table) if standing is None else standing)
-            left.append(targets[-1] if standing is None else None)
+        targets, left = standing((word, position), ctx.needs_input_grad[3:5])
         _add_rows[(T, 2)](dz, keys, tokens, *targets, T, CHUNK=CHUNK, **options)
-        dgamma, dbeta = sums[:, :2].sum(0).to(weight.dtype)
-        return None, None, None, *left, sums[:, 2].to(segment.dtype), dgamma, dbeta, None
+        return None, None, None, *left, dsegment, dgamma, dbeta, None
 
 
 def embed(ids, positions, segments, tables, norm):

@@ -4,21 +4,35 @@ With TRITON_INTERPRET=1 in the environment Triton's interpreter runs the kernels
 NumPy: far too slow to train with, and exactly right for tests and for a debugger.
 """
 
+import torch
 import torch.nn.functional as F
 
 from kernels.adamw_step import adamw
-from kernels.bias_gelu import bias_gelu, feed_forward, linear_gelu
+from kernels.bias_gelu import bias_gelu, feed_forward, feed_forward_and_input, linear_gelu
 from kernels.embedding import embed
 from kernels.flash_attention import attention
 from kernels.losses import mean_loss
+from kernels.random_bits import dropout_seeds
 from kernels.residual_norm import add_norm
+from kernels.weight_gradients import keep_copies, linear, linear_and_input
 
-__all__ = ["adamw", "add_norm", "attention", "bias_gelu", "embed", "feed_forward", "linear_gelu", "mean_loss"]
-
-
-def linear(x, weight, bias=None):
-    """The GPU's form of `plain.linear`: cuBLAS."""
-    return F.linear(x, weight, bias)
+__all__ = [
+    "adamw",
+    "add_norm",
+    "attention",
+    "bias_gelu",
+    "cls_attention",
+    "dropout",
+    "dropout_seeds",
+    "embed",
+    "feed_forward",
+    "feed_forward_and_input",
+    "keep_copies",
+    "linear",
+    "linear_and_input",
+    "linear_gelu",
+    "mean_loss",
+]
 
 
 def layer_norm(z, gamma, beta, eps):
@@ -27,8 +41,8 @@ def layer_norm(z, gamma, beta, eps):
 
 
 def dropout(x, p):
-    """The GPU's form of `plain.dropout`."""
-    return F.dropout(x, p) if p else x
+    """The GPU's form of `plain.dropout`: PyTorch's, one launch."""
+    return torch.native_dropout(x, p, True)[0] if p else x
 
 
 def cls_attention(h, weight, bias, cu_seqlens, max_seqlen, heads, p=0.0):

@@ -26,7 +26,7 @@ import torch
 from kernels.triton_tools import jit, tl, triton
 
 
-@jit
+@jit(do_not_specialize=["B"])
 def _loss(
     logits,  # (B, C)
     labels,  # (B,)

@@ -124,6 +124,7 @@ class Update(NamedTuple):
     rate: float  # the learning rate with the bias corrections in it
     eps: float  # ε times √(1 - β₂ᵗ), for the same reason
     shrink: float  # 1 - lr · weight decay
+    copy: torch.Tensor | None = None  # (n,) 16-bit: takes the new parameters, rounded (`kernels/weight_gradients.py`)
 
 
 def adamw(updates, clip, betas):
@@ -137,4 +138,6 @@ def adamw(updates, clip, betas):
         u.m.copy_(betas[0] * u.m + (1 - betas[0]) * g)
         u.v.copy_(betas[1] * u.v + (1 - betas[1]) * g**2)
         u.param.copy_(u.shrink * u.param - u.rate * u.m / (torch.sqrt(u.v) + u.eps))
+        if u.copy is not None:
+            u.copy.copy_(u.param)
     return norm

@@ -180,7 +180,7 @@ def load_state(folder, model, optimizer, extra, flags, steps):
     with torch.no_grad():
         for name, tensor in own.items():  # in place: the optimizer's flat tensors are what these are views of
             tensor.copy_(tensors[name])
-    optimizer.steps = groups
+    optimizer.resume(groups)
     torch.set_rng_state(tensors["random.cpu"].clone())
     if "random.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random.cuda"].clone())
