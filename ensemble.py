@@ -1,7 +1,7 @@
 """Ensembles of finished runs: weighted average, majority vote, greedy selection, tuned weights.
 
-Model i, with the parameters θ_i, says f(x; θ_i) of x: the probability f_c of each class c, or a number. It has a
-weight W_i, by default 1. [A] is 1 where A holds, else 0.
+The output of model i, with the parameters θ_i, for an example x is f(x; θ_i): the probability f_c of each class c, or a
+number. A model has a weight W_i, by default 1. [A] is 1 where A holds, else 0.
 
     average    f(x) = Σ W_i f(x; θ_i) / Σ W_i
     vote       argmax_c V_c  where  V_c = Σ W_i [argmax f(x; θ_i) = c];  of equal V_c, the largest Σ W_i f_c(x; θ_i).
@@ -9,16 +9,17 @@ weight W_i, by default 1. [A] is 1 where A holds, else 0.
     soup       f(x; Σ W_i θ_i / Σ W_i): one model, of runs with the same --seed (`soup.py` says why)
 
 Average and vote take runs of any kinds, each with its own tokenizer. With `--greedy`, each task has its own members
-(but a soup has one set for all tasks): the best model on dev, and then, from good to bad, each one with which the
-ensemble's metric grows. Choices are made on dev, so the scores there are too good; `held_out` says by how much.
+(but a soup has one set for all tasks): the best model on dev, and then, in the order of their dev scores, each model
+with which the ensemble's metric grows. Choices are made on dev, so the scores there are too good; `held_out` says by
+how much.
 
     python ensemble.py runs/a runs/b runs/c                             the average of their outputs, scored on dev
-    python ensemble.py runs/a runs/b runs/c --method vote --priors 2 1 1
+    python ensemble.py runs/a runs/b runs/c --method vote --weights 2 1 1
     python ensemble.py runs/a runs/b runs/c --greedy --split test       chosen on dev, predictions for test
     python ensemble.py runs/a runs/b runs/c --method soup --out runs/soup
     python ensemble.py results/runs/plain-117*                          evidence of runs serves as well as runs
 
-Every model is evaluated once: what it says is kept in its run until the model or the data change.
+Every model is evaluated once: its outputs are kept in its run until the model or the data change.
 """
 
 import support.interrupt  # noqa: F401, Ctrl-C is one line from here on
@@ -35,7 +36,7 @@ from support import flags
 from support.console import Parser, UserError, command, table
 from tasks import TASKS
 
-GRID = (0.0, 0.5, 1.0, 2.0, 4.0)  # the weights that --tune_priors tries
+GRID = (0.0, 0.5, 1.0, 2.0, 4.0)  # the weights that --tune_weights tries
 TIE = 1e-9  # sums of weights, as shares of Σ W_i, that differ by less are equal: 0.1 + 0.2 and 0.3 are
 
 
@@ -78,7 +79,7 @@ def choose(task, values, labels, weights, method):
 
     Starts with the model of the best metric, takes the others in that order (of equal ones the earlier first), keeps
     each with which the ensemble's metric grows. So the ensemble is never worse, on these examples, than the best model.
-    In a vote of two, the larger weight decides alone: a greedy vote grows only from a pair of equal weights.
+    In a vote of two the heavier model always wins, so a greedy vote grows only from two models of equal weight.
     """
     alone = [metric_of(task, [v], labels, [1], method) for v in values]
     first, *rest = sorted(range(len(values)), key=lambda i: -alone[i])
@@ -98,7 +99,7 @@ def tune(task, values, labels, method):
     better there, and not worse on all examples: Pearson's r can fall on the whole though it rises on each half.
     """
     if len(labels) < 2:
-        raise UserError(f"{task.name} has one dev example, which has no two halves; leave out --tune_priors")
+        raise UserError(f"{task.name} has one dev example, which has no two halves; leave out --tune_weights")
     searched, held_out = np.array_split(np.random.default_rng(0).permutation(len(labels)), 2)
     on = lambda rows, w: metric_of(task, [v[rows] for v in values], labels[rows], w, method)  # noqa: E731
     equal = [1.0] * len(values)
@@ -114,7 +115,7 @@ def tune(task, values, labels, method):
     return weights, after, before, after > before and on(everything, weights) >= on(everything, equal)
 
 
-def ensemble(labels, found, weights, method="average", greedy=False, tune_priors=False):
+def ensemble(labels, found, weights, method="average", greedy=False, tune_weights=False):
     """An ensemble for each task. Args: labels, {task: (n,)}; found, each model's {task: values}; weights, one a model.
 
     Returns (metrics, kept, tuned), dicts by task: the ensemble's metric; who takes part, {number of the model: weight},
@@ -126,7 +127,7 @@ def ensemble(labels, found, weights, method="average", greedy=False, tune_priors
         task, values = TASKS[name], [model[name] for model in found]
         numbers = choose(task, values, labels[name], weights, method) if greedy else list(range(len(values)))
         kept[name] = {i: weights[i] for i in numbers}
-        if tune_priors and len(numbers) > 1:
+        if tune_weights and len(numbers) > 1:
             better, *judged = tune(task, [values[i] for i in numbers], labels[name], method)
             tuned[name] = dict(zip(numbers, better, strict=True)), *judged
             if judged[-1]:
@@ -174,8 +175,8 @@ def parse(argv):
     add("runs", nargs="+", metavar="RUN", help="folder of a run of multitask.py, or its evidence in results/runs")
     add("--method", choices=("average", "vote", "soup"), default="average", help="of outputs, of decisions, of weights")
     add("--greedy", action="store_true", help="only those that improve the ensemble on dev, chosen for each task")
-    add("--priors", type=flags.positive(float), nargs="+", metavar="W", help="a weight for each RUN (default: all 1)")
-    add("--tune_priors", action="store_true", help="search weights on half of dev; used if better on the rest")
+    add("--weights", "--priors", type=flags.positive(float), nargs="+", metavar="W", help="of the RUNs (default: 1)")
+    add("--tune_weights", "--tune_priors", action="store_true", help="search on half of dev, use if better on the rest")
     add("--split", choices=("dev", "test"), default="dev", help="what to predict (choices are made on dev)")
     add("--out", default="runs/ensemble", metavar="DIR", help="for predictions, or the soup (default: runs/ensemble)")
     add("--data", metavar="DIR", help="folder of the task files (default: the data of the first RUN)")
@@ -184,14 +185,14 @@ def parse(argv):
     folders = [Path(run).resolve() for run in args.runs]
     for run, folder in zip(args.runs, folders, strict=True):
         if folders.count(folder) > 1:
-            raise UserError(f"{run} is named twice; name it once, and give it a larger weight with --priors")
-    if args.priors and len(args.priors) != len(args.runs):
-        raise UserError(f"--priors gives {len(args.priors)} weights to {len(args.runs)} runs; give one for each")
-    for flag in ("greedy", "tune_priors"):
+            raise UserError(f"{run} is named twice; name it once, and give it a larger weight with --weights")
+    if args.weights and len(args.weights) != len(args.runs):
+        raise UserError(f"--weights gives {len(args.weights)} weights to {len(args.runs)} runs; give one for each")
+    for flag in ("greedy", "tune_weights"):
         if getattr(args, flag) and len(args.runs) == 1:
             raise UserError(f"--{flag} has nothing to choose between with one run; name more of them")
-    if args.tune_priors and (args.priors or args.method == "soup"):
-        raise UserError("--tune_priors finds the weights of --method average or vote; leave out --priors and soups")
+    if args.tune_weights and (args.weights or args.method == "soup"):
+        raise UserError("--tune_weights finds the weights of --method average or vote; leave out --weights and soups")
     if any((Path(args.out) / name).exists() for name in ("config.json", "last")):
         raise UserError(f"{args.out} already holds a run; choose another --out")
     return args
@@ -200,7 +201,7 @@ def parse(argv):
 @command
 def main(argv=None):
     args = parse(argv)
-    device, weights = flags.choose_device(args), args.priors or [1.0] * len(args.runs)
+    device, weights = flags.choose_device(args), args.weights or [1.0] * len(args.runs)
     dev = examples_of(args.runs, args.data, "dev")
     asked = dev if args.split == "dev" else examples_of(args.runs, args.data, args.split)
     if not asked:
@@ -216,7 +217,7 @@ def main(argv=None):
         members, metrics = make_soup(args, weights, [dev_score(m) for m in alone], dev, device, measure)
         kept, predicted = {"soup": members}, outputs_of(args.out, asked, args.split, device)
     else:
-        metrics, kept, tuned = ensemble(labels, found, weights, args.method, args.greedy, args.tune_priors)
+        metrics, kept, tuned = ensemble(labels, found, weights, args.method, args.greedy, args.tune_weights)
         if args.split != "dev":  # only those who take part are asked
             wanted = [{name: these for name, these in asked.items() if i in kept[name]} for i in range(len(args.runs))]
             found = [outputs_of(*of, args.split, device) if of[1] else {} for of in zip(args.runs, wanted, strict=True)]
@@ -242,7 +243,7 @@ def report(args, metrics, kept, tuned):
         rows = [[t, after, before, "yes" if use else "no", people(w)] for t, (w, after, before, use) in tuned.items()]
         print(table(["other half", "tuned", "equal", "used", "tuned weights"], rows))
     for task, members in kept.items():
-        alone = ", so no weights to tune" if args.tune_priors and task not in tuned else ""
+        alone = ", so no weights to tune" if args.tune_weights and task not in tuned else ""
         print(f"{task}: {len(members)} of {len(args.runs)} models{alone}: {people(members)}")
 
 

@@ -36,16 +36,22 @@ def describe(model, tokenizer, sentences, others=None):
         examples = Examples([""] * len(sentences), sentences, others, None)
         values = outputs(model, task, DataSet(examples, tokenizer, model.encoding(task.name)))
         for text, value, decision in zip(texts, values, decide(task, values), strict=True):
-            text.append(f"{task.label}: {_words(task, value, decision)}")
+            text.append(f"{task.title or task.label}: {in_words(task, value, decision)}")
     return ["; ".join(text) for text in texts]
 
 
-def _words(task, value, decision):
+def in_words(task, value, decision):
+    """Text: "yes (98 %)", "4.2 of 5", or of more than two classes the likeliest one and all others."""
     if not task.classes:
-        return f"{min(max(value, task.low), task.high):.2f} on a scale of {task.low} to {task.high}"
-    names = task.names or range(task.classes)
-    every = ", ".join(f"{name} {p:.1%}" for name, p in zip(names, value, strict=True))
-    return f"{names[decision]} ({every})"
+        return f"{min(max(value, task.low), task.high):.1f} of {task.high}"
+    names = task.names or [str(c) for c in range(task.classes)]
+    text = f"{names[decision]} ({value[decision]:.0%})".replace("%", " %")
+    if task.classes == 2:
+        return text
+    others = (
+        f"{name} {p:.0%}".replace("%", " %") for name, p in zip(names, value, strict=True) if name != names[decision]
+    )
+    return f"{text}; {', '.join(others)}"
 
 
 def describe_lines(model, tokenizer, lines):

@@ -136,7 +136,7 @@ def greedy(labels, found):
 def tuned(labels, found):
     """Picks the 7 best models, and weights for them."""
     top = list(best(7)(labels, found)["sst"])
-    _, kept, _ = ensemble.ensemble(labels, [found[i] for i in top], [1.0] * len(top), tune_priors=True)
+    _, kept, _ = ensemble.ensemble(labels, [found[i] for i in top], [1.0] * len(top), tune_weights=True)
     return {task: {top[i]: weight for i, weight in members.items()} for task, members in kept.items()}
 
 

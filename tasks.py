@@ -31,6 +31,7 @@ class Task:
     metric: str  # what the dev score counts: "accuracy" or "pearson"
     output: str  # the name of the value in prediction files
     names: tuple = ()  # of the classes, for people
+    title: str = ""  # of the label, for people; its column's name where there is none
 
     @property
     def pair(self):
@@ -73,6 +74,7 @@ TASKS = {
             metric="accuracy",
             output="Predicted_Is_Paraphrase",
             names=("no", "yes"),
+            title="paraphrase",
         ),
         Task(
             name="sts",

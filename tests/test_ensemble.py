@@ -175,11 +175,11 @@ def test_tuned_weights_are_used_only_where_they_win_on_the_half_that_they_have_n
         assert use == (after > before and on(np.arange(n), weights) >= on(np.arange(n), [1, 1, 1]))
 
         found, gold = [{name: v} for v in values], {name: labels}
-        metrics, kept, tuned = ensemble.ensemble(gold, found, [1.0] * 3, method, greedy=True, tune_priors=True)
+        metrics, kept, tuned = ensemble.ensemble(gold, found, [1.0] * 3, method, greedy=True, tune_weights=True)
         assert metrics[name] >= max(METRICS[task.metric](decide(task, v), labels) for v in values)
         if name in tuned and not tuned[name][3]:
             assert set(kept[name].values()) == {1.0}
-        metrics, kept, tuned = ensemble.ensemble(gold, found, [1.0] * 3, method, tune_priors=True)
+        metrics, kept, tuned = ensemble.ensemble(gold, found, [1.0] * 3, method, tune_weights=True)
         assert kept[name] == ({i: w for i, w in enumerate(weights) if w} if use else dict.fromkeys(range(3), 1.0))
         wins.append(use)
     assert True in wins
@@ -335,9 +335,9 @@ def test_wrong_requests_get_one_sentence(copied, refused):
     refused(main, [a, b, "--priors", "1", "-1"], "greater than 0")
     refused(main, [a, b, "--priors", "1", "nan"], "greater than 0")
     refused(main, [a, "--greedy"], "--greedy has nothing to choose")
-    refused(main, [a, "--tune_priors"], "--tune_priors has nothing to choose")
-    refused(main, [a, b, "--tune_priors", "--priors", "1", "2"], "--tune_priors", "--priors")
-    refused(main, [a, b, "--tune_priors", "--method", "soup"], "--tune_priors")
+    refused(main, [a, "--tune_priors"], "--tune_weights has nothing to choose")
+    refused(main, [a, b, "--tune_priors", "--priors", "1", "2"], "--tune_weights", "--weights")
+    refused(main, [a, b, "--tune_priors", "--method", "soup"], "--tune_weights")
     refused(main, [a, b, "--method", "mean"], "mean", "average")
     refused(main, [a, b, "--out", copied / "c"], "already holds a run")
     refused(main, [a, b, "--data", copied / "none"], "does not exist")

@@ -103,7 +103,7 @@ def test_predict_answers_one_sentence_a_pair_a_file_and_a_dialogue(finished, tmp
     one = said("A good film.")
     assert one.count("%") == 5
     pair = said("Good film?", "Bad film?")
-    assert "is_duplicate: " in pair
+    assert "paraphrase: " in pair
     assert "similarity: " in pair
     (tmp_path / "lines").write_text("A good film.\n\nGood film?\tBad film?\n")
     assert said("--file", str(tmp_path / "lines")) == one + pair
