@@ -37,9 +37,8 @@ from kernels import (
     linear,
     linear_and_input,
 )
-from support.checks import check_memory
-from support.console import UserError
-from support.files import read_json, shown, write_json
+from support.checks import read_bert_config
+from support.files import write_json
 from support.safetensors import write_safetensors
 from weights import from_huggingface_names, read_model, to_huggingface_names
 
@@ -62,29 +61,8 @@ class BertConfig:
 
     @classmethod
     def load(cls, folder):
-        """From `config.json` of a model folder. Raises UserError for a model that is not a BERT encoder."""
-        path = Path(folder) / "config.json"
-        if not path.exists():
-            raise UserError(f"{folder} has no config.json; name the folder of a BERT model")
-        values = read_json(path, optional={field.name: field.type for field in fields(cls)})
-        for key, wanted in {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}.items():
-            if values.get(key, wanted) != wanted:
-                raise UserError(f"{path} says {key} = {shown(values[key])}, and only {wanted!r} is supported")
-        config = cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
-        for field in fields(cls):
-            value = getattr(config, field.name)
-            if value < (field.type is int) or (field.type is float and value >= 1):
-                raise UserError(f"{path}: {field.name} cannot be {shown(value)}; fetch the model again")
-        if config.hidden_size % config.num_attention_heads:
-            raise UserError(f"{path}: hidden_size {shown(config.hidden_size)} is no multiple of num_attention_heads")
-        check_memory(config.size(), config.num_hidden_layers, path)
-        return config
-
-    def size(self):
-        """How many numbers all the weights are."""
-        H, F = self.hidden_size, self.intermediate_size
-        tables = (self.vocab_size + self.max_position_embeddings + self.type_vocab_size) * H
-        return tables + self.num_hidden_layers * (4 * H * H + 2 * H * F + 9 * H + F) + H * H + 3 * H
+        """From `config.json` of a model folder. Raises UserError for what is no BERT encoder, or is too large."""
+        return cls(**read_bert_config(folder, {f.name: (f.type, f.default) for f in fields(cls)}))
 
     def save(self, folder):
         """Writes `config.json`, which `transformers` reads."""

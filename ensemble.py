@@ -8,10 +8,9 @@ number. A model has a weight W_i, by default 1. [A] is 1 where A holds, else 0.
                A number has no vote: the weighted median, with as much weight below it as above it
     soup       f(x; Σ W_i θ_i / Σ W_i): one model, of runs with the same --seed (`soup.py` says why)
 
-Average and vote take runs of any kinds, each with its own tokenizer. With `--greedy`, each task has its own members
+Average and vote take runs of any kind, each with its own tokenizer. With `--greedy`, each task has its own members
 (but a soup has one set for all tasks): the best model on dev, and then, in the order of their dev scores, each model
-with which the ensemble's metric grows. Choices are made on dev, so the scores there are too good; `held_out` says by
-how much.
+with which the ensemble's metric grows. Choices are made on dev, so the scores there are too good (see `held_out`).
 
     python ensemble.py runs/a runs/b runs/c                             the average of their outputs, scored on dev
     python ensemble.py runs/a runs/b runs/c --method vote --weights 2 1 1

@@ -1,11 +1,42 @@
-"""What cannot be allocated is refused before it is allocated."""
+"""A model's numbers, checked before anything is allocated for them."""
 
 import os
+from pathlib import Path
 
 from support.console import UserError
-from support.files import shown
+from support.files import read_json, shown
 
 MOST_LAYERS = 1000  # each costs Python objects, however few numbers it has
+
+
+def read_bert_config(folder, wanted):
+    """The values of `config.json` in a model folder, by name. Args: wanted, {name: (type, default)}.
+
+    Raises UserError where the file is missing or damaged, or describes no BERT encoder, or one that no machine holds.
+    """
+    path = Path(folder) / "config.json"
+    if not path.exists():
+        raise UserError(f"{folder} has no config.json; name the folder of a BERT model")
+    found = read_json(path, optional={name: kind for name, (kind, _) in wanted.items()})
+    for key, only in {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}.items():
+        if found.get(key, only) != only:
+            raise UserError(f"{path} says {key} = {shown(found[key])}, and only {only!r} is supported")
+    values = {name: found.get(name, default) for name, (_, default) in wanted.items()}
+    for name, (kind, _) in wanted.items():
+        too_small, too_large = values[name] < (1 if kind is int else 0), kind is float and values[name] >= 1
+        if too_small or too_large:  # the floats are probabilities and other small numbers
+            raise UserError(f"{path}: {name} cannot be {shown(values[name])}; fetch the model again")
+    if values["hidden_size"] % values["num_attention_heads"]:
+        raise UserError(f"{path}: hidden_size {shown(values['hidden_size'])} is no multiple of num_attention_heads")
+    check_memory(parameters_of(values), values["num_hidden_layers"], path)
+    return values
+
+
+def parameters_of(config):
+    """How many numbers the weights of an encoder are. Args: config, a dict with the names of `config.json`."""
+    H, F, layers = (config[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers"))
+    tables = (config["vocab_size"] + config["max_position_embeddings"] + config["type_vocab_size"]) * H
+    return tables + layers * (4 * H * H + 2 * H * F + 9 * H + F) + H * H + 3 * H
 
 
 def check_memory(count, layers, source, remedy="fetch the model again"):
