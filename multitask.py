@@ -7,7 +7,14 @@
     python multitask.py --eval_only --out runs/mine           scores its best model again, writes predictions
 
 A step takes a batch of one task (`sampling.py`), computes the gradient of its loss (`model.py`), and moves the weights
-by AdamW (`adamw.py`). After each epoch the model is scored on the dev files, and the best one so far is kept.
+by AdamW (`adamw.py`). Without the methods and without several processes, `Training.step` is
+
+    optimizer.zero_grad()
+    loss = task_loss(task, model(name, batch), labels)
+    loss.backward()
+    optimizer.step({"shared": lr, name: head_lr})        the encoder's rate, and that of the task's head
+
+After each epoch the model is scored on the dev files, and the best one so far is kept.
 
 `--use_pals`, `--use_smart` and `--gradient_surgery` are explained in `pals.py`, `smart.py` and `surgery.py`. Machinery
 stands apart: `support/training_run.py` resumes, records and saves, `support/distributed.py` trains in several
@@ -70,7 +77,7 @@ def training_plan(args, datasets):
     if args.batch_size > max(1024, sum(sizes.values())):
         raise UserError(f"--batch_size {args.batch_size} is more than all training examples together; give less")
     extra = ("sst",) if args.extra_sst else ()
-    return Plan(sizes, args.batch_size, args.epochs, args.sampling, args.seed, extra, joint=args.gradient_surgery)
+    return Plan(sizes, args.batch_size, args.epochs, args.sampling, args.seed, extra, all_tasks=args.gradient_surgery)
 
 
 class Training:

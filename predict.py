@@ -19,7 +19,7 @@ from evaluate import decide, outputs
 from model import MultitaskBert
 from support import evidence, files, run_folder
 from support.console import Parser, UserError, as_utf8, command
-from support.flags import add_device, choose_device
+from support.flags import add_device, add_kernels, choose_device, choose_kernels
 from support.output_cache import cached_outputs, model_folder
 from tasks import SPLITS, TASKS, DataSet, Examples, data_path, fingerprint, load_examples
 
@@ -144,6 +144,7 @@ def main(argv=None):
         "--file", metavar="FILE", help="a sentence a line, or a pair with a tab between; - for standard input"
     )
     add_device(parser)
+    add_kernels(parser)
     args = parser.parse_args(argv)
     if len(args.sentences) > 2:
         raise UserError(f"{len(args.sentences)} sentences were given; give one, or two in quotes, or use --file")
@@ -156,8 +157,10 @@ def main(argv=None):
     if not folder.exists():
         way = f"`python multitask.py --resume --out {args.run}` goes on with one until its next epoch ends"
         raise UserError(f"{args.run} holds no trained model; {way}, `make train` trains one, --run names another")
+    device = choose_device(args)
+    choose_kernels(args, device)
     model, tokenizer = MultitaskBert.load(folder)
-    model.to(choose_device(args))
+    model.to(device)
     if lines is not None:
         if not any(line.strip() for line in lines):
             raise UserError(f"--file {args.file} holds no sentence; write one a line")

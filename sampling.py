@@ -8,8 +8,8 @@
     round_robin     α = 0                            all tasks alike, in turn
     annealed        α = 1 - 0.8 (e - 1) / (E - 1)    epochs e = 1 .. E: from proportional to nearly uniform
 
-The plan of a run is a function of its flags. No list of steps is kept: step k follows from k alone, so a run of a
-million epochs starts at once, and so does one that resumes.
+The plan of a run is a function of its flags. No list of steps is kept: what each step takes can be found again from its
+number, so a run that resumes goes on with the examples that it would have seen.
 """
 
 import collections
@@ -18,7 +18,7 @@ import itertools
 import numpy as np
 
 SAMPLINGS = ("proportional", "sqrt", "annealed", "uniform", "round_robin")
-BLOCK = 2**24  # examples: after as many, a task's stream is seeded anew, so that any place in it is found quickly
+BLOCK = 2**24  # examples: a task's stream is seeded anew after so many, so that no place in it is far from a seed
 
 
 def task_probabilities(sizes, sampling, epoch, epochs):
@@ -68,35 +68,36 @@ def task_order(sizes, sampling, epoch, epochs, steps, seed):
 
 
 def example_stream(n, seed, skip=0):
-    """Indices of n examples without end, one random order of all of them after another.
+    """Indices of n examples without end: one random order of all of them, then another, and so on.
 
     Args: seed, a list of int; skip, how many indices to leave out at the start.
     """
-    passes = min(max(1, BLOCK // n), 2**16)  # of one generator: past passes of the last block are all there is to skip
-    (block, done), place = divmod(skip // n, passes), skip % n
+    passes = min(max(1, BLOCK // n), 2**16)  # random orders of one generator
+    block, past = divmod(skip // n, passes)  # blocks to leave out whole, and orders of the next one to leave out
+    place = skip % n
     while True:
         generator = np.random.default_rng([*seed, block])
-        for _ in range(done):
-            generator.permutation(n)
-        for _ in range(done, passes):
-            yield from generator.permutation(n)[place:].tolist()
-            place = 0
-        block, done = block + 1, 0
+        for order in range(passes):
+            indices = generator.permutation(n)
+            if order >= past:
+                yield from indices[place:].tolist()
+                place = 0
+        block, past = block + 1, 0
 
 
 class Plan:
     """All steps of a training run. `len(plan)` is their number, `plan.epoch_steps` that of each epoch."""
 
-    def __init__(self, sizes, batch_size, epochs, sampling="proportional", seed=0, extra=(), joint=False):
+    def __init__(self, sizes, batch_size, epochs, sampling="proportional", seed=0, extra=(), all_tasks=False):
         """Args: sizes, examples of each task by name; sampling, see above; extra, names of tasks that get one more pass
-        at the end of each epoch (`--extra_sst`); joint, True where a step takes a batch of each task (gradient
+        at the end of each epoch (`--extra_sst`); all_tasks, True where a step takes a batch of each task (gradient
         surgery), False where it takes one task. An epoch has as many examples either way: those of all tasks
         together, to the nearest whole step, and at least one step for each task.
         """
         self.sizes, self.batch_size, self.epochs, self.seed = sizes, batch_size, epochs, seed
-        self.sampling, self.joint = sampling, joint
+        self.sampling, self.all_tasks = sampling, all_tasks
         batches = _batches(sizes, batch_size)
-        self.main_steps = max(1, round(batches / len(sizes))) if joint else batches
+        self.main_steps = max(1, round(batches / len(sizes))) if all_tasks else batches
         self.extra = [(name,) for name in extra for _ in range(_batches({name: sizes[name]}, batch_size))]
         self.epoch_steps = self.main_steps + len(self.extra)
 
@@ -105,7 +106,7 @@ class Plan:
 
     def tasks(self, epoch):
         """The tasks of each step of an epoch (from 1): a list of tuples of names."""
-        if self.joint:
+        if self.all_tasks:
             return [tuple(self.sizes)] * self.main_steps + self.extra
         order = task_order(self.sizes, self.sampling, epoch, self.epochs, self.main_steps, self.seed)
         return [(name,) for name in order] + self.extra
@@ -130,10 +131,10 @@ class Plan:
 
     def _batches_of(self, epochs):
         """How many batches of each task the first `epochs` epochs take: a Counter."""
-        same = self.joint or self.sampling != "annealed"  # every epoch counts as the first
+        same = self.all_tasks or self.sampling != "annealed"  # every epoch counts as the first
         taken = collections.Counter()
         for epoch in range(1, (min(1, epochs) if same else epochs) + 1):
-            if self.joint:
+            if self.all_tasks:
                 taken.update(dict.fromkeys(self.sizes, self.main_steps))
             else:
                 taken.update(task_counts(self.sizes, self.sampling, epoch, self.epochs, self.main_steps))

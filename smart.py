@@ -2,31 +2,35 @@
 
     loss = L + λ_s R_s + μ D_Breg
 
-L is the task's loss; λ_s (`--lambda_s`) and μ (`--mu`) are weights. R_s asks that the model says nearly the same of a
-slightly moved input. With x (T, H), the embeddings, and f the rest of the model (section 3.1; the input moves where f
-changes most, found by T_x steps of gradient ascent):
+L is the task's loss; λ_s (`--lambda_s`, 1) and μ (`--mu`) are weights. R_s asks that the model's output changes little
+when its input moves a little. x (T, H) are the embeddings, f is the rest of the model. The input moves in the direction
+in which f changes most, found by T_x steps of gradient ascent (section 3.1):
 
     x̃ = x + ν,  ν ~ N(0, σ²)
     T_x times:   g = ∂ℓ_s(f(x̃), f(x)) / ∂x̃,   x̃ ← project(x̃ + η g)
-    R_s = ℓ_s(f(x̃), f(x))                               gradient through both; η is `--eta`, a step size
+    R_s = ℓ_s(f(x̃), f(x))                               gradient through both
 
-D_Breg asks that a step does not change much what the model says (section 3.2, Bregman proximal point with momentum):
+(σ is `--sigma`, 1e-5; η is `--eta`, 1e-3, the size of a step; T_x is `--T_x`, 1; `project` keeps x̃ within ε of x, see
+below.)
+
+D_Breg asks that a step changes the model's outputs little (section 3.2, Bregman proximal point with momentum):
 
     D_Breg = ℓ_s(f(x; θ), f(x; θ̃)),       θ̃ ← β θ̃ + (1 - β) θ  after every S steps
 
-(θ are the weights, θ̃ their moving average, β its momentum), and ℓ_s compares two outputs a and b, for each example.
-With the class probabilities p = softmax(a) and q = softmax(b), or for one logit p = sigmoid(a) and q = sigmoid(b):
+(θ are the weights, θ̃ their moving average, β its momentum, `--beta`, 0.99; S is `--S`, 1.) ℓ_s compares two outputs a
+and b, for each example. With the class probabilities p = softmax(a) and q = softmax(b), or for one logit p = sigmoid(a)
+and q = sigmoid(b):
 
     sst    KL(p‖q) + KL(q‖p) = Σ_c (p_c - q_c) (log p_c - log q_c)
     para   the same for the two classes of one logit = (p - q) (a - b)
     sts    (a - b)²
 
-`--smart weak` is μ = 0.02, ε = 1e-6; `strong` is μ = 2, ε = 1e-5; ε (`--epsilon`) is how far x̃ may move:
+`--smart weak` is μ = 0.02, ε = 1e-6; `strong` is μ = 2, ε = 1e-5. ε (`--epsilon`) is how far x̃ may move from x.
 
 Two readings of "project". The paper's (`--smart_projection ball`) clips x̃ - x to [-ε, ε]. The code that most work
 builds on (`unit`, the default) divides x̃ - x, token by token, by (its ∞-norm + ε), which leaves a perturbation of size
-almost 1: six orders of magnitude more. What `python -m bench.methods` prints for sst, MiniLM after 60 plain steps on
-data/sample, default settings, beside what dropout alone does:
+almost 1: six orders of magnitude more. This table shows both on sst, and what other dropout masks do to the outputs
+(`python -m bench.methods`: MiniLM after 60 plain steps on sample data, default settings):
 
                             ∞-norm of x̃ - x     cosine with ν     R_s
     unit                    0.97                1.000             1.4e-4

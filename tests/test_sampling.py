@@ -47,7 +47,7 @@ def test_an_order_depends_on_seed_and_epoch_only():
 
 
 def test_joint_steps_have_a_batch_of_every_task_and_as_many_examples_an_epoch():
-    steps = list(Plan({"a": 10, "b": 20, "c": 6}, 4, 2, seed=0, extra=("a",), joint=True).steps())
+    steps = list(Plan({"a": 10, "b": 20, "c": 6}, 4, 2, seed=0, extra=("a",), all_tasks=True).steps())
     of_all = [batches for epoch, batches in steps if epoch == 1 and len(batches) == 3]
     of_one = [batches for epoch, batches in steps if epoch == 1 and len(batches) == 1]
     assert len(of_all) == round(36 / 4 / 3)
