@@ -16,6 +16,7 @@ import sys
 import numpy as np
 import torch
 
+from kernels import precision
 from support import distributed
 from support.console import UserError
 from support.files import replacing
@@ -73,7 +74,7 @@ def outputs(model, task, dataset, batch_size=64):
     device = next(model.parameters()).device
     result = np.zeros((len(dataset), task.classes) if task.classes else len(dataset), dtype=np.float32)
     for indices in dataset.by_length(batch_size)[distributed.rank() :: distributed.world()]:
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with precision.autocast(device):
             logits = model(task.name, dataset.batch(indices).to(device))
         result[indices] = probabilities(task, logits.float()).cpu().numpy()
     distributed.sum_(torch.from_numpy(result))  # in place, zeros where another process has the values

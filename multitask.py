@@ -28,9 +28,11 @@ from pathlib import Path
 
 import torch
 
+import kernels
 from adamw import AdamW, linear_schedule
 from bert import Bert, BertConfig
 from evaluate import dev_metrics, dev_score, majority, outputs, score, write_predictions
+from kernels import precision
 from model import MultitaskBert, logits_of, task_loss
 from sampling import SAMPLINGS, Plan
 from smart import PRESETS, Smart
@@ -38,6 +40,7 @@ from support import distributed, flags, run_folder
 from support.console import UserError, command, table
 from support.cuda_graphs import GraphedStep
 from support.downloads import find_model
+from support.loss_scaling import LossScaler
 from support.training_run import TrainingRun
 from surgery import Surgery
 from tasks import SPLITS, TASKS, fingerprint, load_data
@@ -52,7 +55,7 @@ def train(args, model, tokenizer, datasets):
         plan,
         model,
         training.optimizer,
-        extra=training.smart.state() if training.smart else {},
+        extra=training.state(),
         data={name: fingerprint(splits["train"].examples) for name, splits in datasets.items()},
         save_model=lambda folder: model.save(folder, tokenizer),
         rates="--head_lr" if args.option == "pretrain" else "--lr or --head_lr",
@@ -90,7 +93,8 @@ class Training:
         self.optimizer = AdamW(model.parameter_groups(), weight_decay=args.weight_decay, clip=args.clip)
         self.smart = Smart(model, self.optimizer, args) if args.use_smart else None
         self.surgery = Surgery(self.optimizer, args.seed) if args.gradient_surgery else None
-        self.graphed = graphed_step(model, self.optimizer) if args.cuda_graphs else None
+        self.scaler = LossScaler.where_needed(self.device)
+        self.graphed = graphed_step(model, self.optimizer, self.scaler) if args.cuda_graphs else None
 
     def step(self, step, factor, batches):
         """One training step on `batches`, {task: list of example indices}.
@@ -112,10 +116,17 @@ class Training:
             rates |= {f"pals.{name}": args.pal_lr for name in batches}
         distributed.sum_gradients(self.optimizer, [group for group in rates if group != "shared" or not self.surgery])
         conflicts = {"conflicts": self.surgery.combine(step)} if self.surgery else {}
-        norm = self.optimizer.step({group: rate * factor for group, rate in rates.items()})
+        values = {"losses": losses, "penalties": penalties} | conflicts
+        if self.scaler and not self.scaler.unscale(self.optimizer.flats(rates)):
+            return values  # a gradient beyond float16: the step is skipped
+        values["norm"] = self.optimizer.step({group: rate * factor for group, rate in rates.items()})
         if self.smart:
             self.smart.after_step(step)
-        return {"losses": losses, "penalties": penalties, "norm": norm} | conflicts
+        return values
+
+    def state(self):
+        """The tensors beside model and optimizer that a resumed run needs, by name."""
+        return (self.smart.state() if self.smart else {}) | (self.scaler.state() if self.scaler else {})
 
     def backward(self, step, name, indices):
         """Adds the gradient of one task's batch, or of this process's shard of it, to the parameters' gradients.
@@ -136,17 +147,19 @@ class Training:
         else:
             total = loss = task_loss(task, logits_of(self.model, name, batch), labels)
             penalties = {}
-        (total * weight).backward()
+        total = total * weight
+        (self.scaler.scaled(total) if self.scaler else total).backward()
         return loss.detach() * weight, {key: value.detach() * weight for key, value in penalties.items()}
 
 
-def graphed_step(model, optimizer):
+def graphed_step(model, optimizer, scaler=None):
     """What runs the forward and backward pass of a step as a CUDA graph, see `support/cuda_graphs.py`."""
     return GraphedStep(
         next(model.parameters()).device,
         lambda name, batch: logits_of(model, name, batch),
         lambda name, logits, labels: task_loss(TASKS[name], logits, labels),
         optimizer.zero_grad,
+        scaler.scaled if scaler else None,
     )
 
 
@@ -196,7 +209,7 @@ def main(argv=None):
     pal_size = args.pal_size if args.use_pals else None
     heads = args.pair_encoding, args.use_means, args.classifier_layers, args.classifier_size
     model = MultitaskBert(bert, *heads, pal_size, args.pal_heads).to(device)
-    describe(model, datasets, device)
+    describe(args, model, datasets, device)
     started = time.perf_counter()
     if not train(args, model, tokenizer, datasets):
         print(f"stopped and saved; go on with: python multitask.py --resume --out {args.out}")
@@ -209,7 +222,7 @@ def main(argv=None):
     distributed.stop()
 
 
-def describe(model, datasets, device):
+def describe(args, model, datasets, device):
     """Prints what is about to be trained, on what."""
     count = lambda module: f"{sum(p.numel() for p in module.parameters()):,}"  # noqa: E731
     pals = f", PALs {count(next(iter(model.pals.values())))} a task" if model.pals is not None else ""
@@ -217,6 +230,12 @@ def describe(model, datasets, device):
     processes = f" in {distributed.world()} processes" if distributed.world() > 1 else ""
     print(f"encoder {count(model.bert)} parameters, heads {count(model.heads)}{pals}")
     print(f"training examples: {sizes}; on {device}{processes}")
+    if device.type == "cuda":
+        graphs = (
+            "CUDA graphs" if args.cuda_graphs else f"no CUDA graphs ({flags.no_graphs(args) or '--cuda_graphs off'})"
+        )
+        form = "plain forms" if args.kernels == "plain" or not kernels.runs_triton(device) else "Triton kernels"
+        print(f"products in {precision.describe(device)}; {form}; {graphs}")
 
 
 if __name__ == "__main__":

@@ -92,18 +92,19 @@ def project(delta, epsilon, projection):
 
 
 def normal_noise(batch, width, seed, first, examples):
-    """ν / σ: standard normal noise (T, width) for a batch, on the CPU.
+    """ν / σ: standard normal noise (T, width) for a batch, drawn on its device.
 
     The noise of a sentence depends on `seed` (a list of int) and on its place in the whole batch of the step only, so
     it does not matter over how many processes that is spread. Args: first, the place of the batch's first example;
     examples, how many it has: a pair may have several sequences (`DataSet.batch`), all first ones before all others.
     """
-    rows = []
+    rows, device = [], batch.cu_seqlens.device
     for i, length in enumerate(batch.cu_seqlens.diff().tolist()):
         which, place = divmod(i, examples)  # which of the example's sequences; which example
-        generator = np.random.default_rng([*seed, which, first + place])
-        rows.append(generator.standard_normal((length, width), dtype=np.float32))
-    return torch.from_numpy(np.concatenate(rows))
+        words = np.random.SeedSequence([*seed, which, first + place]).generate_state(1, np.uint64)
+        generator = torch.Generator(device).manual_seed(int(words[0]) >> 1)
+        rows.append(torch.randn(length, width, generator=generator, device=device))
+    return torch.cat(rows)
 
 
 class Smart:
@@ -114,6 +115,8 @@ class Smart:
         `eta`, `T_x`, `S`, `beta`, `smart_projection` and `seed`.
         """
         self.model, self.args = model, args
+        # tensor cores round float32 to 11 bits (TF32), which a perturbation of size 1 survives and one of 1e-6 does not
+        torch.backends.cuda.matmul.allow_tf32 = args.smart_projection == "unit"
         self.average_model = None  # the model with the weights θ̃
         self.pairs = []  # (θ̃, θ), flat tensors, for all that trains
         if args.mu:
@@ -154,7 +157,7 @@ class Smart:
         logits = model.classify(task.name, x, batch)
         smoothness = bregman = logits.new_zeros(())
         if args.lambda_s:
-            noise = normal_noise(batch, x.shape[1], [args.seed, step], first, len(logits)).to(x.device) * args.sigma
+            noise = normal_noise(batch, x.shape[1], [args.seed, step], first, len(logits)) * args.sigma
             delta = self.perturbation(task, batch, x.detach(), logits.detach(), noise, masks)
             _set_random_state(masks)
             smoothness = divergence(task, model.classify(task.name, x + delta, batch), logits).mean()

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from evaluate import probabilities, score
+from kernels import precision
 from model import MultitaskBert
 from pca_tsne import pca, tsne
 from predict import examples_of
@@ -77,7 +78,7 @@ def look(model, dataset, batch_size=64):
     order, pooled, p = [], [], []
     for numbers in dataset.by_length(batch_size):
         batch = dataset.batch(numbers).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with precision.autocast(device):
             h = model.pooled(SST.name, model.bert.embed(batch), batch)
             logits = model.heads[SST.name](h)
         order += numbers

@@ -54,3 +54,13 @@ def autocast(device):
     """The context in which a model's products run in `half_dtype`; one that changes nothing where there is none."""
     dtype = half_dtype(device)
     return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def describe(device):
+    """What this device multiplies in, for people: "float16 with loss scaling, as sm_75 has no bfloat16"."""
+    major, minor = capability(device)
+    said = {
+        torch.bfloat16: "bfloat16",
+        torch.float16: f"float16 with loss scaling, as sm_{major}{minor} has no bfloat16",
+    }
+    return said.get(half_dtype(device), "float32")

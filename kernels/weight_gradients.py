@@ -80,6 +80,8 @@ def add_sums(partial, parameters, needed):
     Args: partial (programs, N, H) float32, N at least the number of parameters; needed, a bool for each parameter.
     Returns what is left for autograd, see `standing`.
     """
+    if not any(needed):
+        return [None] * len(parameters)
     targets, left = standing(parameters, needed)
     programs, n, H = partial.shape
     grid = triton.cdiv(H, COLUMNS), len(parameters)

@@ -69,11 +69,13 @@ def fill(batch, step=STEP):
 class GraphedStep:
     """A function (task, batch, labels) -> loss that leaves the gradients, as `zero_grad`, forward and backward do."""
 
-    def __init__(self, device, logits_of, loss_of, zero_grad):
+    def __init__(self, device, logits_of, loss_of, zero_grad, scaled=None):
         """Args: device, the model's; logits_of, (task, batch of B sentences) -> logits (B, C), under autocast if that
-        is wanted; loss_of, (task, logits, labels (B,)) -> loss (); zero_grad, what clears the gradients in place. Each
+        is wanted; loss_of, (task, logits, labels (B,)) -> loss (); zero_grad, what clears the gradients in place;
+        scaled, loss () -> what the backward pass starts from, or None for the loss itself (`loss_scaling.py`). Each
         must do without the host: no `.item()`, no shapes that depend on values.
         """
+        self.scaled = scaled or (lambda loss: loss)
         self.device, self.logits_of, self.loss_of, self.zero_grad = device, logits_of, loss_of, zero_grad
         self.records = device.type == "cuda"
         self.graphs = {}  # (task, labels, tokens, longest) -> graph, its inputs, its loss
@@ -97,7 +99,7 @@ class GraphedStep:
         self.zero_grad()
         logits = self.logits_of(task, batch)
         loss = self.loss_of(task, logits[: len(labels)], labels)
-        loss.backward()
+        self.scaled(loss).backward()
         return loss.detach()
 
     def _record(self, task, batch, labels):

@@ -125,7 +125,8 @@ def multitask_parser(tasks, splits, samplings, presets):
     add("--seed", type=positive(int, 0), default=11711)
     add_device(parser)
     add_kernels(parser)
-    add("--cuda_graphs", action="store_true", help="replay recorded steps; repeat it with --resume")
+    add("--cuda_graphs", nargs="?", const="on", default="auto", choices=("auto", "on", "off"),
+        help="replay recorded steps (auto: on a GPU, where a step can be recorded)")  # fmt: skip
 
     add("--use_pals", action="store_true", help="projected attention layers for each task (pals.py)")
     add("--pal_size", type=positive(int), default=204, help="their width d_s")
@@ -181,8 +182,10 @@ def check_multitask(args, usual):
         raise UserError("--gradient_surgery has nothing to do with --option pretrain: no shared parameters train")
     if args.gradient_surgery and args.sampling != "proportional":
         raise UserError(f"--gradient_surgery takes every task in every step; leave out --sampling {args.sampling}")
-    if args.cuda_graphs:
-        check_graphs(args)
+    refused = no_graphs(args)
+    if args.cuda_graphs == "on" and refused:
+        raise UserError(f"--cuda_graphs cannot record a step {refused}; leave one of the two out")
+    args.cuda_graphs = args.cuda_graphs != "off" and not refused
     needs = dict.fromkeys(("pal_size", "pal_heads", "pal_lr"), "use_pals")
     needs |= dict.fromkeys(("smart", "lambda_s", "mu", "epsilon", "sigma", "eta", "T_x", "S", "beta"), "use_smart")
     needs["smart_projection"] = "use_smart"
@@ -197,8 +200,8 @@ def check_multitask(args, usual):
         raise UserError("--beta 0 with --S 1 keeps the Bregman term at 0; add --mu 0, or raise --beta or --S")
 
 
-def check_graphs(args):
-    """Raises UserError where a training step cannot be recorded; `support/cuda_graphs.py` says why."""
+def no_graphs(args):
+    """Why a training step cannot be recorded, or None where it can; `support/cuda_graphs.py` has the reasons."""
     unsupported = {
         "--use_smart": args.use_smart,
         "--gradient_surgery": args.gradient_surgery,
@@ -208,9 +211,12 @@ def check_graphs(args):
         "torchrun": int(os.environ.get("WORLD_SIZE", "1")) > 1,
     }
     for what in (name for name, given in unsupported.items() if given):
-        raise UserError(f"--cuda_graphs cannot record a step with {what}; leave one of the two out")
-    if args.device == "cpu" or not torch.cuda.is_available() or kernels.triton_forms() is None:
-        raise UserError("--cuda_graphs needs a CUDA device and Triton; leave it out to train without")
+        return f"with {what}"
+    if args.device == "cpu" or not torch.cuda.is_available():
+        return "without a CUDA device"
+    if kernels.triton_forms() is None or not kernels.runs_triton(torch.device("cuda")):
+        return "without Triton on a card from sm_75 on"
+    return None
 
 
 # ----- simcse.py

@@ -87,7 +87,7 @@ class TrainingRun:
 
             losses              {name: tensor ()}, of this process's shard: the loss of the batch is their sum
             penalties           likewise, a list of (name, tensor ()), where there are any
-            norm                the norm of the gradient, a tensor ()
+            norm                the norm of the gradient, a tensor (); absent where the step was skipped
             conflicts           {pair of tasks: bool}, with gradient surgery only
             lr                  the learning rate, a float, where it is to be recorded
 
@@ -143,7 +143,8 @@ class TrainingRun:
                 entries.append((step, name, name if name == "loss" else f"loss of {name}", loss))
             entries += [(step, name, name, penalty) for name, penalty in values.get("penalties", ())]
         of_shards = len(entries)
-        entries += [(step, "gradient norm", "gradient norm", values["norm"]) for step, values in pending]
+        taken = [(step, values["norm"]) for step, values in pending if "norm" in values]
+        entries += [(step, "gradient norm", "gradient norm", norm) for step, norm in taken]
         found = torch.stack([value.detach().float() for *_, value in entries]).cpu()
         distributed.sum_(found[:of_shards])  # the norm is the same in every process
         by_name = collections.defaultdict(list)

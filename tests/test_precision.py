@@ -1,0 +1,130 @@
+"""What a card can do is asked; where it has float16 only, the loss is scaled. The cards are pretended, on the CPU."""
+
+import pytest
+import tiny
+import torch
+
+import kernels
+import multitask
+from kernels import precision
+from support import flags
+from support.loss_scaling import LossScaler
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "triton", "words"),
+    [
+        ((0, 0), None, False, "float32"),  # a CPU
+        ((6, 1), None, False, "float32"),
+        ((7, 0), torch.float16, False, "float16 with loss scaling"),
+        ((7, 5), torch.float16, True, "float16 with loss scaling, as sm_75 has no bfloat16"),
+        ((8, 0), torch.bfloat16, True, "bfloat16"),
+        ((12, 0), torch.bfloat16, True, "bfloat16"),
+    ],
+)
+def test_each_card_gets_what_it_can_do(capability, dtype, triton, words):
+    with precision.pretend(capability):
+        assert precision.half_dtype(CPU) == dtype and precision.runs_triton(CPU) == triton
+        assert precision.describe(CPU).startswith(words)
+        assert (LossScaler.where_needed(CPU) is not None) == (dtype == torch.float16)
+        with precision.autocast(CPU):
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == (dtype or torch.float32)
+
+
+class Flat:
+    def __init__(self, *values):
+        self.grad = torch.tensor(values)
+
+
+def test_gradients_are_divided_by_the_scale_exactly():
+    scaler, x = LossScaler(CPU), torch.randn(9, requires_grad=True)
+    (wanted,) = torch.autograd.grad((x**3).sum(), x)
+    flat = Flat()
+    (flat.grad,) = torch.autograd.grad(scaler.scaled((x**3).sum()), x)
+    assert scaler.unscale([flat]) and torch.equal(flat.grad, wanted)
+
+
+def test_float16_keeps_with_scaling_what_it_loses_without():
+    weight = torch.full((1, 1), 1e-4)
+    for scaler, kept in ((None, 0.0), (LossScaler(CPU), 1e-8)):
+        x = torch.ones(1, 1, requires_grad=True)
+        small = (x.half() * weight.half()).float().sum() * 1e-4  # its gradient passes through float16
+        (scaler.scaled(small) if scaler else small).backward()
+        if scaler:
+            flat = Flat()
+            flat.grad = x.grad
+            assert scaler.unscale([flat])
+        assert abs(float(x.grad) - kept) < 1e-9
+
+
+@pytest.mark.parametrize("bad", (float("inf"), float("-inf"), float("nan")))
+def test_a_bad_gradient_halves_the_scale_and_good_ones_double_it(bad):
+    scaler = LossScaler(CPU, scale=64.0, grow_after=3)
+    good = lambda: [Flat(1.0, 2.0), Flat(3.0)]  # noqa: E731
+    assert scaler.unscale(good()) and scaler.unscale(good()) and scaler.scale == 64
+    assert not scaler.unscale([Flat(1.0, 2.0), Flat(bad)]) and scaler.scale == 32
+    assert [scaler.unscale(good()) for _ in range(3)] == [True] * 3 and scaler.scale == 64  # it counts anew
+    assert [scaler.unscale(good()) for _ in range(2)] == [True] * 2 and scaler.scale == 64
+
+
+@pytest.fixture
+def run_flags(tmp_path):
+    tiny.folder(tmp_path / "bert")
+    tiny.task_files(tmp_path / "data")
+    folders = ["--bert", tmp_path / "bert", "--data", tmp_path / "data", "--batch_size", "4", "--skip_test"]
+    return [str(flag) for flag in folders]
+
+
+def training_of(run_flags, out, *others):
+    args = flags.parse_multitask(
+        [*run_flags, "--out", str(out), *others],
+        multitask.TASKS,
+        multitask.SPLITS,
+        multitask.SAMPLINGS,
+        multitask.PRESETS,
+    )
+    tokenizer = multitask.Tokenizer(args.bert, 64)
+    datasets = multitask.load_data(args, tokenizer)
+    return multitask.Training(args, tiny.model(seed=1), datasets)
+
+
+@pytest.mark.parametrize("others", ([], ["--use_smart"], ["--gradient_surgery"]))
+def test_an_overflow_skips_the_step_and_clipping_sees_the_true_norm(run_flags, tmp_path, others):
+    """With SMART and surgery too. float16 is pretended; a scale of 2^100 overflows it, 1 does not."""
+    batches = {"sst": [0, 1, 2, 3]} | ({"para": [1, 2], "sts": [3]} if "--gradient_surgery" in others else {})
+    norms = {}
+    for capability, scale in (((7, 0), 1.0), ((7, 0), 2.0**8), ((1, 0), None)):
+        with precision.pretend(capability):
+            training = training_of(run_flags, tmp_path / "run", *others)
+            if scale:
+                training.scaler.scale.fill_(2.0**126)
+                before = [flat.param.clone() for flat in training.optimizer.flats()]
+                values = training.step(1, 1.0, batches)
+                assert "norm" not in values and training.scaler.scale == 2.0**125
+                assert set(training.optimizer.steps.values()) == {0}
+                assert all(torch.equal(f.param, p) for f, p in zip(training.optimizer.flats(), before, strict=True))
+                training.scaler.scale.fill_(scale)
+            norms[scale] = training.step(1, 1.0, batches)["norm"]
+            assert training.optimizer.steps["shared"] == 1
+    torch.testing.assert_close(norms[1.0], norms[None], rtol=2e-2, atol=1e-3)
+    torch.testing.assert_close(norms[2.0**8], norms[None], rtol=2e-2, atol=1e-3)
+
+
+def test_a_float16_run_resumes_bit_for_bit_its_scale_included(run_flags, tmp_path, monkeypatch):
+    monkeypatch.setattr(LossScaler.__init__, "__defaults__", (2.0**16, 3))  # it changes within a few steps
+    with precision.pretend((7, 0)):
+        whole, parts = tiny.last_states(tmp_path, [*run_flags, "--epochs", "1"], monkeypatch)
+    assert whole.keys() == parts.keys() and float(whole["loss_scale"]) != 2.0**16
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_cuda_graphs_are_the_default_where_a_step_can_be_recorded(run_flags, tmp_path, monkeypatch):
+    def graphs(*others):
+        return training_of(run_flags, tmp_path / "run", *others).args.cuda_graphs
+
+    assert graphs() is False  # no GPU here
+    monkeypatch.setattr(flags, "no_graphs", lambda args: None)
+    monkeypatch.setattr(kernels, "triton_forms", lambda: None)
+    assert graphs() is True and graphs("--cuda_graphs") is True and graphs("--cuda_graphs", "off") is False
