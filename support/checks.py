@@ -51,3 +51,14 @@ def check_memory(count, layers, source, remedy="fetch the model again"):
     if 4 * count > memory:
         asked = f"{4 * count / 1e9:,.0f} GB" if count < 10**18 else "far more memory"
         raise UserError(f"{source} asks for {asked}, and this machine has {memory / 1e9:,.0f} GB; {remedy}")
+
+
+def check_batch(batch_size, lengths, layers, width, inner):
+    """Raises UserError where a training step of `batch_size` examples could not be held in memory.
+
+    Args: lengths, the number of tokens of each example of a task; layers, width and inner, the encoder's sizes H, F.
+    """
+    examples = min(batch_size, len(lengths))
+    tokens = sum(lengths) / max(1, len(lengths)) * examples
+    numbers = tokens * layers * (12 * width + 2 * inner)  # what the backward pass needs of the forward pass
+    check_memory(round(numbers), 0, f"--batch_size {batch_size}", "make it smaller")

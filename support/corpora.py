@@ -13,6 +13,9 @@ import hashlib
 import numpy as np
 
 from support.console import UserError
+from support.files import open_regular
+
+LONGEST_LINE = 1 << 24  # bytes
 
 
 class TextFile:
@@ -25,8 +28,10 @@ class TextFile:
         offsets, start, faults, digest = array.array("q"), 0, 0, hashlib.sha256()
         self.columns = None
         try:
-            with open(path, "rb") as file:
-                for line in file:
+            with open_regular(path) as file:
+                while line := file.readline(LONGEST_LINE):
+                    if len(line) == LONGEST_LINE:
+                        raise UserError(f"{path} has a line of more than {LONGEST_LINE:,} bytes; one sentence a line")
                     digest.update(line)
                     row = self.parse(line)
                     if all(row) and len(row) in columns and len(row) == (self.columns or len(row)):
@@ -38,6 +43,8 @@ class TextFile:
                     start += len(line)
         except FileNotFoundError:
             raise UserError(f"{path} does not exist; name a text file with one example a line") from None
+        except UnicodeDecodeError:
+            raise UserError(f"{path} is not UTF-8 text; save it as UTF-8") from None
         if faults:
             print(f"{path}: {faults} lines left out, they do not have {self.columns or columns} sentences between tabs")
         if not offsets:
@@ -49,7 +56,7 @@ class TextFile:
     @staticmethod
     def parse(line):
         """bytes -> a tuple of str."""
-        text = line.decode("utf-8", errors="replace").replace("\0", "")
+        text = line.decode().replace("\0", "").lstrip("\ufeff")
         return tuple(part.strip() for part in text.rstrip("\r\n").split("\t"))
 
     def __len__(self):

@@ -41,6 +41,16 @@ class replacing:
 
 
 @contextlib.contextmanager
+def naming(path):
+    """`with naming(path)`: a failed write, which does not say where it failed, says it."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextlib.contextmanager
 def replacing_folder(folder):
     """`with replacing_folder(best) as aside`: fill `aside`; it takes the place of `best` once it is complete."""
     folder = Path(folder)

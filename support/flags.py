@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from pathlib import Path
 
 import torch
 
@@ -14,9 +15,11 @@ from support.downloads import MINILM, MODELS
 
 # ----- kinds of numbers
 
+LAYERS, WIDTH, BATCH = 1000, 2**16, 2**20  # far above what anybody trains
 
-def positive(kind, low=None):
-    """An argparse type: a number greater than 0, or at least `low`, and below 2^63."""
+
+def positive(kind, low=None, most=2**63 - 1):
+    """An argparse type: a number greater than 0, or at least `low`, and at most `most`."""
 
     def parse(text):
         try:
@@ -26,8 +29,8 @@ def positive(kind, low=None):
         if value != value or value < (low or 0) or (low is None and value == 0):
             bound = "greater than 0" if low is None else f"at least {low}"
             raise argparse.ArgumentTypeError(f"{text:.40} is not {bound}")
-        if value >= 2**63:
-            raise argparse.ArgumentTypeError(f"{text:.40} is too large")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"{text:.40} is too large; {most:,} is the most")
         return value
 
     return parse
@@ -108,13 +111,15 @@ def multitask_parser(tasks, splits, samplings, presets):
     add("--pair_encoding", choices=("joint", "siamese"), default="joint",
         help="sentences of a pair in one sequence, or each alone")  # fmt: skip
     add("--use_means", action="store_true", help="for sst and sts the mean of the hidden states beside [CLS]")
-    add("--classifier_layers", type=positive(int, 0), default=2, help="feed-forward layers in a head")
-    add("--classifier_size", type=positive(int), default=None, help="their width (default: the hidden size)")
+    add("--classifier_layers", type=positive(int, 0, LAYERS), default=2, help="feed-forward layers in a head")
+    add(
+        "--classifier_size", type=positive(int, most=WIDTH), default=None, help="their width (default: the hidden size)"
+    )
     add("--hidden_dropout_prob", type=fraction, default=0.1,
         help="dropout in the encoder (but for its attention, which has its own) and the heads")  # fmt: skip
 
     add("--epochs", type=positive(int, 0), default=3)
-    add("--batch_size", type=positive(int), default=32)
+    add("--batch_size", type=positive(int, most=BATCH), default=32)
     add("--lr", type=positive(float), default=1e-4, help="peak learning rate of the encoder")
     add("--head_lr", type=positive(float), default=1e-3, help="peak learning rate of the heads, which start untrained")
     add("--weight_decay", type=positive(float, 0), default=0.01)
@@ -129,8 +134,8 @@ def multitask_parser(tasks, splits, samplings, presets):
         help="replay recorded steps (auto: on a GPU, where a step can be recorded)")  # fmt: skip
 
     add("--use_pals", action="store_true", help="projected attention layers for each task (pals.py)")
-    add("--pal_size", type=positive(int), default=204, help="their width d_s")
-    add("--pal_heads", type=positive(int), default=12)
+    add("--pal_size", type=positive(int, most=WIDTH), default=204, help="their width d_s")
+    add("--pal_heads", type=positive(int, most=WIDTH), default=12)
     add("--pal_lr", type=positive(float), default=1e-4, help="their peak learning rate")
     add("--gradient_surgery", action="store_true", help="PCGrad: a batch of each task in every step (surgery.py)")
     add("--use_smart", action="store_true", help="smoothness-inducing regularization (smart.py)")
@@ -140,7 +145,7 @@ def multitask_parser(tasks, splits, samplings, presets):
     add("--epsilon", type=positive(float), default=None, help="radius of the perturbation (weak: 1e-6, strong: 1e-5)")
     add("--sigma", type=positive(float, 0), default=1e-5, help="standard deviation of the first perturbation")
     add("--eta", type=positive(float, 0), default=1e-3, help="step size of the perturbation")
-    add("--T_x", type=positive(int), default=1, help="steps of the perturbation")
+    add("--T_x", type=positive(int, most=1000), default=1, help="steps of the perturbation")
     add("--S", type=positive(int), default=1, help="training steps between moves of the averaged weights")
     add("--beta", type=fraction, default=0.99, help="momentum of the averaged weights, 0 for the plain Bregman term")
     add("--smart_projection", choices=("unit", "ball"), default="unit", help="see the text of smart.py")
@@ -170,8 +175,18 @@ def parse_multitask(argv, *tables):
     args = parser.parse_args(argv)
     parser.set_defaults(out=f"runs/{args.option}", **presets[args.smart or "weak"])
     args = run_folder.parse_flags(parser, argv)
+    check_places(args, tables[0])
     check_multitask(args, vars(multitask_parser(*tables).parse_args([])) | presets["weak"])
     return args
+
+
+def check_places(args, tasks):
+    """Raises UserError where a prediction file could not be written, before the training that it would crown."""
+    for flag in (f"{name}_{split}_out" for name in tasks for split in ("dev", "test")):
+        path = Path(args.out) / getattr(args, flag)
+        above = next(folder for folder in path.parents if folder.exists())
+        if path.is_dir() or not above.is_dir() or not os.access(above, os.W_OK):
+            raise UserError(f"--{flag} {getattr(args, flag)!r:.80}: {path!s:.80} cannot be written; name another file")
 
 
 def check_multitask(args, usual):
@@ -227,8 +242,13 @@ def simcse_parser():
     parser = Parser(prog="simcse.py", description="Contrastive pretraining of a sentence encoder.")
     add = parser.add_argument
     add("--bert", default=MINILM, help="the encoder to start from: a folder or a name")
-    add("--layers", type=positive(int), default=None, help="start from a random encoder of so many layers instead")
-    add("--hidden", type=positive(int), default=None,
+    add(
+        "--layers",
+        type=positive(int, most=LAYERS),
+        default=None,
+        help="start from a random encoder of so many layers instead",
+    )
+    add("--hidden", type=positive(int, most=WIDTH), default=None,
         help="and of this width, a multiple of 32 (--bert: tokenizer only)")  # fmt: skip
     add("--out", default="runs/simcse", help="folder of the run")
     add("--resume", action="store_true", help="go on with the run in --out, if there is one")
@@ -254,7 +274,7 @@ def simcse_parser():
     add("--tau", type=positive(float), default=0.05, help="temperature")
 
     add("--epochs", type=positive(int), default=1)
-    add("--batch_size", type=positive(int, 2), default=64)
+    add("--batch_size", type=positive(int, 2, BATCH), default=64)
     add("--lr", type=positive(float), default=3e-5, help="peak learning rate")
     add("--weight_decay", type=positive(float, 0), default=0.0)
     add("--warmup", type=fraction, default=0.1, help="fraction of the steps over which the learning rate rises")

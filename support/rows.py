@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 from typing import NamedTuple
 
-from support.console import Parser
+from support.console import Parser, UserError
 
 
 class Row(NamedTuple):
@@ -79,7 +79,7 @@ def row_flags(args, row, seed):
     base = "" if row is PLAIN else BASE_FLAGS
     text = f"{PRESETS[args.preset][0]} {args.flags} --option finetune {base} {row.flags} --seed {seed}"
     encoder = ["--bert", str(Path(args.out, row.encoder, "encoder"))] if row.encoder else []
-    return [*shlex.split(text), *encoder, "--out", str(Path(args.out, f"{row.name}-{seed}"))]
+    return [*_split(text), *encoder, "--out", str(Path(args.out, f"{row.name}-{seed}"))]
 
 
 def encoder_flags(args, name):
@@ -93,4 +93,12 @@ def encoder_flags(args, name):
     given = [f"--{flag}" if value is True else f"--{flag}={value}" for flag, value in vars(shared).items() if value]
     _, common, length, _ = PRESETS[args.preset]
     own = f"{common} {ENCODERS[name].format(length=length)} {args.simcse_flags}"
-    return [*given, *shlex.split(own), "--out", str(Path(args.out, name))]
+    return [*given, *_split(own), "--out", str(Path(args.out, name))]
+
+
+def _split(text):
+    """The words of a command line."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"--flags or --simcse_flags has {str(error).lower()}: {text!r:.80}; quote them anew") from None

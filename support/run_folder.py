@@ -13,7 +13,6 @@ bit, as one that was not: its steps depend on the seed only, and its random stat
 all this for a training loop.
 """
 
-import contextlib
 import fcntl
 import hashlib
 import json
@@ -23,10 +22,11 @@ from pathlib import Path
 import torch
 
 from support.console import UserError
-from support.files import read_json, replacing
+from support.files import naming, open_regular, parse_json, read_json, replacing
 from support.safetensors import open_safetensors, write_safetensors
 
 OWN_FLAGS = ("out", "resume", "eval_only", "skip_test", "cuda_graphs")  # of one command, never taken over from the run
+LONGEST_LINE = 1 << 20  # bytes of a line of metrics
 FREE_FLAGS = (*OWN_FLAGS, "device", "save_every")  # may change: they say where and how it runs, not what it computes
 
 
@@ -46,8 +46,8 @@ def parse_flags(parser, argv):
         return args
     if not (args.resume or args.eval_only):
         raise UserError(f"{args.out} already holds a run; add --resume to go on with it, or choose another --out")
-    saved = read_json(config)
-    if not isinstance(saved, dict) or "out" not in saved or saved.keys() - vars(args).keys():
+    saved = read_json(config, remedy="choose another --out")
+    if "out" not in saved or saved.keys() - vars(args).keys():
         raise UserError(f"{config} is not a run of {parser.prog}; choose another --out")
     usual = {name: parser.get_default(name) for name in vars(args)}  # for flags that are newer than the run
     saved = {name: value for name, value in (usual | saved).items() if name not in OWN_FLAGS}
@@ -90,7 +90,8 @@ def lock(folder):
 
 def append_metrics(folder, **values):
     """Adds a line to `metrics.jsonl`. Each line has a `step`."""
-    with open(Path(folder) / "metrics.jsonl", "a", encoding="utf-8") as file:
+    path = Path(folder) / "metrics.jsonl"
+    with naming(path), open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(values) + "\n")
 
 
@@ -100,15 +101,20 @@ def read_metrics(folder):
     Nothing is said of a last line without its end: a kill cut it short.
     """
     path, lines, damaged = Path(folder) / "metrics.jsonl", [], 0
-    text = path.read_bytes().decode(errors="replace") if path.exists() else ""
-    for line in text.splitlines(keepends=True):
-        value = None
-        with contextlib.suppress(ValueError, RecursionError):
-            value = json.loads(line)
-        if isinstance(value, dict) and type(value.get("step")) is int and isinstance(value.get("kind"), str):
-            lines.append(value)
-        else:
-            damaged += line.endswith("\n")
+    if not path.exists():
+        return lines
+    with open_regular(path) as file:
+        while raw := file.readline(LONGEST_LINE):
+            try:
+                line = parse_json(raw.decode(), path, {"kind": str, "step": int, "epoch": int})
+                numbers = [value for name, value in line.items() if name not in ("kind", "soup")]
+                if not all(type(value) in (int, float) for value in numbers):
+                    raise UserError("a value is not a number")
+                lines.append(line)
+            except (UserError, UnicodeDecodeError):
+                damaged += raw.endswith(b"\n") or len(raw) == LONGEST_LINE
+            if len(raw) == LONGEST_LINE:  # what follows it is no line either
+                break
     if damaged:
         print(f"{path}: {damaged} damaged lines left out", file=sys.stderr)
     return lines
