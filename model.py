@@ -37,20 +37,12 @@ from bert import Bert, Linear, sentence_means
 from kernels import dropout, linear_gelu, mean_loss, precision
 from pals import Pals
 from support import files
-from support.checks import check_memory
+from support.checks import check_memory, read_options
 from support.console import UserError
-from support.safetensors import read_safetensors, write_safetensors
+from support.safetensors import write_safetensors
+from support.weight_files import read_checked
 from tasks import TASKS
 from tokenizer import Tokenizer
-
-OPTIONS = {  # of a model, as `multitask.json` keeps them
-    "pair_encoding": str,
-    "use_means": bool,
-    "classifier_layers": int,
-    "classifier_size": int,
-    "pal_size": int,
-    "pal_heads": int,
-}
 
 
 class Head(nn.Module):
@@ -187,12 +179,11 @@ class MultitaskBert(nn.Module):
                 remedy = f"write one with: python multitask.py --resume --out {run}"
             raise UserError(f"{folder} holds no trained model; {remedy}")
         bert = Bert.load(folder)
-        options = files.read_json(Path(folder) / "multitask.json", optional=OPTIONS)
-        model = cls(bert, **{name: value for name, value in options.items() if name in OPTIONS})
+        model = cls(bert, **read_options(Path(folder) / "multitask.json"))
         try:
-            model.heads.load_state_dict(read_safetensors(Path(folder) / "heads.safetensors"))
+            model.heads.load_state_dict(read_checked(Path(folder) / "heads.safetensors"))
             if model.pals is not None:
-                model.pals.load_state_dict(read_safetensors(Path(folder) / "pals.safetensors"))
+                model.pals.load_state_dict(read_checked(Path(folder) / "pals.safetensors"))
         except RuntimeError:
             raise UserError(f"the heads in {folder} are not those of the tasks of tasks.py; train again") from None
         return model, Tokenizer(folder, bert.config.max_position_embeddings, bert.config.vocab_size)

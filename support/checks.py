@@ -6,6 +6,15 @@ from pathlib import Path
 from support.console import UserError
 from support.files import read_json, shown
 
+OPTIONS = {  # of a `MultitaskBert`
+    "pair_encoding": str,
+    "use_means": bool,
+    "classifier_layers": int,
+    "classifier_size": int,
+    "pal_size": int,
+    "pal_heads": int,
+}
+
 MOST_LAYERS = 1000  # each costs Python objects, however few numbers it has
 
 
@@ -53,12 +62,15 @@ def check_memory(count, layers, source, remedy="fetch the model again"):
         raise UserError(f"{source} asks for {asked}, and this machine has {memory / 1e9:,.0f} GB; {remedy}")
 
 
-def check_batch(batch_size, lengths, layers, width, inner):
-    """Raises UserError where a training step of `batch_size` examples could not be held in memory.
-
-    Args: lengths, the number of tokens of each example of a task; layers, width and inner, the encoder's sizes H, F.
-    """
-    examples = min(batch_size, len(lengths))
-    tokens = sum(lengths) / max(1, len(lengths)) * examples
-    numbers = tokens * layers * (12 * width + 2 * inner)  # what the backward pass needs of the forward pass
-    check_memory(round(numbers), 0, f"--batch_size {batch_size}", "make it smaller")
+def read_options(path):
+    """The options in a model's `multitask.json`, a dict. Raises UserError for what `MultitaskBert` never wrote."""
+    remedy = "train the model again"
+    options = read_json(path, optional=OPTIONS, remedy=remedy)
+    for key, value in options.items():
+        if key == "pair_encoding":
+            right = value in ("joint", "siamese")
+        else:
+            right = key in OPTIONS and value >= (key not in ("use_means", "classifier_layers"))
+        if not right:
+            raise UserError(f"{path}: {key:.40} cannot be {shown(value)}; {remedy}")
+    return options

@@ -8,6 +8,7 @@ import torch
 
 from support.console import UserError
 from support.files import open_regular, read_json
+from support.safetensors import read_safetensors
 
 NAMES = ("model.safetensors", "pytorch_model.bin")  # in the order of preference
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -78,3 +79,8 @@ def checked(tensor, name, source):
     if not tensor.isfinite().all():
         raise UserError(f"{source}: {name} holds NaN or infinity; fetch the model again, or train it again")
     return tensor
+
+
+def read_checked(path):
+    """The tensors of a safetensors file, by name, each `checked`."""
+    return {name: checked(tensor, name, path) for name, tensor in read_safetensors(path).items()}

@@ -1,0 +1,138 @@
+"""predict.py, and what a model folder must hold: the right answer or one sentence."""
+
+import io
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from conftest import assert_refused, run, tiny_config
+
+import predict
+from bert import Bert
+from model import MultitaskBert
+from support.safetensors import read_safetensors, write_safetensors
+from tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_encoder, tmp_path_factory):
+    """A run with an untrained model, which answers all the same."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "best").mkdir()
+    MultitaskBert(Bert.load(tiny_encoder)).save(folder / "best", Tokenizer(tiny_encoder))
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_bytes_that_are_no_utf8_are_said_and_utf8_is_answered_in_a_c_locale(trained):
+    assert_refused(run("predict.py", "--run", trained, "caf\udce9"), "is not UTF-8 text")
+    c = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = run("predict.py", "--run", trained, "Ein guter Film, caf\udcc3\udca9!", **c)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "sentiment: " in done.stdout
+
+
+def test_lines_that_somebody_types_are_answered_or_said(trained, monkeypatch, capsys):
+    lines = iter(["good film", "caf\udce9", "a||b||c", "good||bad film", "", "never read"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    predict.main(["--run", str(trained)])
+    said = capsys.readouterr().out
+    assert said.count("sentiment: ") == 1
+    assert said.count("similarity: ") == 1
+    assert said.count("is not UTF-8 text") == 1
+    assert said.count("more than two sentences") == 1
+    assert next(lines) == "never read"
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        (b"caf\xe9\n", "UTF-8"),
+        ("film\n".encode("utf-16"), "UTF-8"),
+        (b"", "holds no sentence"),
+        (b"\xef\xbb\xbf \n\t\n", "holds no sentence"),
+        (b"a\tb\tc\n", "3 sentences"),
+    ],
+)
+def test_a_file_without_an_answer_is_one_sentence(trained, tmp_path, refused, monkeypatch, raw, reason):
+    (tmp_path / "f").write_bytes(raw)
+    refused(predict.main, ["--run", trained, "--file", tmp_path / "f"], reason)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(raw)))
+    refused(predict.main, ["--run", trained, "--file", "-"], reason)
+
+
+def test_a_pipe_or_a_folder_in_place_of_a_file_is_refused_at_once(trained, tmp_path, refused):
+    os.mkfifo(tmp_path / "pipe")
+    refused(predict.main, ["--run", trained, "--file", tmp_path / "pipe"], "a pipe")
+    refused(predict.main, ["--run", trained, "--file", tmp_path], "a folder")
+    refused(predict.main, ["--run", trained, "--file", "/dev/zero"], "a device")
+
+
+def test_a_run_whose_best_model_is_gone_is_shown_the_way_back(copied, refused):
+    shutil.rmtree(copied / "best")
+    refused(predict.main, ["--run", copied, "A film."], "no trained model", "--resume")
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_heads_that_hold_no_finite_floats_are_refused(copied, refused, value):
+    path = copied / "best" / "heads.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in read_safetensors(path).items()}
+    tensors["sts.output.bias"].fill_(value)
+    write_safetensors(path, tensors)
+    refused(predict.main, ["--run", copied, "A film."], "sts.output.bias holds NaN")
+    tensors["sts.output.bias"] = tensors["sts.output.bias"].zero_().long()
+    write_safetensors(path, tensors)
+    refused(predict.main, ["--run", copied, "A film."], "sts.output.bias is int64")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pair_encoding": "both"},
+        {"pair_encoding": None},
+        {"use_means": 1},
+        {"use_means": "no"},
+        {"classifier_layers": -1},
+        {"classifier_layers": True},
+        {"classifier_layers": 10**12},
+        {"classifier_size": 0},
+        {"classifier_size": 10**12},
+        {"pal_size": -204},
+        {"pal_size": 10**9, "pal_heads": 1},
+        {"pal_size": 12, "pal_heads": 0},
+        {"bert": "another"},
+        {"__class__": [[]]},
+    ],
+)
+def test_options_that_no_model_has_are_refused(copied, refused, change):
+    path = copied / "best" / "multitask.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    refused(predict.main, ["--run", copied, "A film."])
+
+
+@pytest.mark.parametrize("name", ["config.json", "multitask.json", "tokenizer.json"])
+@pytest.mark.parametrize("raw", [b"null", b"[" * 100_000, b'{"a": NaN}', b"\xff", b""])
+def test_files_of_a_model_that_are_damaged_are_one_sentence(copied, refused, name, raw):
+    (copied / "best" / name).write_bytes(raw)
+    refused(predict.main, ["--run", copied, "A film."], name)
+
+
+def test_a_model_with_one_segment_or_few_positions_answers_or_says_why(tmp_path, tiny_encoder, refused):
+    for changes in ({"max_position_embeddings": 8}, {"type_vocab_size": 1}):
+        folder = tmp_path / str(*changes) / "best"
+        folder.mkdir(parents=True)
+        bert = Bert(tiny_config(**changes))
+        model = MultitaskBert(bert, "siamese")
+        model.save(folder, Tokenizer(tiny_encoder, bert.config.max_position_embeddings))
+        predict.main(["--run", str(folder.parent), "A good film " * 9, "A bad film " * 9])
+    options = json.loads((folder / "multitask.json").read_text()) | {"pair_encoding": "joint"}
+    (folder / "multitask.json").write_text(json.dumps(options))
+    refused(predict.main, ["--run", folder.parent, "A film.", "Another."], "siamese")
