@@ -43,6 +43,9 @@ everyday: $(READY)  ## ask the trained model about sixty everyday sentences and 
 test: $(READY)  ## the test suite, under 5 minutes on two cores
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
 
+fuzz: $(READY)  ## feed 100,000 damaged files and command lines to everything that reads them (under 10 minutes)
+	OMP_NUM_THREADS=1 $(RUN) tests/fuzz.py $(FLAGS)
+
 soak: $(READY)  ## kill a MiniLM run at 20 random instants; it must end as one that was never killed (30 minutes)
 	$(RUN) tests/soak.py
 
@@ -74,5 +77,5 @@ $(OPPONENTS): $(READY)
 	$(RUN) -m pip install --quiet --disable-pip-version-check transformers safetensors sentence-transformers
 	touch $@
 
-.PHONY: help train eval predict everyday table1 table2 table3 figures test soak compare bench kernels data lint clean
+.PHONY: help train eval predict everyday table1 table2 table3 figures test fuzz soak compare bench kernels data lint clean
 .DEFAULT_GOAL := help

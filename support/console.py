@@ -26,8 +26,14 @@ class UserError(Exception):
 class Parser(argparse.ArgumentParser):
     """argparse, except that a wrong flag gets one sentence instead of the whole usage text (exit code 2)."""
 
+    def parse_known_args(self, args=None, namespace=None):
+        for text in sys.argv[1:] if args is None else args:
+            if "\0" in text:  # from a config.json: a command line cannot hold it, nor can the name of a file
+                raise UserError(f"{text!r:.100} holds a NUL byte; leave it out")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message):
-        raise UserError(f"{message}; see `python {self.prog} --help`")
+        raise UserError(f"{shortened(message, 200)}; see `python {self.prog} --help`")
 
 
 def command(main):

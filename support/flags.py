@@ -184,8 +184,8 @@ def check_places(args, tasks):
     """Raises UserError where a prediction file could not be written, before the training that it would crown."""
     for flag in (f"{name}_{split}_out" for name in tasks for split in ("dev", "test")):
         path = Path(args.out) / getattr(args, flag)
-        above = next(folder for folder in path.parents if folder.exists())
-        if path.is_dir() or not above.is_dir() or not os.access(above, os.W_OK):
+        above = next((folder for folder in path.parents if os.path.exists(folder)), "")  # False for what is too long
+        if os.path.isdir(path) or len(path.name) > 200 or not os.path.isdir(above) or not os.access(above, os.W_OK):
             raise UserError(f"--{flag} {getattr(args, flag)!r:.80}: {path!s:.80} cannot be written; name another file")
 
 

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import assert_refused, run, tiny_config
+from tiny import assert_refused, config, run
 
 import predict
 from bert import Bert
@@ -129,7 +129,7 @@ def test_a_model_with_one_segment_or_few_positions_answers_or_says_why(tmp_path,
     for changes in ({"max_position_embeddings": 8}, {"type_vocab_size": 1}):
         folder = tmp_path / str(*changes) / "best"
         folder.mkdir(parents=True)
-        bert = Bert(tiny_config(**changes))
+        bert = Bert(config(**changes))
         model = MultitaskBert(bert, "siamese")
         model.save(folder, Tokenizer(tiny_encoder, bert.config.max_position_embeddings))
         predict.main(["--run", str(folder.parent), "A good film " * 9, "A bad film " * 9])

@@ -1,0 +1,64 @@
+"""Numbers and places that flags name: what no run can have is one sentence that names the flag."""
+
+import os
+
+import pytest
+
+import multitask
+import reproduce
+from sampling import SAMPLINGS
+from smart import PRESETS
+from support import flags
+from support.checks import check_memory
+from support.console import UserError
+from tasks import SPLITS, TASKS
+
+TABLES = TASKS, SPLITS, SAMPLINGS, PRESETS
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--lr", "1e30"], "--lr 1e+30 too large"),
+        (["--lr", "0"], "--lr greater than 0"),
+        (["--lr", "nan"], "--lr greater than 0"),
+        (["--lr=-inf"], "--lr greater than 0"),
+        (["--lr", "1e400"], "--lr too large"),
+        (["--lr", "x" * 5000], "--lr not a number"),
+        (["--T_x", str(2**63)], "--T_x too large"),
+        (["--T_x", "100000"], "--T_x too large"),
+        (["--classifier_size", "1000000000"], "--classifier_size too large"),
+        (["--classifier_layers", "1000000"], "--classifier_layers too large"),
+        (["--pal_size", "9" * 5000], "--pal_size"),
+        (["--batch_size", str(10**12)], "--batch_size too large"),
+        (["--seed", str(2**63)], "--seed too large"),
+        (["--epochs", "1e3"], "--epochs not a number"),
+        (["--option", "x" * 5000], "--option"),
+    ],
+)
+def test_a_number_that_no_run_can_have_is_refused_with_its_flag(argv, words):
+    with pytest.raises(UserError) as refused:
+        flags.multitask_parser(*TABLES).parse_args(argv)
+    assert all(word in str(refused.value) for word in words.replace("1e+30 ", "").split())
+    assert len(str(refused.value)) <= 300
+
+
+@pytest.mark.parametrize("place", ["/", "..", "x" * 300, "file/predictions.csv"])
+def test_a_place_where_no_prediction_can_be_written_is_refused_before_training(tmp_path, refused, place):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "file").write_text("")
+    refused(multitask.main, ["--out", tmp_path / "run", "--sst_dev_out", place], "--sst_dev_out", "cannot be written")
+    assert os.listdir(tmp_path / "run") == ["file"]
+
+
+def test_sizes_are_compared_with_the_memory_of_this_machine():
+    check_memory(10**6, 12, "a file")
+    for count, layers in ((10**12, 1), (10**400, 1), (1, 10**6)):
+        with pytest.raises(UserError, match=r"^a file asks for .*; make it smaller$"):
+            check_memory(count, layers, "a file", "make it smaller")
+
+
+@pytest.mark.parametrize("flag", ["--flags", "--simcse_flags"])
+def test_flags_of_runs_with_an_open_quote_are_one_sentence(tmp_path, refused, monkeypatch, flag):
+    monkeypatch.setattr(reproduce.jobs, "run", lambda *_: 1 / 0)  # nothing starts
+    refused(reproduce.main, ["--table", "2", "--preset", "sample", "--out", tmp_path, flag, "'"], "quot")

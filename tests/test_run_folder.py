@@ -1,0 +1,91 @@
+"""metrics.jsonl and config.json of a run, as a kill, an editor or another program may have left them."""
+
+import json
+import os
+
+import pytest
+
+from sampling import SAMPLINGS
+from smart import PRESETS
+from support import flags, run_folder
+from support.console import UserError
+from tasks import SPLITS, TASKS
+
+GOOD = {"kind": "dev", "step": 3, "epoch": 1, "sst": 0.5, "score": 0.5}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b'{"kind": "dev", "st',
+        b"null",
+        b"[]",
+        b"3",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"kind": "dev", "epoch": 1}',
+        b'{"kind": "dev", "step": "3", "epoch": 1}',
+        b'{"kind": "dev", "step": 3, "epoch": 1, "sst": NaN}',
+        b'{"kind": "dev", "step": 3, "epoch": 1, "sst": "0.5"}',
+        b'{"kind": 1, "step": 3, "epoch": 1}',
+        b"",
+    ],
+)
+def test_damaged_lines_of_metrics_are_left_out_with_a_word(tmp_path, capsys, damage):
+    good = json.dumps(GOOD).encode()
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join((good, damage, good)) + b"\n")
+    assert run_folder.read_metrics(tmp_path) == [GOOD, GOOD]
+    assert "1 damaged lines left out" in capsys.readouterr().err
+    run_folder.rewind_metrics(tmp_path, 3)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == good + b"\n" + good + b"\n"
+
+
+def test_metrics_of_a_soup_and_no_metrics_are_read_in_silence(tmp_path, capsys):
+    assert run_folder.read_metrics(tmp_path) == []
+    run_folder.append_metrics(tmp_path, **GOOD, soup={"a": 1.0})
+    assert run_folder.read_metrics(tmp_path) == [GOOD | {"soup": {"a": 1.0}}]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_hole_of_4_gb_or_a_pipe_in_place_of_metrics_costs_nothing(tmp_path):
+    with open(tmp_path / "metrics.jsonl", "wb") as file:
+        file.truncate(2**32)
+    assert run_folder.read_metrics(tmp_path) == []
+    (tmp_path / "metrics.jsonl").unlink()
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(UserError, match="a pipe"):
+        run_folder.read_metrics(tmp_path)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no full device here")
+def test_a_full_disk_under_the_metrics_is_named(tmp_path):
+    os.symlink("/dev/full", tmp_path / "metrics.jsonl")
+    with pytest.raises(OSError, match="No space left") as full:
+        run_folder.append_metrics(tmp_path, **GOOD)
+    assert full.value.filename == str(tmp_path / "metrics.jsonl")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epochs": "three"},
+        {"epochs": None, "lr": [1e-4]},
+        {"batch_size": 0},
+        {"classifier_size": 10**12},
+        {"option": {"a": 1}},
+        {"use_pals": "yes"},
+        {"unknown": 1},
+        {"data": "a\0b"},
+        {"lr": "nan"},
+    ],
+)
+def test_a_run_whose_config_holds_other_values_is_not_resumed(tmp_path, change):
+    tables = TASKS, SPLITS, SAMPLINGS, PRESETS
+    argv = ["--resume", "--out", str(tmp_path)]
+    config = vars(flags.parse_multitask(argv, *tables))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    flags.parse_multitask(argv, *tables)
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(UserError) as refused:
+        flags.parse_multitask(argv, *tables)
+    assert len(str(refused.value)) - 2 * len(str(tmp_path)) < 300
