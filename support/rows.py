@@ -76,7 +76,7 @@ PRESETS = {  # flags of multitask.py and of simcse.py; how many characters `norm
 
 def row_flags(args, row, seed):
     """The command line of a row's run, a list of str, without `--resume`. Args: args, the flags of `reproduce.py`."""
-    _split(args.simcse_flags)  # an open quote there shall not wait for its turn
+    _split(getattr(args, "simcse_flags", ""))  # an open quote there shall not wait for its turn
     base = "" if row is PLAIN else BASE_FLAGS
     text = f"{PRESETS[args.preset][0]} {args.flags} --option finetune {base} {row.flags} --seed {seed}"
     encoder = ["--bert", str(Path(args.out, row.encoder, "encoder"))] if row.encoder else []

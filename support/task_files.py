@@ -70,7 +70,7 @@ def _spanning(lines, columns):
     joined = lines.peek(0)
     for count in range(1, MOST_LINES):
         line = lines.peek(count)
-        if line is None or "\t" in line.partition('"')[0] or not _open_without_tab(joined):
+        if line is None or "\t" in line.partition('"')[0]:
             return None
         joined += line
         fields, fault = split(joined) if '"' in line else (None, OPEN)
@@ -80,11 +80,6 @@ def _spanning(lines, columns):
         if fault != OPEN or len(joined) > LONGEST_FIELD:
             return None
     return None
-
-
-def _open_without_tab(text):
-    """Whether the field that the text leaves open has no tab, and so is what stands after the text's last tab."""
-    return split(text[text.rfind("\t") + 1 :])[1] == OPEN
 
 
 class _Ahead:

@@ -73,7 +73,7 @@ def world(tmp_path):
     world.run.mkdir()
     world.config = {"seed": 7, "epochs": 2, "bert": "all-MiniLM-L6-v2", "data": str(world.data), "out": str(world.run)}
     world.set_config(max_examples=None, sst_dev="/home/me/x", sst_dev_out="p.csv", resume=True, lr=1e-4, bf16=True)
-    line = {"kind": "dev", "sst": 0.5, "para": 0.6, "sts": 0.7}
+    line = {"kind": "dev", "step": 9, "sst": 0.5, "para": 0.6, "sts": 0.7}
     lines = [line | {"epoch": 1, "score": 0.7}, line | {"epoch": 2, "score": 0.6}]
     (world.run / "metrics.jsonl").write_text("".join(json.dumps(of) + "\n" for of in lines))
     return world
