@@ -31,6 +31,7 @@ import torch
 import kernels
 from adamw import AdamW, linear_schedule
 from bert import Bert, BertConfig
+from distill import Distillation
 from evaluate import dev_metrics, dev_score, majority, outputs, score, write_predictions
 from kernels import precision
 from model import MultitaskBert, logits_of, task_loss
@@ -56,7 +57,7 @@ def train(args, model, tokenizer, datasets):
         model,
         training.optimizer,
         extra=training.state(),
-        data={name: fingerprint(splits["train"].examples) for name, splits in datasets.items()},
+        data=training.data(),
         save_model=lambda folder: model.save(folder, tokenizer),
         rates="--head_lr" if args.option == "pretrain" else "--lr or --head_lr",
     )
@@ -95,6 +96,8 @@ class Training:
         self.surgery = Surgery(self.optimizer, args.seed) if args.gradient_surgery else None
         self.scaler = LossScaler.where_needed(self.device)
         self.graphed = graphed_step(model, self.optimizer, self.scaler) if args.cuda_graphs else None
+        steps = len(training_plan(args, datasets))
+        self.distillation = Distillation(args, datasets, steps, self.device) if args.teacher else None
 
     def step(self, step, factor, batches):
         """One training step on `batches`, {task: list of example indices}.
@@ -128,6 +131,11 @@ class Training:
         """The tensors beside model and optimizer that a resumed run needs, by name."""
         return (self.smart.state() if self.smart else {}) | (self.scaler.state() if self.scaler else {})
 
+    def data(self):
+        """Texts that change with any training example and with any teacher, by name."""
+        own = {name: fingerprint(splits["train"].examples) for name, splits in self.datasets.items()}
+        return own | (self.distillation.digests if self.distillation else {})
+
     def backward(self, step, name, indices):
         """Adds the gradient of one task's batch, or of this process's shard of it, to the parameters' gradients.
 
@@ -139,13 +147,14 @@ class Training:
         shard = distributed.shard(indices)
         weight = len(shard) / len(indices)
         batch, labels = dataset.batch(shard).to(self.device), dataset.labels(shard).to(self.device, non_blocking=True)
+        loss_of = self.distillation.loss_of(step, shard) if self.distillation else task_loss
         if self.smart:
             logits, smoothness, bregman = self.smart.forward(task, batch, step, distributed.shard_start(len(indices)))
-            loss = task_loss(task, logits, labels)
+            loss = loss_of(task, logits, labels)
             penalties = {"smoothness": smoothness, "bregman": bregman}
             total = loss + self.args.lambda_s * smoothness + self.args.mu * bregman
         else:
-            total = loss = task_loss(task, logits_of(self.model, name, batch), labels)
+            total = loss = loss_of(task, logits_of(self.model, name, batch), labels)
             penalties = {}
         total = total * weight
         (self.scaler.scaled(total) if self.scaler else total).backward()

@@ -112,6 +112,8 @@ def make_soup(args, weights, scores, examples, device, measure):
     own = {
         f"{task}_{split}_out": f"predictions/{task}-{split}-output.csv" for task in TASKS for split in ("dev", "test")
     }
+    if len({config.get("fold") for config in configs}) > 1:
+        own["fold"] = None  # together they have seen every example
     if args.data:
         own |= {"data": args.data, "max_examples": None} | {f"{t}_{split}": None for t in TASKS for split in SPLITS}
     files.write_json(Path(args.out) / "config.json", configs[0] | own | {"out": args.out, "epochs": 0})

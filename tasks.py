@@ -108,7 +108,15 @@ class Examples:
         """n of them at random, always the same (the files are not in random order); all of them where n is None."""
         if n is None or n >= len(self):
             return self
-        rows = np.sort(np.random.default_rng(0).permutation(len(self))[:n])
+        return self.take(np.sort(np.random.default_rng(0).permutation(len(self))[:n]))
+
+    def in_fold(self, fold):
+        """Which of them are in fold K of N, by a hash of the id: bool (n,). Args: fold, "K/N", K from 1."""
+        k, n = map(int, fold.split("/"))
+        return np.array([int(hashlib.sha256(i.encode()).hexdigest(), 16) % n == k - 1 for i in self.ids])
+
+    def take(self, rows):
+        """Some of them. Args: rows, their places, (m,) int."""
         pick = lambda values: None if values is None else [values[i] for i in rows]  # noqa: E731
         labels = None if self.labels is None else self.labels[rows]
         return Examples(pick(self.ids), pick(self.sentences), pick(self.others), labels)
@@ -239,6 +247,10 @@ def load_data(args, tokenizer, splits=SPLITS):
     datasets = {}
     for name, files in load_examples(args, splits).items():
         if "train" in files:
+            if args.fold:
+                files["train"] = files["train"].take(np.flatnonzero(~files["train"].in_fold(args.fold)))
+                if not len(files["train"]):
+                    raise UserError(f"--fold {args.fold} leaves no training example of {name}; choose another")
             files["train"] = files["train"].sample(args.train_examples)
         encoding = TASKS[name].encoding(args.pair_encoding, args.use_means)
         datasets[name] = {split: DataSet(examples, tokenizer, encoding) for split, examples in files.items()}

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -41,6 +42,24 @@ def fraction(text):
     value = positive(float, 0)(text)
     if value >= 1:
         raise argparse.ArgumentTypeError(f"{text:.40} is not below 1")
+    return value
+
+
+def fold(text):
+    """An argparse type: "K/N", part K = 1 .. N of N >= 2 parts."""
+    numbers = re.fullmatch(r"([0-9]{1,4})/([0-9]{1,4})", text)
+    if not numbers or not 1 <= int(numbers[1]) <= int(numbers[2]) or int(numbers[2]) < 2:
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is not a fold such as 1/2")
+    return f"{int(numbers[1])}/{int(numbers[2])}"
+
+
+def share(text):
+    """An argparse type: "annealed", or a number in [0, 1]."""
+    if text == "annealed":
+        return text
+    value = positive(float, 0)(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"{text:.40} is above 1")
     return value
 
 
@@ -149,12 +168,17 @@ def multitask_parser(tasks, splits, samplings, presets):
     add("--S", type=positive(int), default=1, help="training steps between moves of the averaged weights")
     add("--beta", type=fraction, default=0.99, help="momentum of the averaged weights, 0 for the plain Bregman term")
     add("--smart_projection", choices=("unit", "ball"), default="unit", help="see the text of smart.py")
+    add("--teacher", nargs="+", metavar="RUN", help="finished runs, whose ensemble this run learns from (distill.py)")
+    add("--distill_lambda", type=share, default="annealed", metavar="NUMBER",
+        help="weight of the labels, beside the teachers' outputs (default: annealed, from 0 to 1)")  # fmt: skip
 
     add("--data", default="data/sample", metavar="DIR", help="folder of the task files")
     add("--max_examples", type=positive(int), default=None, metavar="N",
         help="only N examples of each file, drawn at random")  # fmt: skip
     add("--train_examples", type=positive(int), default=None, metavar="N",
         help="only N training examples of each task, drawn at random; dev and test stay whole")  # fmt: skip
+    add("--fold", type=fold, default=None, metavar="K/N",
+        help="leave out fold K of N of the training examples: for a teacher (distill.py)")  # fmt: skip
     add("--skip_test", action="store_true", help="leave the test files alone: no predictions for them")
     for task in tasks.values():
         for split in splits:
@@ -203,7 +227,7 @@ def check_multitask(args, usual):
     args.cuda_graphs = args.cuda_graphs != "off" and not refused
     needs = dict.fromkeys(("pal_size", "pal_heads", "pal_lr"), "use_pals")
     needs |= dict.fromkeys(("smart", "lambda_s", "mu", "epsilon", "sigma", "eta", "T_x", "S", "beta"), "use_smart")
-    needs["smart_projection"] = "use_smart"
+    needs |= {"smart_projection": "use_smart", "distill_lambda": "teacher"}
     for name, switch in needs.items():
         if getattr(args, name) != usual[name] and not getattr(args, switch):
             raise UserError(f"--{name} does nothing alone; add --{switch}")
@@ -222,6 +246,7 @@ def no_graphs(args):
         "--gradient_surgery": args.gradient_surgery,
         f"--pair_encoding {args.pair_encoding}": args.pair_encoding != "joint",
         "--use_means": args.use_means,
+        "--teacher": args.teacher,
         "--kernels plain": args.kernels == "plain",
         "torchrun": int(os.environ.get("WORLD_SIZE", "1")) > 1,
     }

@@ -1,4 +1,4 @@
-"""What a run's best model says of dev and test, computed once and kept in the run.
+"""What a run's best model says of dev and test, and as a teacher of train, computed once and kept in the run.
 
     RUN/outputs/TASK-SPLIT.safetensors     "values": float32, (n, classes) or (n,), as `evaluate.outputs` gives them
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from support import run_folder
+from support import distributed, run_folder
 from support.console import UserError
 from support.safetensors import open_safetensors, write_safetensors
 
@@ -32,7 +32,7 @@ def model_folder(run):
 
 
 def cached_outputs(run, split, data, compute):
-    """What a run's best model says of dev or test: {task: values}.
+    """What a run's best model says of a split: {task: values}.
 
     Args: data, {task: a text that changes with the examples}; compute, a function from a list of tasks to {task:
     values}, called once, for the tasks whose values are not kept. It does not matter which device kept values came
@@ -45,6 +45,8 @@ def cached_outputs(run, split, data, compute):
     missing = [name for name, values in found.items() if values is None]
     for name, values in (compute(missing) if missing else {}).items():
         found[name] = values
+        if distributed.rank() > 0:  # all processes have computed it, one writes
+            continue
         metadata = origins[name] | {"values": _sha256(values)}
         try:
             write_safetensors(paths[name], {"values": torch.from_numpy(values)}, metadata)

@@ -52,8 +52,12 @@ def parse_flags(parser, argv):
     usual = {name: parser.get_default(name) for name in vars(args)}  # for flags that are newer than the run
     saved = {name: value for name, value in (usual | saved).items() if name not in OWN_FLAGS}
     try:  # as if typed, so that each value is checked
-        given = [f"--{name}" + f"={value}" * (value is not True) for name, value in saved.items()
-                 if value is not None and value is not False]  # fmt: skip
+        given = []
+        for name, value in saved.items():
+            if isinstance(value, list):
+                given += [f"--{name}", *map(str, value)]
+            elif value is not None and value is not False:
+                given.append(f"--{name}" + f"={value}" * (value is not True))
         checked = parser.parse_args(given)
     except UserError as error:
         raise UserError(f"{config} is damaged ({error!s:.150}); choose another --out") from None

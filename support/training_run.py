@@ -55,7 +55,8 @@ class TrainingRun:
         data = self.position["data"]
         self.position |= run_folder.load_state(self.folder, *self.state, len(self.plan)) or {}
         if self.position["data"] != data:
-            raise UserError(f"the training data are not what {self.folder} was started with; choose another --out")
+            what = "training data or the teachers" if getattr(self.args, "teacher", None) else "training data"
+            raise UserError(f"the {what} are not what {self.folder} was started with; choose another --out")
         libraries.use(self.position["products"])  # whose last bits a resumed run must repeat
         done = self.position["step"]
         if done >= self.plan.epoch_steps and not run_folder.best_folder(self.folder, self.best.name).exists():

@@ -29,6 +29,7 @@ METHODS = {
     "smart_siamese": "--epochs 7 --batch_size 3 --pair_encoding siamese --use_smart --smart_projection ball"
     " --epsilon 0.5 --sigma 1 --mu 2",
     "surgery": "--epochs 20 --gradient_surgery",
+    "distill": "--epochs 7 --teacher {out}/pals",
 }
 
 
@@ -36,6 +37,7 @@ def commands(folder, out):
     """Each method's program and flags, dropout off."""
     common = f"--bert {folder}/bert --data {folder}/data"
     for name, flags in METHODS.items():
+        flags = flags.format(out=out)
         flags = f"{common} --hidden_dropout_prob 0 --max_examples 4 --batch_size 4 --lr 1e-3 --out {out}/{name} {flags}"
         yield multitask.main, flags.split()
     flags = (

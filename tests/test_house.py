@@ -16,8 +16,8 @@ FLOORS = (
     {"bert", "tasks", "sampling"},
     {"adamw", "evaluate", "pals"},
     {"model"},
-    {"smart", "surgery", "simcse", "soup", "distill", "pca_tsne"},
-    {"ensemble", "predict", "visualize"},
+    {"smart", "surgery", "simcse", "soup", "pca_tsne"},
+    {"ensemble", "predict", "visualize", "distill"},
     {"multitask"},
     {"reproduce", "bench", "data"},
 )

@@ -1,0 +1,156 @@
+"""Distillation with teacher annealing (Hinton et al., 2015; Clark et al., 2019, BAM!): one model learns from several.
+
+An ensemble is better than its members and costs as much as all of them. A student, one model, can learn what the
+ensemble says of the training examples. That holds more than the labels do: 0.6 negative and 0.4 neutral tells of a
+sentence what "negative" hides. If the student is built like its teachers, it is born again (Furlanello et al., 2018).
+
+The target of an example is a mixture of its label and of the mean of its teachers' outputs:
+
+    target = λ gold + (1 - λ) teacher           gold: [label = c] for each class c, or the number itself
+
+    sst      5 logits z       -Σ_c target_c log softmax(z)_c
+    para     1 logit z        -(1 - target_1) log(1 - σ(z)) - target_1 log σ(z)
+    sts      1 number z       (z - target)²     with --use_means the mean over both predictions z_1 and z_2
+
+These are the losses of `model.py`, to which a label may now be a fraction. Their gradients with respect to the logits
+are softmax(z) - target, σ(z) - target_1 and 2 (z - target): linear in the target, so a step goes λ parts of the way
+that the labels point and 1 - λ parts of the teachers' way.
+
+Teacher annealing (`--distill_lambda annealed`, the default): λ rises in a line over the N steps of the training,
+
+    λ = (t - 1) / (N - 1)                       0 at step 1, 1 at step N
+
+The student first imitates. In the end it follows the labels, so it can become better than its teachers. A number in
+[0, 1] keeps λ where it is. With 1 the loss is that of a plain run, and so are the weights, bit for bit.
+
+Which teachers? One that was trained on an example is nearly certain of its label, and repeats it: there is little to
+learn beyond the label. So let each teacher leave out a part, a fold, and speak of that part only:
+
+    python multitask.py --fold 1/2 --out runs/first                      trained on all but fold 1 of 2
+    python multitask.py --fold 2/2 --out runs/second
+    python multitask.py --teacher runs/first runs/second --out runs/student
+
+Each example then takes the mean of the teachers that have not seen it. Such a teacher knows less, having seen half of
+the data. Teachers without --fold have seen all examples and speak of all: in-sample teachers. How sure the teachers are
+is printed before the training begins, as their metrics on the training examples.
+
+The teachers may be runs of any kind, each with its own tokenizer. They are asked once, before the first step: what they
+say is kept in their folders (`support/output_cache.py`). So a step costs what a plain one does.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from evaluate import score
+from model import task_loss
+from predict import data_flags, outputs_of
+from support import evidence, files
+from support.console import UserError
+from support.output_cache import model_digest, model_folder
+from tasks import TASKS
+
+
+def annealed(step, steps):
+    """λ of a step, from 1 to `steps`: 0 at the first, 1 at the last (in a training of one step, 0)."""
+    return (step - 1) / max(steps - 1, 1)
+
+
+def mix(task, labels, teacher, weight):
+    """The targets of a batch. Args: task, its row in tasks.TASKS; labels (B,); weight, λ.
+
+    teacher, and what is returned: (B, classes) class probabilities, also for two classes; or (B,) numbers.
+    """
+    gold = F.one_hot(labels.long(), task.classes).to(teacher.dtype) if task.classes else labels
+    return weight * gold + (1 - weight) * teacher
+
+
+def soft_loss(task, logits, targets):
+    """The mean loss of a batch. Args: logits (B, C), as in `model.task_loss`; targets, of `mix`. Returns a scalar."""
+    if not task.classes:
+        return task_loss(task, logits, targets)  # any number may be a label there
+    z = logits if logits.dtype == torch.float64 else logits.float()
+    if task.classes == 2:
+        z = torch.cat((torch.zeros_like(z), z), 1)  # (B, 2): softmax(0, z) = (1 - σ(z), σ(z))
+    return -(targets * torch.log_softmax(z, 1)).sum(1).mean()
+
+
+class Distillation:
+    """What the teachers say of the training examples, and the loss that it makes."""
+
+    def __init__(self, args, datasets, steps, device):
+        """Args: args, the flags `teacher` (folders of runs) and `distill_lambda`; datasets, {task: {"train": DataSet}};
+        steps, N; device, of the student. Raises UserError for a folder that can be no teacher.
+        """
+        self.weight, self.steps = args.distill_lambda, steps
+        examples = {name: splits["train"].examples for name, splits in datasets.items()}
+        cuda = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(cuda):  # loading a model draws its first weights: not from the student's numbers
+            found = mean_outputs(args.teacher, examples, device)
+        metrics = {name: score(TASKS[name], values, examples[name].labels) for name, values in found.items()}
+        print("the teachers on the training examples: " + ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
+        self.values = {name: torch.from_numpy(values).to(device) for name, values in found.items()}
+        self.digests = {f"teacher {run}": model_digest(model_folder(run)) for run in args.teacher}
+
+    def loss_of(self, step, indices):
+        """The loss of a step, a function (task, logits, labels) like `task_loss`. Args: indices, the examples'."""
+        weight = annealed(step, self.steps) if self.weight == "annealed" else self.weight
+        if weight == 1:
+            return task_loss
+        teacher = lambda task: self.values[task.name][indices]  # noqa: E731, (B, classes) or (B,)
+        return lambda task, logits, labels: soft_loss(task, logits, mix(task, labels, teacher(task), weight))
+
+
+# ----- asking the teachers
+
+
+def mean_outputs(runs, examples, device):
+    """What the teachers of each example say, on average: {task: float32 (n, classes) or (n,)}.
+
+    Args: runs, their folders; examples, {task: Examples}. Raises UserError as `speakers` does.
+    """
+    parts = speakers(runs, examples)
+    total, counts = {}, {name: sum(part[name].astype(int) for part in parts) for name in examples}
+    for run, rows in zip(runs, parts, strict=True):
+        asked = {name: these.take(np.flatnonzero(rows[name])) for name, these in examples.items() if rows[name].any()}
+        print(f"asking {run} about {sum(map(len, asked.values()))} training examples", file=sys.stderr)
+        for name, values in outputs_of(run, asked, "train", device).items():
+            total.setdefault(name, np.zeros((len(examples[name]), *values.shape[1:])))  # float64
+            total[name][rows[name]] += values
+    return {name: (sums.T / counts[name]).T.astype(np.float32) for name, sums in total.items()}
+
+
+def speakers(runs, examples):
+    """Which teachers speak of which examples: for each run {task: bool (n,)}, all True without folds.
+
+    Raises UserError for a folder that can be no teacher, for teachers with a fold beside teachers without, and for
+    examples of which nobody speaks.
+    """
+    folds = [fold_of(run) for run in runs]
+    if None in folds and any(folds):
+        seen, other = runs[folds.index(None)], runs[next(i for i, fold in enumerate(folds) if fold)]
+        raise UserError(f"--teacher {seen} has seen every example, {other} left out a fold; name runs of one kind")
+    parts = [
+        {name: these.in_fold(fold) if fold else np.ones(len(these), bool) for name, these in examples.items()}
+        for fold in folds
+    ]
+    for name in examples:
+        silent = int((~np.any([part[name] for part in parts], 0)).sum())
+        if silent:
+            own = ", ".join(sorted(set(folds)))
+            raise UserError(
+                f"{silent} training examples of {name} were seen by all teachers, which left out {own}; "
+                "name teachers with the other folds as well"
+            )
+    return parts
+
+
+def fold_of(run):
+    """The fold that a teacher was not trained on, "K/N", or None. Raises UserError for what can be no teacher."""
+    if evidence.is_evidence(run):
+        raise UserError(f"--teacher {run} is the evidence of a run, silent on training examples; name the run itself")
+    data_flags(run)  # it has a best model, of these tasks
+    return files.read_json(Path(run) / "config.json", optional={"fold": (str, type(None))}).get("fold")

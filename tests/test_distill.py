@@ -1,0 +1,263 @@
+"""Distillation: targets, losses and folds against loops, and runs with teachers against runs without."""
+
+import json
+import math
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+import distill
+import multitask
+from evaluate import outputs
+from model import MultitaskBert, task_loss
+from support import flags as flags_of_run
+from support.output_cache import model_folder
+from support.safetensors import read_safetensors
+from tasks import SPLITS, TASKS, DataSet, Examples, load_examples
+
+TABLES = TASKS, SPLITS, multitask.SAMPLINGS, multitask.PRESETS  # what the flags depend on
+
+
+def random_batch(task, n=6, seed=0):
+    """Logits, labels and teacher outputs of n examples, float64."""
+    draw = torch.Generator().manual_seed(seed)
+    logits = torch.randn(n, task.classes if task.classes > 2 else 1, generator=draw, dtype=torch.float64) * 3
+    labels = torch.randint(task.classes or 6, (n,), generator=draw).double()
+    teacher = torch.randn(n, task.classes or 1, generator=draw, dtype=torch.float64)
+    return logits, labels, teacher.softmax(1) if task.classes else teacher[:, 0]
+
+
+# ----- slow forms
+
+
+def slow_target(task, label, teacher, weight):
+    """Of one example: a list with the target of each class, or a number."""
+    if not task.classes:
+        return weight * label + (1 - weight) * teacher
+    return [weight * (c == label) + (1 - weight) * teacher[c] for c in range(task.classes)]
+
+
+def slow_loss(task, logits, target):
+    """Of one example; logits, a list."""
+    if not task.classes:
+        return sum((z - target) ** 2 for z in logits) / len(logits)
+    if task.classes == 2:
+        p = 1 / (1 + math.exp(-logits[0]))
+        return -target[0] * math.log(1 - p) - target[1] * math.log(p)
+    total = sum(math.exp(z) for z in logits)
+    return -sum(t * math.log(math.exp(z) / total) for t, z in zip(target, logits, strict=True))
+
+
+# ----- the targets and the loss
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+def test_targets_and_losses_are_those_of_a_loop_over_examples(task, weight):
+    logits, labels, teacher = random_batch(task)
+    if not task.classes:
+        logits = torch.cat((logits, logits + 0.5), 1)  # predicted twice, as with --use_means
+    targets = distill.mix(task, labels, teacher, weight)
+    slow = [slow_target(task, y, t, weight) for y, t in zip(labels.tolist(), teacher.tolist(), strict=True)]
+    assert torch.allclose(targets, torch.tensor(slow, dtype=torch.float64), rtol=1e-12)
+    losses = [slow_loss(task, z, target) for z, target in zip(logits.tolist(), slow, strict=True)]
+    assert distill.soft_loss(task, logits, targets).item() == pytest.approx(sum(losses) / len(losses), rel=1e-12)
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+def test_the_gradient_is_that_of_finite_differences_and_as_derived(task):
+    logits, labels, teacher = random_batch(task)
+    logits.requires_grad_()
+    targets = distill.mix(task, labels, teacher, 0.3)
+    assert torch.autograd.gradcheck(lambda z: distill.soft_loss(task, z, targets), logits)
+    (g,) = torch.autograd.grad(distill.soft_loss(task, logits, targets) * len(logits), logits)
+    derived = {5: logits.softmax(1) - targets, 0: 2 * (logits - targets.reshape(len(logits), -1))}
+    derived[2] = logits.sigmoid() - targets.reshape(len(logits), -1)[:, 1:] if task.classes == 2 else None
+    assert torch.allclose(g, derived[task.classes], atol=1e-12)
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+def test_labels_alone_give_the_plain_loss_and_float32_stays_finite(task):
+    logits, labels, teacher = (x.float() for x in random_batch(task))
+    ours = distill.soft_loss(task, logits, distill.mix(task, labels, teacher, 1.0))
+    assert ours.item() == pytest.approx(task_loss(task, logits, labels).item(), rel=1e-5)
+    extreme = distill.soft_loss(task, logits.sign() * 500, distill.mix(task, labels, teacher, 0.5))
+    assert extreme.dtype == torch.float32
+    assert extreme.isfinite()
+
+
+def test_lambda_rises_in_a_line_from_0_at_the_first_step_to_1_at_the_last():
+    assert [distill.annealed(t, 5) for t in range(1, 6)] == [0, 0.25, 0.5, 0.75, 1]
+    assert distill.annealed(1, 1) == 0
+    assert distill.annealed(283_003, 283_003) == 1
+
+
+# ----- the teachers' outputs
+
+
+def asked(folder, runs, weight="annealed", steps=3):
+    """A `Distillation` by runs in the folder, and the training examples, a slice of them."""
+    args = flags_of_run.parse_multitask(["--data", str(folder / "data"), "--out", str(folder / "none")], *TABLES)
+    examples = {name: of["train"].sample(15) for name, of in load_examples(args, ("train",)).items()}
+    datasets = {name: {"train": SimpleNamespace(examples=of)} for name, of in examples.items()}
+    args = SimpleNamespace(teacher=[folder / run for run in runs], distill_lambda=weight)
+    return distill.Distillation(args, datasets, steps, torch.device("cpu")), examples
+
+
+def alone(run, task, examples):
+    """What a run says of each example, asked one by one."""
+    model, tokenizer = MultitaskBert.load(model_folder(run))
+    single = [DataSet(examples.take([i]), tokenizer, model.encoding(task.name)) for i in range(len(examples))]
+    return np.concatenate([outputs(model, task, dataset) for dataset in single])
+
+
+def test_a_target_takes_the_mean_of_all_teachers_whatever_they_are_built_like(copied, loads, capsys):
+    """Runs a, and d: siamese, with PALs, another encoder."""
+    before = torch.get_rng_state()
+    ours, examples = asked(copied, "ad")
+    assert len(loads) == 2
+    assert (torch.get_rng_state() == before).all()
+    assert "the teachers on the training examples: sst 0." in capsys.readouterr().out
+    for name, task in TASKS.items():
+        mean = (alone(copied / "a", task, examples[name]) + alone(copied / "d", task, examples[name])) / 2
+        assert np.allclose(ours.values[name].numpy(), mean, atol=1e-5)
+        logits, labels, _ = random_batch(task, 3)
+        teacher = torch.from_numpy(mean[[4, 0, 9]]).double()
+        for step, weight in ((1, 0.0), (2, 0.5)):
+            expected = distill.soft_loss(task, logits, distill.mix(task, labels, teacher, weight))
+            assert torch.allclose(ours.loss_of(step, [4, 0, 9])(task, logits, labels), expected, atol=1e-4)
+        assert ours.loss_of(3, [4, 0, 9]) is task_loss
+    loads.clear()
+    again, _ = asked(copied, "ad", weight=1.0)
+    assert loads == []  # what they say was kept
+    assert all((again.values[name] == ours.values[name]).all() for name in TASKS)
+    assert again.loss_of(1, [0]) is task_loss
+    assert again.digests == ours.digests
+
+
+def test_folds_part_the_examples_and_do_not_depend_on_their_order_or_number():
+    ids = [f"id{i}" for i in range(3000)]
+    every = Examples(ids, ids, None, np.zeros(3000, np.float32))
+    folds = [every.in_fold(f"{k}/3") for k in (1, 2, 3)]
+    assert (sum(fold.astype(int) for fold in folds) == 1).all()
+    assert all(abs(fold.sum() - 1000) < 120 for fold in folds)  # 4.6 standard deviations
+    some = np.arange(2999, 0, -7)
+    assert (every.take(some).in_fold("2/3") == folds[1][some]).all()
+
+
+def with_fold(folder, run, fold):
+    path = folder / run / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"fold": fold}))
+
+
+def test_with_folds_an_example_takes_the_mean_of_those_that_have_not_seen_it(copied):
+    folds = {"a": "1/2", "b": "2/2", "c": "1/3"}
+    for run, fold in folds.items():
+        with_fold(copied, run, fold)
+    ours, examples = asked(copied, folds)
+    for name, task in TASKS.items():
+        unseen = {run: examples[name].in_fold(fold) for run, fold in folds.items()}
+        assert (unseen["a"] & unseen["c"]).any()
+        said = {run: alone(copied / run, task, examples[name]) for run in folds}
+        for i, value in enumerate(ours.values[name].numpy()):
+            mean = np.mean([said[run][i] for run in folds if unseen[run][i]], 0)
+            assert np.allclose(value, mean, atol=1e-5)
+
+
+def test_a_run_with_a_fold_trains_on_the_others_only(copied):
+    args = ["--data", str(copied / "data"), "--out", str(copied / "none")]
+    _, tokenizer = MultitaskBert.load(model_folder(copied / "a"))
+    ids = {}
+    for fold in (None, "1/2", "2/2"):
+        given = flags_of_run.parse_multitask(args + ["--fold", fold] * bool(fold), *TABLES)
+        data = multitask.load_data(given, tokenizer)
+        ids[fold] = [data["sts"]["train"].examples.ids, data["sts"]["dev"].examples.ids]
+    assert sorted(ids["1/2"][0] + ids["2/2"][0]) == sorted(ids[None][0])
+    assert 0 < len(ids["1/2"][0]) < len(ids[None][0])
+    assert ids["1/2"][1] == ids["2/2"][1] == ids[None][1]
+
+
+# ----- runs
+
+LEARN = "--batch_size 8 --epochs 2 --max_examples 16"
+
+
+def command(folder, more):
+    return [*f"--bert {folder}/layers1 --data {folder}/data {LEARN}".split(), *more.split()]
+
+
+@pytest.fixture
+def world(trained, copied):
+    shutil.copytree(trained / "layers1", copied / "layers1")
+    return copied
+
+
+def state(run):
+    return read_safetensors(run / "last" / "state.safetensors")
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("methods", ["", "--use_smart --use_means --use_pals --pal_size 12"])
+def test_with_lambda_1_a_run_is_bit_for_bit_the_plain_run(world, methods):
+    for name, more in {"plain": "", "one": "--distill_lambda 1", "student": ""}.items():
+        teacher = f"--teacher {world}/a {world}/d " if name != "plain" else ""
+        multitask.main(command(world, f"{teacher}{more} {methods} --out {world}/{name}"))
+    plain, one, student = (state(world / name) for name in ("plain", "one", "student"))
+    assert equal(plain, one)
+    assert not equal(plain, student)
+
+
+@pytest.mark.parametrize("methods", ["--use_smart --use_pals --pal_size 12", "--gradient_surgery --use_means",
+                                     "--pair_encoding siamese --distill_lambda 0.5 --fold 1/4"])  # fmt: skip
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(world, monkeypatch, methods):
+    if "surgery" in methods:
+        methods += " --epochs 4"  # fewer steps in each
+    whole, parts = tiny.last_states(world, command(world, f"--teacher {world}/a {world}/d {methods}"), monkeypatch)
+    assert equal(whole, parts)
+
+
+def test_a_resumed_run_needs_the_teachers_that_it_began_with(world, monkeypatch, refused):
+    out = ["--out", str(world / "student")]
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny.training_run, "Interrupt", tiny.StopAfter(2))
+        with pytest.raises(SystemExit):
+            multitask.main(command(world, f"--teacher {world}/a {world}/b") + out)
+    refused(multitask.main, [*out, "--resume", "--teacher", world / "a"], "was started with --teacher")
+    shutil.rmtree(world / "b")
+    refused(multitask.main, [*out, "--resume"], world / "b", "holds no run")
+    shutil.copytree(world / "c", world / "b")
+    refused(multitask.main, [*out, "--resume"], "the training data or the teachers are not what")
+
+
+def test_what_can_be_no_teacher_gets_one_sentence(world, refused):
+    def refuse(more, *words):
+        refused(multitask.main, command(world, f"{more} --out {world}/student"), *words)
+        assert not (world / "student" / "config.json").exists()
+
+    refuse(f"--teacher {world}/nowhere", "holds no run")
+    (world / "simcse" / "encoder").mkdir(parents=True)
+    refuse(f"--teacher {world}/simcse", "run of simcse.py")
+    shutil.rmtree(world / "c" / "best")
+    refuse(f"--teacher {world}/a {world}/c", "no trained model yet")
+    (world / "evidence").mkdir()
+    (world / "evidence" / "record.json").write_text("{}")
+    refuse(f"--teacher {world}/evidence", "evidence of a run", "name the run itself")
+    with_fold(world, "b", "1/2")
+    refuse(f"--teacher {world}/a {world}/b", "has seen every example", "name runs of one kind")
+    refuse(f"--teacher {world}/b", "were seen by all teachers", "1/2")
+    config = json.loads((world / "d" / "config.json").read_text())
+    (world / "d" / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "sts_train"}))
+    refuse(f"--teacher {world}/d", "no run of multitask.py on the tasks")
+    refuse("--distill_lambda 0.5", "add --teacher")
+    refuse(f"--teacher {world}/a --distill_lambda 1.5", "1.5 is above 1")
+    refuse(f"--teacher {world}/a --cuda_graphs", "cannot record a step with --teacher")
+    for fold in ("0/2", "3/2", "1/1", "1", "half"):
+        refuse(f"--fold {fold}", "is not a fold such as 1/2")
+    refuse("--fold 1/2 --max_examples 1", "leaves no training example of")
