@@ -99,10 +99,33 @@ def test_lambda_rises_in_a_line_from_0_at_the_first_step_to_1_at_the_last():
 # ----- the teachers' outputs
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Runs a, b, and d: siamese, with PALs, another encoder; and their data."""
+    folder = tmp_path_factory.mktemp("teachers")
+    data = tiny.task_files(folder / "data", n=16, seed=3)
+    for layers in (1, 2):
+        tiny.folder(folder / f"layers{layers}", 0.1, num_hidden_layers=layers, initializer_range=0.3)
+    other = ["--pair_encoding", "siamese", "--use_pals", "--pal_size", "12"]
+    for name, layers, own in (("a", 1, []), ("b", 1, ["--lr", "2e-3"]), ("d", 2, other)):
+        flags = ["--bert", folder / f"layers{layers}", "--data", data, "--batch_size", "8", "--epochs", "1", *own]
+        multitask.main([str(flag) for flag in [*flags, "--out", folder / name]])
+    return folder
+
+
+@pytest.fixture
+def world(trained, tmp_path):
+    """The same in a folder of the test's own, and c, which is b again; without cached outputs."""
+    for name in ("a", "b", "d", "layers1", "data"):
+        shutil.copytree(trained / name, tmp_path / name, ignore=shutil.ignore_patterns("outputs"))
+    shutil.copytree(tmp_path / "b", tmp_path / "c")
+    return tmp_path
+
+
 def asked(folder, runs, weight="annealed", steps=3):
-    """A `Distillation` by runs in the folder, and the training examples, a slice of them."""
+    """A `Distillation` by runs in the folder, and ten training examples of each task."""
     args = flags_of_run.parse_multitask(["--data", str(folder / "data"), "--out", str(folder / "none")], *TABLES)
-    examples = {name: of["train"].sample(15) for name, of in load_examples(args, ("train",)).items()}
+    examples = {name: of["train"].sample(10) for name, of in load_examples(args, ("train",)).items()}
     datasets = {name: {"train": SimpleNamespace(examples=of)} for name, of in examples.items()}
     args = SimpleNamespace(teacher=[folder / run for run in runs], distill_lambda=weight)
     return distill.Distillation(args, datasets, steps, torch.device("cpu")), examples
@@ -115,15 +138,15 @@ def alone(run, task, examples):
     return np.concatenate([outputs(model, task, dataset) for dataset in single])
 
 
-def test_a_target_takes_the_mean_of_all_teachers_whatever_they_are_built_like(copied, loads, capsys):
+def test_a_target_takes_the_mean_of_all_teachers_whatever_they_are_built_like(world, loads, capsys):
     """Runs a, and d: siamese, with PALs, another encoder."""
     before = torch.get_rng_state()
-    ours, examples = asked(copied, "ad")
+    ours, examples = asked(world, "ad")
     assert len(loads) == 2
     assert (torch.get_rng_state() == before).all()
     assert "the teachers on the training examples: sst 0." in capsys.readouterr().out
     for name, task in TASKS.items():
-        mean = (alone(copied / "a", task, examples[name]) + alone(copied / "d", task, examples[name])) / 2
+        mean = (alone(world / "a", task, examples[name]) + alone(world / "d", task, examples[name])) / 2
         assert np.allclose(ours.values[name].numpy(), mean, atol=1e-5)
         logits, labels, _ = random_batch(task, 3)
         teacher = torch.from_numpy(mean[[4, 0, 9]]).double()
@@ -132,7 +155,7 @@ def test_a_target_takes_the_mean_of_all_teachers_whatever_they_are_built_like(co
             assert torch.allclose(ours.loss_of(step, [4, 0, 9])(task, logits, labels), expected, atol=1e-4)
         assert ours.loss_of(3, [4, 0, 9]) is task_loss
     loads.clear()
-    again, _ = asked(copied, "ad", weight=1.0)
+    again, _ = asked(world, "ad", weight=1.0)
     assert loads == []  # what they say was kept
     assert all((again.values[name] == ours.values[name]).all() for name in TASKS)
     assert again.loss_of(1, [0]) is task_loss
@@ -154,23 +177,23 @@ def with_fold(folder, run, fold):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"fold": fold}))
 
 
-def test_with_folds_an_example_takes_the_mean_of_those_that_have_not_seen_it(copied):
+def test_with_folds_an_example_takes_the_mean_of_those_that_have_not_seen_it(world):
     folds = {"a": "1/2", "b": "2/2", "c": "1/3"}
     for run, fold in folds.items():
-        with_fold(copied, run, fold)
-    ours, examples = asked(copied, folds)
+        with_fold(world, run, fold)
+    ours, examples = asked(world, folds)
     for name, task in TASKS.items():
         unseen = {run: examples[name].in_fold(fold) for run, fold in folds.items()}
         assert (unseen["a"] & unseen["c"]).any()
-        said = {run: alone(copied / run, task, examples[name]) for run in folds}
+        said = {run: alone(world / run, task, examples[name]) for run in folds}
         for i, value in enumerate(ours.values[name].numpy()):
             mean = np.mean([said[run][i] for run in folds if unseen[run][i]], 0)
             assert np.allclose(value, mean, atol=1e-5)
 
 
-def test_a_run_with_a_fold_trains_on_the_others_only(copied):
-    args = ["--data", str(copied / "data"), "--out", str(copied / "none")]
-    _, tokenizer = MultitaskBert.load(model_folder(copied / "a"))
+def test_a_run_with_a_fold_trains_on_the_others_only(world):
+    args = ["--data", str(world / "data"), "--out", str(world / "none")]
+    _, tokenizer = MultitaskBert.load(model_folder(world / "a"))
     ids = {}
     for fold in (None, "1/2", "2/2"):
         given = flags_of_run.parse_multitask(args + ["--fold", fold] * bool(fold), *TABLES)
@@ -183,17 +206,11 @@ def test_a_run_with_a_fold_trains_on_the_others_only(copied):
 
 # ----- runs
 
-LEARN = "--batch_size 8 --epochs 2 --max_examples 16"
+LEARN = "--batch_size 8 --epochs 1"
 
 
 def command(folder, more):
     return [*f"--bert {folder}/layers1 --data {folder}/data {LEARN}".split(), *more.split()]
-
-
-@pytest.fixture
-def world(trained, copied):
-    shutil.copytree(trained / "layers1", copied / "layers1")
-    return copied
 
 
 def state(run):
@@ -217,8 +234,7 @@ def test_with_lambda_1_a_run_is_bit_for_bit_the_plain_run(world, methods):
 @pytest.mark.parametrize("methods", ["--use_smart --use_pals --pal_size 12", "--gradient_surgery --use_means",
                                      "--pair_encoding siamese --distill_lambda 0.5 --fold 1/4"])  # fmt: skip
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(world, monkeypatch, methods):
-    if "surgery" in methods:
-        methods += " --epochs 4"  # fewer steps in each
+    methods += " --epochs 4" if "surgery" in methods else " --epochs 2"
     whole, parts = tiny.last_states(world, command(world, f"--teacher {world}/a {world}/d {methods}"), monkeypatch)
     assert equal(whole, parts)
 
@@ -232,7 +248,7 @@ def test_a_resumed_run_needs_the_teachers_that_it_began_with(world, monkeypatch,
     refused(multitask.main, [*out, "--resume", "--teacher", world / "a"], "was started with --teacher")
     shutil.rmtree(world / "b")
     refused(multitask.main, [*out, "--resume"], world / "b", "holds no run")
-    shutil.copytree(world / "c", world / "b")
+    shutil.copytree(world / "a", world / "b")
     refused(multitask.main, [*out, "--resume"], "the training data or the teachers are not what")
 
 
