@@ -221,6 +221,27 @@ def equal(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_each_step_asks_for_its_own_loss_of_its_own_examples(world, monkeypatch):
+    seen = []
+
+    class Watch(distill.Distillation):
+        def loss_of(self, step, indices):
+            def loss(task, logits, labels):
+                seen.append((step, self.steps))
+                examples = load_examples(flags, ("train",))[task.name]["train"]
+                assert labels.tolist() == examples.labels[indices].tolist()
+                return loss_of(task, logits, labels)
+
+            loss_of = super().loss_of(step, indices)
+            return loss
+
+    argv = command(world, f"--teacher {world}/a --out {world}/student")
+    flags = flags_of_run.parse_multitask(argv, *TABLES)
+    monkeypatch.setattr(multitask, "Distillation", Watch)
+    multitask.main(argv)
+    assert seen == [(t, 6) for t in range(1, 7)]
+
+
 @pytest.mark.parametrize("methods", ["", "--use_smart --use_means --use_pals --pal_size 12"])
 def test_with_lambda_1_a_run_is_bit_for_bit_the_plain_run(world, methods):
     for name, more in {"plain": "", "one": "--distill_lambda 1", "student": ""}.items():
