@@ -48,6 +48,7 @@ import torch.nn.functional as F
 from evaluate import score
 from model import task_loss
 from predict import data_flags, outputs_of
+from sampling import in_fold
 from support import evidence, files
 from support.console import UserError
 from support.output_cache import model_digest, model_folder
@@ -134,7 +135,7 @@ def speakers(runs, examples):
         seen, other = runs[folds.index(None)], runs[next(i for i, fold in enumerate(folds) if fold)]
         raise UserError(f"--teacher {seen} has seen every example, {other} left out a fold; name runs of one kind")
     parts = [
-        {name: these.in_fold(fold) if fold else np.ones(len(these), bool) for name, these in examples.items()}
+        {name: in_fold(these.ids, fold) if fold else np.ones(len(these), bool) for name, these in examples.items()}
         for fold in folds
     ]
     for name in examples:

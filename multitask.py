@@ -16,9 +16,9 @@ by AdamW (`adamw.py`). Without the methods and without several processes, `Train
 
 After each epoch the model is scored on the dev files, and the best one so far is kept.
 
-`--use_pals`, `--use_smart` and `--gradient_surgery` are explained in `pals.py`, `smart.py` and `surgery.py`. Machinery
-stands apart: `support/training_run.py` resumes, records and saves, `support/distributed.py` trains in several
-processes (torchrun), and `support/cuda_graphs.py` replays recorded steps (`--cuda_graphs`).
+`--use_pals`, `--use_smart`, `--gradient_surgery` and `--teacher` are explained in `pals.py`, `smart.py`, `surgery.py`
+and `distill.py`. Machinery stands apart: `support/training_run.py` resumes, records and saves, `support/distributed.py`
+trains in several processes (torchrun), and `support/cuda_graphs.py` replays recorded steps (`--cuda_graphs`).
 """
 
 import support.interrupt  # noqa: F401, Ctrl-C is one line from here on

@@ -13,6 +13,7 @@ number, so a run that resumes goes on with the examples that it would have seen.
 """
 
 import collections
+import hashlib
 import itertools
 
 import numpy as np
@@ -83,6 +84,15 @@ def example_stream(n, seed, skip=0):
                 yield from indices[place:].tolist()
                 place = 0
         block, past = block + 1, 0
+
+
+def in_fold(ids, fold):
+    """Which examples are in a fold, one of N parts, by a hash of their ids: the same ones in every run.
+
+    Args: ids, n str; fold, "K/N", K = 1 .. N, or None for none. Returns bool (n,).
+    """
+    k, n = map(int, (fold or "0/1").split("/"))
+    return np.array([int(hashlib.sha256(i.encode()).hexdigest(), 16) % n == k - 1 for i in ids])
 
 
 class Plan:

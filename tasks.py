@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sampling import in_fold
 from support import task_files
 from support.console import UserError
 from tokenizer import pack
@@ -110,11 +111,6 @@ class Examples:
             return self
         return self.take(np.sort(np.random.default_rng(0).permutation(len(self))[:n]))
 
-    def in_fold(self, fold):
-        """Which of them are in fold K of N, by a hash of the id: bool (n,). Args: fold, "K/N", K from 1."""
-        k, n = map(int, fold.split("/"))
-        return np.array([int(hashlib.sha256(i.encode()).hexdigest(), 16) % n == k - 1 for i in self.ids])
-
     def take(self, rows):
         """Some of them. Args: rows, their places, (m,) int."""
         pick = lambda values: None if values is None else [values[i] for i in rows]  # noqa: E731
@@ -165,9 +161,8 @@ def _fault(fields, header, places, task, labelled):
     except ValueError:
         return f"the label {values[-1]!r:.40} is not a number"
     if not task.low <= label <= task.high or (task.classes and label != int(label)):
-        return f"the label {values[-1]:.40} is not " + (
-            f"one of 0 to {task.classes - 1}" if task.classes else f"in {task.low} to {task.high}"
-        )
+        allowed = f"one of 0 to {task.classes - 1}" if task.classes else f"in {task.low} to {task.high}"
+        return f"the label {values[-1]:.40} is not {allowed}"
     return task_files.id_fault(values[0])
 
 
@@ -236,8 +231,7 @@ def load_examples(args, splits=SPLITS):
             if split == "test" and not given and not path.exists():
                 print(f"{path} does not exist: no test predictions for {task.name}", file=sys.stderr)
                 continue
-            found = read_examples(path, task, labelled=split != "test")
-            examples[task.name][split] = found.sample(args.max_examples)
+            examples[task.name][split] = read_examples(path, task, split != "test").sample(args.max_examples)
     return examples
 
 
@@ -247,10 +241,9 @@ def load_data(args, tokenizer, splits=SPLITS):
     datasets = {}
     for name, files in load_examples(args, splits).items():
         if "train" in files:
-            if args.fold:
-                files["train"] = files["train"].take(np.flatnonzero(~files["train"].in_fold(args.fold)))
-                if not len(files["train"]):
-                    raise UserError(f"--fold {args.fold} leaves no training example of {name}; choose another")
+            files["train"] = files["train"].take(np.flatnonzero(~in_fold(files["train"].ids, args.fold)))
+            if not len(files["train"]):
+                raise UserError(f"--fold {args.fold} leaves no training example of {name}; choose another")
             files["train"] = files["train"].sample(args.train_examples)
         encoding = TASKS[name].encoding(args.pair_encoding, args.use_means)
         datasets[name] = {split: DataSet(examples, tokenizer, encoding) for split, examples in files.items()}
