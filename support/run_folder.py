@@ -54,8 +54,8 @@ def parse_flags(parser, argv):
     try:  # as if typed, so that each value is checked
         given = []
         for name, value in saved.items():
-            if isinstance(value, list):
-                given += [f"--{name}", *map(str, value)]
+            if isinstance(value, list) and all(isinstance(part, str) for part in value):
+                given += [f"--{name}", *value]
             elif value is not None and value is not False:
                 given.append(f"--{name}" + f"={value}" * (value is not True))
         checked = parser.parse_args(given)
