@@ -82,11 +82,11 @@ def soft_loss(task, logits, targets):
 class Distillation:
     """What the teachers say of the training examples, and the loss that it makes."""
 
-    def __init__(self, args, datasets, steps, device):
+    def __init__(self, args, datasets, plan, device):
         """Args: args, the flags `teacher` (folders of runs) and `distill_lambda`; datasets, {task: {"train": DataSet}};
-        steps, N; device, of the student. Raises UserError for a folder that can be no teacher.
+        plan, of all N steps; device, of the student. Raises UserError for a folder that can be no teacher.
         """
-        self.weight, self.steps = args.distill_lambda, steps
+        self.weight, self.steps = args.distill_lambda, len(plan)
         examples = {name: splits["train"].examples for name, splits in datasets.items()}
         cuda = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(cuda):  # loading a model draws its first weights: not from the student's numbers

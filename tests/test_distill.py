@@ -129,7 +129,7 @@ def asked(folder, runs, weight="annealed", steps=3):
     examples = {name: of["train"].sample(10) for name, of in load_examples(args, ("train",)).items()}
     datasets = {name: {"train": SimpleNamespace(examples=of)} for name, of in examples.items()}
     args = SimpleNamespace(teacher=[folder / run for run in runs], distill_lambda=weight)
-    return distill.Distillation(args, datasets, steps, torch.device("cpu")), examples
+    return distill.Distillation(args, datasets, range(steps), torch.device("cpu")), examples
 
 
 def alone(run, task, examples):
