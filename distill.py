@@ -79,7 +79,7 @@ def soft_loss(task, logits, targets):
     return -(targets * torch.log_softmax(z, 1)).sum(1).mean()
 
 
-class Distillation:
+class Teachers:
     """What the teachers say of the training examples, and the loss that it makes."""
 
     def __init__(self, args, datasets, plan, device):

@@ -31,7 +31,7 @@ import torch
 import kernels
 from adamw import AdamW, linear_schedule
 from bert import Bert, BertConfig
-from distill import Distillation
+from distill import Teachers
 from evaluate import dev_metrics, dev_score, majority, outputs, score, write_predictions
 from kernels import precision
 from model import MultitaskBert, logits_of, task_loss
@@ -96,7 +96,7 @@ class Training:
         self.surgery = Surgery(self.optimizer, args.seed) if args.gradient_surgery else None
         self.scaler = LossScaler.where_needed(self.device)
         self.graphed = graphed_step(model, self.optimizer, self.scaler) if args.cuda_graphs else None
-        self.distill = Distillation(args, datasets, training_plan(args, datasets), self.device) if args.teacher else None
+        self.teachers = Teachers(args, datasets, training_plan(args, datasets), self.device) if args.teacher else None
 
     def step(self, step, factor, batches):
         """One training step on `batches`, {task: list of example indices}.
@@ -133,7 +133,7 @@ class Training:
     def data(self):
         """Texts that change with any training example and with any teacher, by name."""
         own = {name: fingerprint(splits["train"].examples) for name, splits in self.datasets.items()}
-        return own | (self.distill.digests if self.distill else {})
+        return own | (self.teachers.digests if self.teachers else {})
 
     def backward(self, step, name, indices):
         """Adds the gradient of one task's batch, or of this process's shard of it, to the parameters' gradients.
@@ -146,7 +146,7 @@ class Training:
         shard = distributed.shard(indices)
         weight = len(shard) / len(indices)
         batch, labels = dataset.batch(shard).to(self.device), dataset.labels(shard).to(self.device, non_blocking=True)
-        loss_of = self.distill.loss_of(step, shard) if self.distill else task_loss
+        loss_of = self.teachers.loss_of(step, shard) if self.teachers else task_loss
         if self.smart:
             logits, smoothness, bregman = self.smart.forward(task, batch, step, distributed.shard_start(len(indices)))
             loss = loss_of(task, logits, labels)

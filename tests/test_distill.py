@@ -124,12 +124,12 @@ def world(trained, tmp_path):
 
 
 def asked(folder, runs, weight="annealed", steps=3):
-    """A `Distillation` by runs in the folder, and ten training examples of each task."""
+    """`Teachers`, runs in the folder, and ten training examples of each task."""
     args = flags_of_run.parse_multitask(["--data", str(folder / "data"), "--out", str(folder / "none")], *TABLES)
     examples = {name: of["train"].sample(10) for name, of in load_examples(args, ("train",)).items()}
     datasets = {name: {"train": SimpleNamespace(examples=of)} for name, of in examples.items()}
     args = SimpleNamespace(teacher=[folder / run for run in runs], distill_lambda=weight)
-    return distill.Distillation(args, datasets, range(steps), torch.device("cpu")), examples
+    return distill.Teachers(args, datasets, range(steps), torch.device("cpu")), examples
 
 
 def alone(run, task, examples):
@@ -225,7 +225,7 @@ def equal(a, b):
 def test_each_step_asks_for_its_own_loss_of_its_own_examples(world, monkeypatch):
     seen = []
 
-    class Watch(distill.Distillation):
+    class Watch(distill.Teachers):
         def loss_of(self, step, indices):
             def loss(task, logits, labels):
                 seen.append((step, self.steps))
@@ -238,7 +238,7 @@ def test_each_step_asks_for_its_own_loss_of_its_own_examples(world, monkeypatch)
 
     argv = command(world, f"--teacher {world}/a --out {world}/student")
     flags = flags_of_run.parse_multitask(argv, *TABLES)
-    monkeypatch.setattr(multitask, "Distillation", Watch)
+    monkeypatch.setattr(multitask, "Teachers", Watch)
     multitask.main(argv)
     assert seen == [(t, 6) for t in range(1, 7)]
 
