@@ -294,7 +294,7 @@ def test_what_can_be_no_teacher_gets_one_sentence(world, refused):
     (world / "d" / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "sts_train"}))
     refuse(f"--teacher {world}/d", "no run of multitask.py on the tasks")
     refuse("--distill_lambda 0.5", "add --teacher")
-    refuse(f"--teacher {world}/a --distill_lambda 1.5", "1.5 is above 1")
+    refuse(f"--teacher {world}/a --distill_lambda 1.5", "1.5 is too large; 1 is the most")
     refuse(f"--teacher {world}/a --cuda_graphs", "cannot record a step with --teacher")
     for fold in ("0/2", "3/2", "1/1", "1", "half"):
         refuse(f"--fold {fold}", "is not a fold such as 1/2")
