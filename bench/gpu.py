@@ -3,6 +3,7 @@
     python -m bench.gpu --kernels            each kernel of kernels/, forward and forward + backward
     python -m bench.gpu --step               one training step of BERT-base, batch 64, against `transformers`
     python -m bench.gpu --step --data DIR    ... at the lengths of the real task files, not of fitted distributions
+    python -m bench.gpu --tune               a handful of launch options for each kernel, the best first
     TRITON_INTERPRET=1 python -m bench.gpu --kernels --step --toy       that it runs at all, without a GPU
 
 The floor of a kernel is the larger of two times: its bytes (each input read once, each output written once) over the
@@ -15,9 +16,11 @@ Lengths are in tokens with [CLS] and [SEP]; log-normal, fitted to the training f
     sst      exp(N(3.12, 0.48²)) within 3 .. 66         quora pairs     exp(N(3.36, 0.36²)) within 5 .. 240
 
 `time` is the median in milliseconds. Launches are included: where a row says 20 % of the floor at 2,000 tokens and 80 %
-at 16,384, the difference is the price of launching.
+at 16,384, the difference is the price of launching. `on GPU` leaves them out: the calls replayed as a CUDA graph. Rows
+are printed as they are measured, and a form that does not run here costs one row.
 """
 
+import contextlib
 import functools
 import itertools
 import platform
@@ -35,9 +38,9 @@ from torch import nn
 import kernels
 from adamw import AdamW
 from bert import Bert, BertConfig
-from kernels import INTERPRET, add_norm, attention, cpu, embed, mean_loss
+from kernels import INTERPRET, add_norm, attention, cpu, embed, mean_loss, precision
 from kernels.plain import Update
-from support.console import Parser, UserError, command, table
+from support.console import Parser, UserError, command
 from support.cuda_graphs import GraphedStep
 from support.downloads import MINILM, find_model
 from tasks import TASKS, DataSet, data_path, read_examples
@@ -72,6 +75,36 @@ def milliseconds(call, setting):
         call()
         times.append(1e3 * (time.perf_counter() - start))
     return statistics.median(times)
+
+
+def on_gpu(call, setting):
+    """The median time of a call without the host's share, from replays of a CUDA graph; None where it has none."""
+    if setting.device.type != "cuda":
+        return None
+    import triton
+
+    with contextlib.suppress(Exception):  # not everything can be recorded
+        return triton.testing.do_bench_cudagraph(call, rep=50, return_mode="median")
+    return None
+
+
+class Table:
+    """A table whose rows are printed as they come."""
+
+    def __init__(self, widths):
+        """Args: widths, {heading: characters}."""
+        self.widths = list(widths.values())
+        self.add(*widths)
+        self.add(*("-" * width for width in self.widths))
+
+    def add(self, *cells):
+        texts = [f"{cell:.3f}" if isinstance(cell, float) else "" if cell is None else str(cell) for cell in cells]
+        print("| " + " | ".join(f"{t:<{w}}" for t, w in zip(texts, self.widths, strict=True)) + " |", flush=True)
+
+
+def why(error):
+    """One short line: what went wrong."""
+    return f"does not run here: {type(error).__name__}: {error}".splitlines()[0][:70]
 
 
 def rates(setting):
@@ -136,12 +169,25 @@ def attention_forms(setting, lengths, p):
         return F.scaled_dot_product_attention(q, k, v, dropout_p=p).transpose(1, 2).values()
 
     yield "SDPA, nested tensor", nested, [qkv]
-    try:
-        from flash_attn import flash_attn_varlen_qkvpacked_func
-    except ImportError:
-        return
+
+    def varlen(x):  # FlashAttention-2 inside PyTorch; it has no dropout
+        from torch.nn.attention.varlen import varlen_attn
+
+        q, k, v = x.view(-1, 3, heads, d).unbind(1)
+        return varlen_attn(q.contiguous(), k.contiguous(), v.contiguous(), bounds, bounds, longest, longest)
+
+    yield "FlashAttention-2 of PyTorch, varlen, no dropout", varlen, [qkv]
+
+    def aten(x):
+        q, k, v = (part.contiguous() for part in x.view(-1, 3, heads, d).unbind(1))
+        flash = torch.ops.aten._flash_attention_forward
+        return flash(q, k, v, bounds, bounds, longest, longest, p, False, False)[0]
+
+    yield "FlashAttention-2 of PyTorch, aten, varlen", aten, [qkv]
 
     def flash(x):
+        from flash_attn import flash_attn_varlen_qkvpacked_func
+
         return flash_attn_varlen_qkvpacked_func(x.view(-1, 3, heads, d), bounds, longest, dropout_p=p)
 
     yield "flash-attn, varlen", flash, [qkv]
@@ -219,23 +265,24 @@ def loss_forms(setting):
 
 
 def bench_kernels(setting):
-    """The rows of the kernel table."""
+    """Prints the table of kernels."""
     bandwidth, flops = rates(setting)
     size = torch.finfo(setting.dtype).bits // 8
-    heads, H, rows = setting.config.num_attention_heads, setting.config.hidden_size, []
+    heads, H = setting.config.num_attention_heads, setting.config.hidden_size
+    rows = Table({"kernel": 48, "form": 48, "passes": 8, "time": 9, "on GPU": 9, "floor": 6})
 
     def measure(kernel, forms, floors, standing=False):
         for name, function, inputs in forms:
             try:
                 calls = forward_backward(function, inputs, standing)
-                times = [milliseconds(call, setting) for call in calls]
-            except RuntimeError as error:
+                times = [(milliseconds(call, setting), on_gpu(call, setting)) for call in calls]
+            except Exception as error:
                 if name.startswith("Triton"):
                     raise
-                rows.append([kernel, name, f"does not run here: {error}".splitlines()[0][:60], "", ""])
+                rows.add(kernel, f"{name}: {why(error)}", "", "", "", "")
                 continue
-            for passes, ms, floor in zip(("forward", "both"), times, floors, strict=True):
-                rows.append([kernel, name, passes, ms, f"{floor / ms:.0%}"])
+            for passes, (ms, alone), floor in zip(("forward", "both"), times, floors, strict=True):
+                rows.add(kernel, name, passes, ms, alone, f"{floor / ms:.0%}")
 
     for name, batches in setting.lengths.items():
         lengths = batches[0]
@@ -253,9 +300,9 @@ def bench_kernels(setting):
     n = sum(p.numel() for p in Bert(setting.config).parameters())
     update = Update(*torch.rand(4, n, device=setting.device), 1e-5, 1e-8, 1.0)
     for name, form in (("Triton", kernels.triton_forms().adamw), ("PyTorch, in blocks", cpu.adamw)):
-        ms = milliseconds(lambda form=form: form([update], 1.0, (0.9, 0.999)), setting)
-        rows.append([f"adamw {n}", name, "step", ms, f"{32 * n / bandwidth / ms:.0%}"])
-    return ["kernel", "form", "passes", "time", "floor"], rows
+        call = lambda form=form: form([update], 1.0, (0.9, 0.999))  # noqa: E731
+        ms = milliseconds(call, setting)
+        rows.add(f"adamw {n}", name, "step", ms, on_gpu(call, setting), f"{32 * n / bandwidth / ms:.0%}")
 
 
 # ----- the whole step
@@ -293,7 +340,7 @@ def padded_step(setting, compiled):
     try:
         import transformers
     except ImportError:
-        raise UserError("transformers is not installed; install it, nothing else here needs it") from None
+        raise UserError("transformers is not installed") from None
     config = transformers.BertConfig(**vars(setting.config), attn_implementation="sdpa")
     model = transformers.BertModel(config).to(setting.device).train()
     head = nn.Linear(config.hidden_size, 5, device=setting.device)
@@ -315,37 +362,106 @@ def padded_step(setting, compiled):
     return step
 
 
+def step_floor(setting, batches, bandwidth, flops):
+    """The least time of a step on average over batches of lengths, as said above, in ms. The last layer makes keys,
+    queries and values of all tokens, and everything else of the [CLS] rows only.
+    """
+    config, n = setting.config, sum(p.numel() for p in Bert(setting.config, initialized=False).parameters())
+    H, L = config.hidden_size, config.num_hidden_layers
+    qkv, rest = 3 * H * H, H * H + 2 * H * config.intermediate_size
+    tokens = statistics.mean(sum(lengths) for lengths in batches)
+    squares = statistics.mean(sum(m * m for m in lengths) for lengths in batches)
+    rows = (L * qkv + (L - 1) * rest) * tokens + rest * setting.batch
+    return (6 * rows + 14 * L * squares * H) / flops + 32 * n / bandwidth
+
+
 def bench_step(setting):
-    """The rows of the table of whole steps."""
+    """Prints the table of whole steps."""
     bandwidth, flops = rates(setting)
-    config, rows = setting.config, []
-    encoder = config.num_hidden_layers * (4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size)
-    n = sum(p.numel() for p in Bert(config).parameters())
-    forms = {"this project": packed_step(setting, False), "transformers, SDPA": padded_step(setting, False)}
+    forms = {"this project": (packed_step, False)}
     if setting.device.type == "cuda":
-        forms["this project, CUDA graphs"] = packed_step(setting, True)
+        forms["this project, CUDA graphs"] = packed_step, True
+    forms["transformers, SDPA, padded"] = padded_step, False
+    forms["transformers, SDPA, grouped by length"] = padded_step, False
     if setting.compiled:
-        forms["transformers, SDPA, compiled"] = padded_step(setting, True)
+        forms["transformers, compiled, padded"] = padded_step, True
+        forms["transformers, compiled, grouped by length"] = padded_step, True
+    rows = Table({"lengths": 10, "tokens": 8, "form": 42, "time": 9, "times ours": 10, "floor": 6})
     for name, batches in setting.lengths.items():
-        packed, padded = [], []
-        for lengths in batches:
-            batch = pack([(torch.randint(1000, config.vocab_size, (m,)).numpy(), m) for m in lengths])
-            packed.append(batch.to(setting.device))
-            padded.append([x.to(setting.device) for x in to_padded(batch, batch.ids)])
-        labels = torch.randint(5, (setting.batch,), device=setting.device)
-        tokens = statistics.mean(sum(lengths) for lengths in batches)
-        squares = statistics.mean(sum(m * m for m in lengths) for lengths in batches)
-        work = 6 * encoder * tokens + 14 * config.num_hidden_layers * squares * config.hidden_size
-        floor, first = work / flops + 32 * n / bandwidth, None
-        for form, step in forms.items():
-            inputs = itertools.cycle(packed if form.startswith("this project") else padded)
-            for batch in packed if form.startswith("this project") else padded:  # compiles what each shape asks for
-                step(batch, labels)
-            arguments = zip(inputs, itertools.repeat(labels))
-            ms = milliseconds(lambda step=step, arguments=arguments: step(*next(arguments)), setting)
+        together = sorted(itertools.chain.from_iterable(batches))
+        grouped = [together[i : i + setting.batch] for i in range(0, len(together), setting.batch)]
+        labels, first = torch.randint(5, (setting.batch,), device=setting.device), None
+        for form, (make, flag) in forms.items():
+            inputs = []
+            for lengths in grouped if "grouped" in form else batches:
+                ids = [(torch.randint(1000, setting.config.vocab_size, (m,)).numpy(), m) for m in lengths]
+                batch = pack(ids).to(setting.device)
+                inputs.append(batch if make is packed_step else to_padded(batch, batch.ids))
+            tokens = statistics.mean(len(x.ids) if make is packed_step else x[0].numel() for x in inputs)
+            try:
+                step = make(setting, flag)
+                for batch in inputs:  # compiles what each shape asks for
+                    step(batch, labels)
+                turn = itertools.cycle(inputs)
+                ms = milliseconds(lambda step=step, turn=turn, labels=labels: step(next(turn), labels), setting)
+            except Exception as error:
+                if make is packed_step:
+                    raise
+                rows.add(name, round(tokens), f"{form}: {why(error)}", "", "", "")
+                continue
             first = first or ms
-            rows.append([name, round(tokens), form, ms, ms / first, f"{floor / ms:.0%}"])
-    return ["lengths", "tokens", "form", "time", "times ours", "floor"], rows
+            floor = step_floor(setting, batches, bandwidth, flops)
+            rows.add(name, round(tokens), form, ms, ms / first, f"{floor / ms:.0%}")
+
+
+# ----- launch options
+
+
+def tunings(setting):
+    """(kernel, the module and the name of what decides its launch options, a handful of changes, a call)."""
+    from kernels import adamw_step, bias_gelu, flash_attention, row_norm
+
+    heads, T = setting.config.num_attention_heads, setting.rows // 8
+    lengths = setting.lengths["quora"][0]
+    (_, call, inputs), *_ = attention_forms(setting, lengths, 0.1)
+    some = [{"num_warps": w, "num_stages": s} for w in (2, 4) for s in (1, 2)] + [{"INNER": 16}, {"INNER": 32}]
+    attention_call = forward_backward(call, inputs)[1]
+    yield f"attention, {heads} heads, up to {max(lengths)}", flash_attention, "launch_options", some, attention_call
+    (_, _, _, norm_forms), (_, _, _, gelu_forms) = row_forms(setting, T)
+    warps = [{"num_warps": w} for w in (1, 2, 4, 8)]
+    for kernel, module, name, forms, changes in (
+        ("add_norm", row_norm, "launch_options", norm_forms, warps),
+        ("gelu", bias_gelu, "LAUNCH", gelu_forms, [*warps, {"BLOCK_T": 2}, {"BLOCK_T": 8}, {"BLOCK_F": 256}]),
+    ):
+        _, form, inputs = next(iter(forms))
+        yield f"{kernel}, {T} rows", module, name, changes, forward_backward(form, inputs)[1]
+    update = Update(*torch.rand(4, 2**22, device=setting.device), 1e-5, 1e-8, 1.0)
+    blocks = [{"BLOCK": n} for n in (1024, 2048, 4096)]
+    yield "adamw", adamw_step, "LAUNCH", blocks, lambda: kernels.adamw([update], 1.0, (0.9, 0.999))
+
+
+def tune(setting):
+    """Prints what each change of a kernel's launch options does, in ms: to be copied with date and card."""
+    from kernels import residual_norm
+
+    rows = Table({"kernel": 34, "changed": 44, "time": 9})
+    for kernel, module, name, changes, call in tunings(setting):
+        usual, found = getattr(module, name), []
+        for change in [{}, *changes]:
+            changed = usual | change if isinstance(usual, dict) else lambda *a, u=usual, c=change: u(*a) | c
+            try:
+                setattr(module, name, changed)
+                if module.__name__.endswith("row_norm"):
+                    residual_norm.launch_options = changed
+                found.append((milliseconds(call, setting), str(change) if change else "as it is"))
+            except Exception as error:
+                rows.add(kernel, f"{change}: {why(error)}"[:60], "")
+            finally:
+                setattr(module, name, usual)
+                if module.__name__.endswith("row_norm"):
+                    residual_norm.launch_options = usual
+        for ms, text in sorted(found):
+            rows.add(kernel, text, ms)
 
 
 # ----- the command line
@@ -375,12 +491,13 @@ def main(argv=None):
     parser = Parser(prog="python -m bench.gpu", description="Speed of the kernels and of a training step.")
     parser.add_argument("--kernels", action="store_true", help="each kernel alone")
     parser.add_argument("--step", action="store_true", help="whole training steps")
+    parser.add_argument("--tune", action="store_true", help="launch options of the kernels")
     parser.add_argument("--data", default=None, metavar="DIR", help="take lengths from these task files")
     parser.add_argument("--toy", action="store_true", help="tiny shapes, float32 on the CPU: does it run?")
     parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out")
     args = parser.parse_args(argv)
     if args.toy:
-        if args.kernels and not INTERPRET:
+        if (args.kernels or args.tune) and not INTERPRET:
             raise UserError("--toy runs the kernels in the interpreter; set TRITON_INTERPRET=1 in the environment")
         config = BertConfig(1200, 32, 1, 2, 64)
         lengths = draw_lengths(args, 3, 2, 12)
@@ -390,13 +507,15 @@ def main(argv=None):
             raise UserError("no GPU with Triton is at hand; --toy runs everything at toy size without one")
         device = torch.device("cuda")
         lengths = draw_lengths(args, 64, 16, 512)
-        setting = Setting(device, torch.bfloat16, BertConfig(), 64, 20, lengths, 16384, not args.no_compile)
+        dtype = precision.half_dtype(device) or torch.float32
+        setting = Setting(device, dtype, BertConfig(), 64, 20, lengths, 16384, not args.no_compile)
     name = platform.processor() if setting.device.type == "cpu" else torch.cuda.get_device_name()
     print(f"{date.today()}, {name}, torch {torch.__version__}, triton {version('triton')}")
     print(f"command: python -m bench.gpu {' '.join(sys.argv[1:] if argv is None else argv)}\n")
-    for wanted, bench in ((args.kernels, bench_kernels), (args.step, bench_step)):
+    for wanted, bench in ((args.kernels, bench_kernels), (args.step, bench_step), (args.tune, tune)):
         if wanted:
-            print(table(*bench(setting)), end="\n\n")
+            bench(setting)
+            print()
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import torch
 from kernels.triton_tools import jit, tl, triton
 
 PROGRAMS = 256  # at most so many partial sums of squares per flat tensor
-BLOCK = 4096  # elements of a block of the Triton form
+LAUNCH = {"BLOCK": 4096, "num_warps": 8}  # elements of a block, and the warps that share them
 
 
 @jit
@@ -90,15 +90,15 @@ def _update(
 
 def adamw(updates, clip, betas):
     """The GPU's form of `plain.adamw`: two launches for each flat tensor."""
-    clip, device = float(clip), updates[0].param.device
-    programs = [min(PROGRAMS, 4 * triton.cdiv(u.grad.numel(), 4 * BLOCK)) for u in updates]  # rows start at 16 bytes
+    clip, device, block = float(clip), updates[0].param.device, LAUNCH["BLOCK"]
+    programs = [min(PROGRAMS, 4 * triton.cdiv(u.grad.numel(), 4 * block)) for u in updates]  # rows start at 16 bytes
     partial = torch.empty(sum(programs), device=device)
     norm = torch.empty((), device=device)
     for u, row in zip(updates, partial.split(programs), strict=True):
-        _squares[(len(row),)](u.grad, row, u.grad.numel(), BLOCK=BLOCK, num_warps=8)
-    options = {"PARTS_PAD": triton.next_power_of_2(len(partial)), "BLOCK": BLOCK, "num_warps": 8}
+        _squares[(len(row),)](u.grad, row, u.grad.numel(), **LAUNCH)
+    options = LAUNCH | {"PARTS_PAD": triton.next_power_of_2(len(partial))}
     for u in updates:
         n, (b1, b2) = u.param.numel(), betas
         numbers = (n, len(partial), clip, u.rate, u.eps, u.shrink, b1, b2, 1 - b1, 1 - b2)
-        _update[(triton.cdiv(n, BLOCK),)](*u[:4], u.copy, partial, norm, *numbers, **options)
+        _update[(triton.cdiv(n, block),)](*u[:4], u.copy, partial, norm, *numbers, **options)
     return norm
