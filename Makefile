@@ -9,6 +9,8 @@ READY = $(if $(VENV),$(VENV)/ready,models/ready)
 OUT ?= runs/sample
 DATA ?= data/sample
 FLAGS ?=
+BERT ?= all-MiniLM-L6-v2
+GPU ?= runs/gpu
 PRESET ?= sample
 EVIDENCE ?= results/runs
 WEAK = $(wildcard $(EVIDENCE)/smart-weak-8-*)
@@ -55,8 +57,19 @@ compare: $(READY) $(OPPONENTS)  ## the encoder and its files against transformer
 bench: $(READY) $(OPPONENTS)  ## speed and memory against transformers (DATA=DIR FLAGS="...")
 	$(RUN) -m bench.speed --data $(DATA) $(FLAGS)
 
-kernels: $(READY)  ## compile every Triton kernel for A100 and H100, no GPU needed: registers, spills, occupancy
-	$(RUN) -m kernels.compile
+kernels: $(READY)  ## compile every Triton kernel for T4 to Blackwell, no GPU needed: registers, spills, occupancy
+	$(RUN) -m kernels.compile $(FLAGS)
+
+launches: $(READY)  ## count the launches of a training step and model its time on an H100 and a T4, no GPU needed
+	$(RUN) -m bench.launches $(FLAGS)
+
+gpu:  ## on a GPU, no network: tests, kernels, step, training, into runs/gpu (RUN=python3 BERT=DIR DATA=DIR)
+	mkdir -p $(GPU)
+	-timeout 600 $(RUN) -m pytest -v tests/test_kernels_gpu.py tests/test_kernels.py 2>&1 | tee $(GPU)/kernel-tests.txt
+	-timeout 600 $(RUN) -m pytest -v tests/test_cuda_graphs.py tests/test_precision.py 2>&1 | tee $(GPU)/graph-tests.txt
+	-timeout 600 $(RUN) -m bench.gpu --kernels 2>&1 | tee $(GPU)/kernels.txt
+	-timeout 600 $(RUN) -m bench.gpu --step 2>&1 | tee $(GPU)/step.txt
+	-timeout 600 $(RUN) multitask.py --option finetune --bert $(BERT) --data $(DATA) --out $(GPU)/run --resume 2>&1 | tee $(GPU)/training.txt
 
 data: $(READY)  ## fetch the CS224N files into data/cs224n (needs a network), for DATA=data/cs224n
 	$(RUN) data/fetch.py
@@ -77,5 +90,5 @@ $(OPPONENTS): $(READY)
 	$(RUN) -m pip install --quiet --disable-pip-version-check transformers safetensors sentence-transformers
 	touch $@
 
-.PHONY: help train eval predict everyday table1 table2 table3 figures test fuzz soak compare bench kernels data lint clean
+.PHONY: help train eval predict everyday table1 table2 table3 figures test fuzz soak compare bench kernels launches gpu data lint clean
 .DEFAULT_GOAL := help

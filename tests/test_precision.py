@@ -124,7 +124,7 @@ def test_cuda_graphs_are_the_default_where_a_step_can_be_recorded(run_flags, tmp
     def graphs(*others):
         return training_of(run_flags, tmp_path / "run", *others).args.cuda_graphs
 
-    assert graphs() is False  # no GPU here
+    assert graphs("--device", "cpu") is False
     monkeypatch.setattr(flags, "no_graphs", lambda args: None)
     monkeypatch.setattr(kernels, "triton_forms", lambda: None)
     assert graphs() is True and graphs("--cuda_graphs") is True and graphs("--cuda_graphs", "off") is False
