@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from adamw import AdamW
 from bert import Bert, BertConfig
-from kernels.launches import record
+from kernels.binding import record
 from kernels.weight_gradients import sums_into_float32
 from model import MultitaskBert, logits_of, task_loss
 from support.console import table

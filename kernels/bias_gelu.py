@@ -10,8 +10,9 @@ the product rule
     dx = dy (Φ(z) + z φ(z)),   φ(z) = exp(-z²/2) / √(2π)          db = Σ_t dx
 
 These are the widest rows of the model, F = 4 H. Separate operations would write z, keep it for the backward pass, and
-read dx a second time to sum it up into db. The Triton form reads x and writes y; backward it reads x and dy, writes dx,
-and adds up db on the way.
+read dx a second time to sum it up into db: eight passes over the rows. The Triton form reads x and writes y; backward
+it reads x and dy, writes dx, and adds up db on the way: five. For BERT-base at 2,048 tokens that is 0.25 ms a step on
+an H100 instead of 0.41, by the model of `make launches`.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
                 of memory. Estimated from the three limits above; 25 % is plenty for kernels with much work per load.
 
 What is compiled is what runs: the operations are called with tensors in the shapes of BERT-base, MiniLM and of PALs,
-and `launches.py` notes what Triton would compile for them, alignments included. The type is the one of `precision.py`,
+and `binding.py` notes what Triton would compile for them, alignments included. The type is the one of `precision.py`,
 float16 before sm_80 and bfloat16 from there on.
 """
 
@@ -24,7 +24,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels import launches, precision
+from kernels import binding, precision
 from kernels.plain import Update
 
 
@@ -116,9 +116,9 @@ def calls(dtype):
 
 
 def variants(arch, dtype=None, only=""):
-    """What Triton would compile for these calls on a card: (name, `launches.Variant`), each once."""
+    """What Triton would compile for these calls on a card: (name, `binding.Variant`), each once."""
     capability, found = divmod(arch, 10), []
-    with launches.record(capability) as recorded:
+    with binding.record(capability) as recorded:
         for name, call in calls(dtype or precision.half_dtype(torch.device("cpu"))):
             if only in name:
                 before = len(recorded.variants)
@@ -136,7 +136,7 @@ class Cost(NamedTuple):
 
 
 def compile_variant(variant, arch):
-    """Compiles a `launches.Variant` for compute capability `arch` (80, 90, ...). Returns (`Cost`, the cubin)."""
+    """Compiles a `binding.Variant` for compute capability `arch` (80, 90, ...). Returns (`Cost`, the cubin)."""
     source = ASTSource(variant.kernel, variant.signature, variant.constexprs, variant.attributes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

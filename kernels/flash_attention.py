@@ -68,7 +68,7 @@ def _forward(
     D_PAD: tl.constexpr,  # the power of two that holds D
     BLOCK: tl.constexpr,  # rows of a program
     INNER: tl.constexpr,  # rows that it takes at a time on its walk
-    DROP: tl.constexpr,  # p · 2³², see `dropout.py`; 0 for no dropout
+    DROP: tl.constexpr,  # p · 2³², see `random_bits.py`; 0 for no dropout
     MATMUL: tl.constexpr,  # the type of the operands of matrix products
     PRECISION: tl.constexpr,
 ):
@@ -222,8 +222,9 @@ def launch_options(d, max_seqlen, dtype, capability, backward=False):
         "num_warps": 4,
         "num_stages": 1 if half and (backward or old or max_seqlen <= block) else 2,
     }
-    capped = backward and block == 64 and d % 16 == 0 and capability[1] == 0  # sm_80, 90, 100, 120
-    return options | ({"maxnreg": 168} if capped else {})
+    if backward and block > 16 and capability[1] == 0:  # sm_80, 90, 100, 120; left alone, ptxas may choose to spill
+        options["maxnreg"] = 168 if d % 16 == 0 else 255
+    return options
 
 
 def _launch(kernel, tensors, cu_seqlens, max_seqlen, heads, p):

@@ -1,4 +1,4 @@
-"""The forward and backward pass of a training step as one CUDA graph: `multitask.py --cuda_graphs`.
+"""The forward and backward pass of a training step as one CUDA graph, on a GPU the default.
 
 A step of BERT-base is several hundred kernels, most of them over in a few microseconds: less than the host needs to
 launch the next one. A CUDA graph is recorded once and then launched as a whole, with no Python and no host in between.
@@ -32,8 +32,8 @@ What is frozen must hold nothing that changes from step to step, and nothing tha
     means, which an empty sentence lacks, teachers, whose part in the loss changes with every step, and torchrun, whose
     processes exchange gradients. `flags.py` refuses these.
 
-On a CPU `GraphedStep` runs the same step without a graph, filling included: that is what the tests can see of it. (The
-flag is refused there.)
+`--cuda_graphs off` turns them off, and the command says which it is. On a CPU `GraphedStep` runs the same step without
+a graph, filling included: that is what the tests can see of it. (The flag is refused there.)
 """
 
 import dataclasses
@@ -59,7 +59,7 @@ def fill(batch, step=STEP):
     ends = (T + extra - longest * torch.arange(fillers - 1, -1, -1, device=device)).clamp(min=T)  # the empty ones first
     return dataclasses.replace(
         batch,
-        ids=torch.cat((batch.ids, zeros)),
+        ids=torch.cat((batch.ids, batch.ids[places % T])),  # not all one word, whose gradient one program sums
         positions=torch.cat((batch.positions, places % batch.max_seqlen)),  # which the model is sure to have
         segments=torch.cat((batch.segments, zeros)),
         cu_seqlens=torch.cat((batch.cu_seqlens, ends.int())),

@@ -16,7 +16,7 @@ if kernels.INTERPRET:
 from bench import launches  # noqa: E402
 from bert import BertConfig  # noqa: E402
 from kernels import compile as ahead  # noqa: E402
-from kernels.launches import record  # noqa: E402
+from kernels.binding import record  # noqa: E402
 
 
 @pytest.mark.parametrize(
