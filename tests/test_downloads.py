@@ -92,7 +92,8 @@ def test_a_folder_that_lacks_something_is_fetched_again(tmp_path, monkeypatch, t
         with open(folder / "model.safetensors", "r+b") as file:
             file.truncate(5000)
     elif left == "no vocabulary":
-        (folder / "vocab.txt").unlink()
+        for name in ("vocab.txt", "tokenizer.json"):
+            (folder / name).unlink()
     elif left is not None:
         for path in folder.iterdir():
             if path.name != left:
