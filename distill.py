@@ -49,7 +49,7 @@ from evaluate import score
 from model import task_loss
 from predict import data_flags, outputs_of
 from sampling import in_fold
-from support import evidence, files
+from support import distributed, evidence, files
 from support.console import UserError
 from support.output_cache import model_digest, model_folder
 from tasks import TASKS
@@ -89,7 +89,8 @@ class Teachers:
         self.weight, self.steps = args.distill_lambda, len(plan)
         examples = {name: splits["train"].examples for name, splits in datasets.items()}
         cuda = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(cuda):  # loading a model draws its first weights: not from the student's numbers
+        # loading a model draws its first weights: not from the student's random numbers
+        with torch.random.fork_rng(cuda), distributed.only_rank_0_warns():
             found = mean_outputs(args.teacher, examples, device)
         metrics = {name: score(TASKS[name], values, examples[name].labels) for name, values in found.items()}
         print("the teachers on the training examples: " + ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
@@ -117,7 +118,7 @@ def mean_outputs(runs, examples, device):
     total, counts = {}, {name: sum(part[name].astype(int) for part in parts) for name in examples}
     for run, rows in zip(runs, parts, strict=True):
         asked = {name: these.take(np.flatnonzero(rows[name])) for name, these in examples.items() if rows[name].any()}
-        print(f"asking {run} about {sum(map(len, asked.values()))} training examples", file=sys.stderr)
+        print(f"{run} speaks of {sum(map(len, asked.values()))} training examples", file=sys.stderr)
         for name, values in outputs_of(run, asked, "train", device).items():
             total.setdefault(name, np.zeros((len(examples[name]), *values.shape[1:])))  # float64
             total[name][rows[name]] += values

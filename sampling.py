@@ -91,7 +91,9 @@ def in_fold(ids, fold):
 
     Args: ids, n str; fold, "K/N", K = 1 .. N, or None for none. Returns bool (n,).
     """
-    k, n = map(int, (fold or "0/1").split("/"))
+    if fold is None:
+        return np.zeros(len(ids), bool)
+    k, n = map(int, fold.split("/"))
     return np.array([int(hashlib.sha256(i.encode()).hexdigest(), 16) % n == k - 1 for i in ids])
 
 
