@@ -131,6 +131,8 @@ def speakers(runs, examples):
     Raises UserError for a folder that can be no teacher, for teachers with a fold beside teachers without, and for
     examples of which nobody speaks.
     """
+    if len({Path(run).resolve() for run in runs}) < len(runs):
+        raise UserError("--teacher names a run twice; name each of them once")
     folds = [fold_of(run) for run in runs]
     if None in folds and any(folds):
         seen, other = runs[folds.index(None)], runs[next(i for i, fold in enumerate(folds) if fold)]
