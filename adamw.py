@@ -8,8 +8,8 @@ With gradient g at a parameter's step t = 1, 2, ..., learning rate lr, weight de
     θ ← θ - lr · wd · θ              weight decay, decoupled from the gradient; none on biases and LayerNorms
     θ ← θ - lr · m̂ / (√v̂ + ε)        m̂ = m / (1 - β₁ᵗ), v̂ = v / (1 - β₂ᵗ)
 
-m and v start at 0, so early values are too small; dividing by 1 - βᵗ corrects that. First of all, one norm is
-taken over all gradients of the step. If it exceeds `clip`, g is scaled down to it.
+m and v start at 0, so early values are too small; dividing by 1 - βᵗ corrects that. Before all this, one norm is taken
+over all gradients of the step. If it exceeds `clip`, every g is multiplied by clip / norm.
 
 The parameters, gradients, m and v of a group each live in ONE flat tensor, of which the model's own tensors become
 views. The update is a handful of element-wise operations on 23 million numbers (MiniLM), so its speed is that of
@@ -97,9 +97,9 @@ class AdamW:
             root = math.sqrt(1 - b2 ** self.steps[name])
             step_size = rate * root / (1 - b1 ** self.steps[name])
             for flat in self.groups[name]:
-                shrink = 1 - rate * self.weight_decay if flat.decay else 1.0
+                decay = 1 - rate * self.weight_decay if flat.decay else 1.0
                 tensors = flat.param, flat.grad, flat.m, flat.v
-                updates.append(Update(*tensors, step_size, self.eps * root, shrink, flat.copy))
+                updates.append(Update(*tensors, step_size, self.eps * root, decay, flat.copy))
         return adamw(updates, self.clip, self.betas) if updates else torch.zeros(())
 
     def state_dict(self):

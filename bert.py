@@ -11,12 +11,12 @@ H). LN is LayerNorm. `adapter` is a small network that a method may add in paral
 layer (`pals.py` has one); without it this is plain BERT. T is the number of tokens in the batch, B of sequences, H the
 hidden size, L the number of layers. `kernels/plain.py` defines every operation that is called here.
 
-Three things stand here otherwise than in the formulas or in other implementations. The results are the same:
+Three things differ from the formulas or from other implementations. The results are the same:
 
-  * query, key and value are one matrix (3H, H) instead of three, so one larger product instead of three; * `add_norm`
-  adds the bias of the product before it, in the same pass over memory as dropout, residual and LayerNorm; * where the
-  caller needs only the [CLS] rows, the last layer computes only those (`Layer.forward_cls`): 1/6 of the work
-    of MiniLM is for rows that nobody reads.
+  * query, key and value are one matrix (3H, H) instead of three, so one larger product instead of three;
+  * `add_norm` adds the bias of the product before it, in one pass over memory with dropout, residual and LayerNorm;
+  * where the caller needs only the [CLS] rows, the last layer computes only those (`Layer.forward_cls`). That saves 1/6
+    of the work of MiniLM.
 """
 
 from dataclasses import asdict, dataclass, fields
@@ -226,4 +226,4 @@ class Bert(nn.Module):
 def sentence_means(h, batch):
     """h (T, H), hidden states of a `Batch` of B sequences -> float32 (B, H), the mean of each sequence's rows."""
     lengths = batch.cu_seqlens.diff().long()
-    return torch.segment_reduce(h.float(), "mean", lengths=lengths, unsafe=True)  # unsafe: no wait for a check
+    return torch.segment_reduce(h.float(), "mean", lengths=lengths, unsafe=True)  # a check would wait for the GPU

@@ -4,7 +4,7 @@
     pearson r    cov(x, y) / (std(x) std(y))                            sts
     dev score    mean over the tasks of accuracy, or of (1 + r) / 2
 
-For example sst 0.454, para 0.625 and r = 0.546 for sts: (0.454 + 0.625 + 0.773) / 3 = 0.617.
+For example sst 0.454, para 0.625 and r = 0.546 for sts, which counts as 0.773: (0.454 + 0.625 + 0.773) / 3 = 0.617.
 
 A model that gives one and the same answer to everything can have a respectable accuracy (0.625 on Quora): `score`
 says so when it sees it.

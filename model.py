@@ -1,9 +1,9 @@
 """The model: one encoder, a head per task, and what each task's loss is.
 
 A sentence is encoded to the pooled [CLS] vector. A pair goes through the encoder in one sequence [CLS] a [SEP] b [SEP]
-(`--pair_encoding joint`), where each word can look at the words of the other sentence, or each sentence goes alone, the
-two vectors then side by side (`siamese`). A head per task (two feed-forward layers with GELU and dropout, then a linear
-layer) makes of what it gets
+(`--pair_encoding joint`, a cross-encoder), where each word can look at the words of the other sentence, or each
+sentence goes alone, the two vectors then side by side (`siamese`, a bi-encoder). A head per task (two feed-forward
+layers with GELU and dropout, then a linear layer) makes of what it gets
 
     sst      5 logits z       cross-entropy           -log softmax(z)[label]
     para     1 logit z        binary cross-entropy    -log σ(z) if label = 1, -log(1 - σ(z)) if 0
@@ -12,16 +12,18 @@ layer) makes of what it gets
 An encoder like MiniLM was pretrained to compare sentences by the mean of their hidden states (Reimers & Gurevych,
 2019). Before fine-tuning that mean holds more than [CLS] does. With `--use_means`
 
-  * the head of a task about one sentence reads both; the mean is first normalized over its H entries (mean 0,
-    variance 1);
+  * the head of a task about one sentence reads [CLS] and the mean side by side (2H), the mean brought to mean 0 and
+    variance 1 over its H numbers;
   * a task that predicts a number for a pair (sts) encodes its sentences in one sequence and alone, and predicts twice,
 
         z_1 = head([CLS] of the one sequence)        z_2 = s cos(u, v)        u and v the means of the two alone
 
-    where s is learned, from the largest label on. The loss is the mean of both squared errors, the prediction the mean
-    of z_1 and z_2. (Were their sum fitted to the label, little would be left for the head to learn.)
+    where s is a learned scalar that starts at the largest label, 5. The loss is the mean of both squared errors, the
+    prediction the mean of both numbers. (With the loss of their mean, z_2 would explain most of the label, and the head
+    would learn little.)
 
-All rows of the last layer are needed then, and an STS pair takes over twice the time.
+`make train` uses this on the sample data. All rows of the last layer are needed then, and an STS pair takes over twice
+the time.
 
 With `--use_pals` each task also has a small part of every layer of the encoder (`pals.py`).
 """

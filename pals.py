@@ -1,6 +1,7 @@
 """Projected attention layers, PALs (Stickland & Murray, 2019, section 3.2): a small part of every layer for each task.
 
-Beside the feed-forward half of each BERT layer, a task adds a narrow self-attention of its own,
+Beside the feed-forward half of each BERT layer, a task adds a narrow self-attention of its own, its task-specific
+function TS:
 
     layer(h) = LN(h_att + FFN(h_att) + TS(h)),        TS(h) = V_D SA(V_E h)         h_att, FFN and LN as in `bert.py`
 
@@ -12,15 +13,15 @@ Beside the feed-forward half of each BERT layer, a task adds a narrow self-atten
 where h (T, H) is the layer's input (not h_att); V_E and V_D act on each token's row. TS is the `adapter` of `bert.py`.
 
 V_D starts at zero, so TS(h) = 0: a model to which PALs were just added computes bit for bit what it did before
-(outside training: in training PALs draw dropout masks of their own). The gradient is not zero. With dX the gradient of
-the loss with respect to X, and t the token, dV_D = Σ_t dTS_t SA(V_E h)_tᵀ. In the first step only V_D has a gradient.
-Once V_D is not zero, the other matrices have one too.
+(outside training: in training PALs draw dropout masks of their own). The gradient is not zero: that of V_D is the
+outer product of the gradient that comes in and SA(V_E h), summed over the tokens. The gradients of all other matrices
+pass through V_D. So in the first step only V_D (and its bias) has a gradient, and from the second step on all have one.
 
 They train at `--pal_lr`, by default the encoder's 1e-4. At the rate of the heads, 1e-3, two maps that act in all layers
 at once move too far: the similarity task then predicts the same number for every pair (r = -0.04 instead of 0.8).
 
 The authors' released code differs in two places: it has 6 heads of size 34, and a GELU after V_D. Ours has the 12 heads
-of size 17 of the work that this project re-creates, and no GELU there, as in the paper's formula.
+of size 17 of the report that this project re-creates (README.md), and no GELU there, as in the paper's formula.
 
 What it costs for bert-base, per task. With the biases that the authors' code has in all five maps:
 

@@ -4,9 +4,9 @@ PCA turns the n points x_i so that the first coordinate has the largest variance
 left, and so on. With C = Σ_i (x_i - mean)(x_i - mean)ᵀ / (n - 1), the variance along a unit vector v is vᵀ C v, and the
 vectors wanted are the eigenvectors of C with the largest eigenvalues.
 
-t-SNE (van der Maaten & Hinton, 2008) keeps neighbours together instead, wherever that leaves the rest. How likely x_i
-is to pick x_j as its neighbour, p_j|i, made symmetric as p_ij, is one distribution over all pairs; how near the points
-y_i of the map are, q_ij, is another:
+t-SNE (van der Maaten & Hinton, 2008) keeps neighbours together instead, wherever that leaves the rest. p_j|i says how
+likely x_i is to pick x_j as its neighbour; p_ij is the same for a pair. q_ij says how near two points y_i and y_j of
+the map are. Both p and q are distributions over all pairs:
 
     p_j|i = e^{-β_i ‖x_i - x_j‖²} / Σ_{k≠i} e^{-β_i ‖x_i - x_k‖²}      p_ij = (p_j|i + p_i|j) / 2n
     q_ij  = (1 + ‖y_i - y_j‖²)^-1 / Σ_{k≠l} (1 + ‖y_k - y_l‖²)^-1      Student-t: its long tail leaves room in the map
@@ -75,9 +75,7 @@ def kl_gradient(p, y):
     near += 1
     np.reciprocal(near, out=near)
     np.fill_diagonal(near, 0)
-    w = near * (-1 / near.sum())  # -q
-    w += p
-    w *= near
+    w = (p - near / near.sum()) * near  # (p - q) times the last factor
     return 4 * (w.sum(1, keepdims=True) * y - w @ y)
 
 
@@ -87,10 +85,10 @@ def tsne(x, perplexity=30, iterations=750, exaggeration=12, early=250, seed=0):
     x is first reduced to 50 principal components. The first two of them, made small, are the start, which gives the map
     a global order that random starts lack (Kobak & Berens, 2019); the seed's noise, smaller still, separates what
     coincides. For the first `early` steps P is multiplied by `exaggeration`, so that clusters form tight and can pass
-    each other. Momentum is 0.5 in these and 0.8 after. Each coordinate has a gain on its step, which grows by 0.2
-    while the step goes on downhill and shrinks by a factor 0.8 when it turns (Jacobs, 1988), as in van der Maaten's
-    code. The learning rate is n / exaggeration (Belkina et al., 2019), over 4 because they leave the gradient's 4 out,
-    and at least 50.
+    each other. Momentum is 0.5 in these and 0.8 after. Each coordinate has a gain on its step, which grows by 0.2 while
+    the step goes on downhill and shrinks by a factor 0.8 when it turns (Jacobs, 1988), as in van der Maaten's code. The
+    learning rate is n / exaggeration (Belkina et al., 2019), divided by 4 since their gradient omits the factor 4, and
+    at least 50.
     """
     n = len(x)
     x = pca(x, min(50, np.shape(x)[1]))

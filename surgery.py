@@ -10,11 +10,12 @@ where g_i · g_j < 0: a step along one undoes the other. Each g_i is then projec
 
 The parameters of a head or of PALs belong to one task. No other task has a gradient there, so they keep their own.
 
-Every p is a sum of the n = 3 gradients, p = Σ_k c_k g_k, so three coefficients c_k stand for it:
+Every p is a sum of the n = 3 gradients, p = Σ_k c_k g_k. So p is stored as three numbers c_k, never as a vector of 110
+million. With the Gram matrix G_ij = g_i · g_j,
 
-    p · g_j = Σ_k c_k G_kj            p ← p - a g_j   is   c_j ← c_j - a            G_ij = g_i · g_j
+    p · g_j = Σ_k c_k G_kj            p ← p - a g_j   is   c_j ← c_j - a
 
-The gradients themselves, 110 million entries each, are read only for the Gram matrix G and for the final sum.
+The gradients themselves are read only for G and for the final sum.
 
 A task that has nothing left to learn has gradients so small that their products underflow in float32: G_jj is then 0,
 or has lost its digits, and must not divide. Products are taken in float64 where any G_jj is below `TINY`.
@@ -57,7 +58,7 @@ def gram_matrix(gradients):
     """G (n, n), float64. Args: gradients, of each task a list of flat float32 tensors."""
     n = len(gradients)
     gram = np.zeros((n, n))
-    for dtype in (torch.float32, torch.float64):
+    for dtype in (torch.float32, torch.float64):  # float64 only where float32 underflows
         for i, j in itertools.combinations_with_replacement(range(n), 2):
             parts = zip(gradients[i], gradients[j], strict=True)
             gram[i, j] = gram[j, i] = sum(torch.dot(a.to(dtype), b.to(dtype)).item() for a, b in parts)

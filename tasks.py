@@ -1,7 +1,7 @@
 """The task table; task files -> examples -> batches.
 
 A task is one row of `TASKS` and three files, `train`, `dev` and `test`: tab-separated, a header line first, quoted as
-CSV is, the first column an unnamed index. A fourth task is a fourth row.
+CSV is. Columns are found by their names, and other columns are ignored. A fourth task is a fourth row.
 """
 
 import hashlib

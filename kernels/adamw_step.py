@@ -99,6 +99,6 @@ def adamw(updates, clip, betas):
     options = LAUNCH | {"PARTS_PAD": triton.next_power_of_2(len(partial))}
     for u in updates:
         n, (b1, b2) = u.param.numel(), betas
-        numbers = (n, len(partial), clip, u.rate, u.eps, u.shrink, b1, b2, 1 - b1, 1 - b2)
+        numbers = (n, len(partial), clip, u.step_size, u.eps, u.decay, b1, b2, 1 - b1, 1 - b2)
         _update[(triton.cdiv(n, block),)](*u[:4], u.copy, partial, norm, *numbers, **options)
     return norm

@@ -6,7 +6,8 @@ compare each of them with this file. `--kernels plain` runs the whole project on
 autograd derives it.
 
 Letters: a packed batch has T tokens, of B sequences (a sentence, or a pair of them in one sequence). Each token has H
-numbers, or 4 H inside the feed-forward layer. C is the number of logits of an example.
+numbers, F of them inside the feed-forward layer (usually 4 H). V is the size of the vocabulary, C the number of logits
+of an example.
 """
 
 from typing import NamedTuple
@@ -63,9 +64,9 @@ def embed(ids, positions, segments, tables, norm):
 def attention(qkv, cu_seqlens, max_seqlen, heads, p=0.0):
     """Self-attention (Vaswani et al., 2017, section 3.2), each token to the tokens of its own sequence.
 
-    Args: qkv (T, 3H), query, key and value of each token side by side, the heads side by side in each; cu_seqlens
-    (B + 1,), where each sequence starts, and T; max_seqlen, tokens of the longest; p, the dropout probability.
-    Returns (T, H): in each head, softmax(q kᵀ / √d) v.
+    Args: qkv (T, 3H), query, key and value of each token side by side, the heads side by side in each; cu_seqlens (B +
+    1,), where each sequence starts, and T; max_seqlen, tokens of the longest (only other forms need it); p, the dropout
+    probability. Returns (T, H): in each head, softmax(q kᵀ / √d) v.
     """
     T, H = len(qkv), qkv.shape[1] // 3
     d = H // heads  # numbers of a head
@@ -121,15 +122,20 @@ class Update(NamedTuple):
     grad: torch.Tensor
     m: torch.Tensor
     v: torch.Tensor
-    rate: float  # the learning rate with the bias corrections in it
-    eps: float  # ε times √(1 - β₂ᵗ), for the same reason
-    shrink: float  # 1 - lr · weight decay
+    step_size: float  # lr √(1 - β₂ᵗ) / (1 - β₁ᵗ)
+    eps: float  # ε √(1 - β₂ᵗ)
+    decay: float  # 1 - lr · weight decay
     copy: torch.Tensor | None = None  # (n,) 16-bit: takes the new parameters, rounded (`kernels/weight_gradients.py`)
 
 
 def adamw(updates, clip, betas):
-    """One step in place (Loshchilov & Hutter, 2019, algorithm 2). Args: updates, a list of `Update`; clip, the largest
-    norm of all their gradients together, 0 for no limit; betas, (β₁, β₂). Returns that norm before clipping, ().
+    """One step of AdamW in place (Loshchilov & Hutter, 2019, algorithm 2): with g scaled down to the norm `clip`,
+
+        m ← β₁ m + (1 - β₁) g        v ← β₂ v + (1 - β₂) g²        θ ← decay · θ - step_size · m / (√v + eps)
+
+    `adamw.py` shows that this is the textbook's step: its bias corrections are in step_size and eps. Args: updates, a
+    list of `Update`; clip, the largest norm of all their gradients together, 0 for no limit; betas, (β₁, β₂). Returns
+    that norm before clipping, ().
     """
     norm = torch.sqrt(sum((u.grad**2).sum() for u in updates))
     scale = torch.clamp(clip / (norm + 1e-6), max=1.0) if clip else 1.0
@@ -137,7 +143,7 @@ def adamw(updates, clip, betas):
         g = u.grad * scale
         u.m.copy_(betas[0] * u.m + (1 - betas[0]) * g)
         u.v.copy_(betas[1] * u.v + (1 - betas[1]) * g**2)
-        u.param.copy_(u.shrink * u.param - u.rate * u.m / (torch.sqrt(u.v) + u.eps))
+        u.param.copy_(u.decay * u.param - u.step_size * u.m / (torch.sqrt(u.v) + u.eps))
         if u.copy is not None:
             u.copy.copy_(u.param)
     return norm

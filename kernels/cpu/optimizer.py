@@ -25,7 +25,7 @@ def adamw(updates, clip, betas):
             m.lerp_(g, 1 - b1)
             v.mul_(b2).addcmul_(g, g, value=1 - b2)
             denominator = torch.clamp(v, min=TINY, out=buffer[: len(v)]).sqrt_().add_(u.eps)
-            if u.shrink != 1:
-                p.mul_(u.shrink)
-            p.addcdiv_(m, denominator, value=-u.rate)
+            if u.decay != 1:
+                p.mul_(u.decay)
+            p.addcdiv_(m, denominator, value=-u.step_size)
     return norm
