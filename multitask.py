@@ -41,7 +41,7 @@ from support import distributed, flags, run_folder
 from support.console import UserError, command, table
 from support.cuda_graphs import GraphedStep
 from support.downloads import find_model
-from support.loss_scaling import LossScaler
+from support.loss_scaling import scaler_for
 from support.training_run import TrainingRun
 from surgery import Surgery
 from tasks import SPLITS, TASKS, fingerprint, load_data
@@ -94,7 +94,7 @@ class Training:
         self.optimizer = AdamW(model.parameter_groups(), weight_decay=args.weight_decay, clip=args.clip)
         self.smart = Smart(model, self.optimizer, args) if args.use_smart else None
         self.surgery = Surgery(self.optimizer, args.seed) if args.gradient_surgery else None
-        self.scaler = LossScaler.where_needed(self.device)
+        self.scaler = scaler_for(self.device)
         self.graphed = graphed_step(model, self.optimizer, self.scaler) if args.cuda_graphs else None
         self.teachers = Teachers(args, datasets, training_plan(args, datasets), self.device) if args.teacher else None
 
@@ -119,7 +119,7 @@ class Training:
         distributed.sum_gradients(self.optimizer, [group for group in rates if group != "shared" or not self.surgery])
         conflicts = {"conflicts": self.surgery.combine(step)} if self.surgery else {}
         values = {"losses": losses, "penalties": penalties} | conflicts
-        if self.scaler and not self.scaler.unscale(self.optimizer.flats(rates)):
+        if not self.scaler.unscale(self.optimizer.flats(rates)):
             return values  # a gradient beyond float16: the step is skipped
         values["norm"] = self.optimizer.step({group: rate * factor for group, rate in rates.items()})
         if self.smart:
@@ -128,7 +128,7 @@ class Training:
 
     def state(self):
         """The tensors beside model and optimizer that a resumed run needs, by name."""
-        return (self.smart.state() if self.smart else {}) | (self.scaler.state() if self.scaler else {})
+        return (self.smart.state() if self.smart else {}) | self.scaler.state()
 
     def data(self):
         """Texts that change with any training example and with any teacher, by name."""
@@ -155,8 +155,7 @@ class Training:
         else:
             total = loss = loss_of(task, logits_of(self.model, name, batch), labels)
             penalties = {}
-        total = total * weight
-        (self.scaler.scaled(total) if self.scaler else total).backward()
+        self.scaler.scaled(total * weight).backward()
         return loss.detach() * weight, {key: value.detach() * weight for key, value in penalties.items()}
 
 

@@ -46,7 +46,7 @@ from kernels import precision
 from support import corpora, distributed, flags, run_folder
 from support.console import command, table
 from support.downloads import find_model
-from support.loss_scaling import LossScaler
+from support.loss_scaling import scaler_for
 from support.safetensors import write_safetensors
 from support.training_run import TrainingRun
 from tasks import TASKS, data_path, read_examples
@@ -138,25 +138,23 @@ def assess(model, tokenizer, examples, max_tokens):
 # ----- training
 
 
-def training_step(args, step, factor, rows, model, optimizer, tokenizer, scaler=None):
+def training_step(args, step, factor, rows, model, optimizer, tokenizer, scaler):
     """One step on B rows of a corpus, at `factor` times the peak learning rate: what `TrainingRun.record` takes."""
     distributed.seed_step(args.seed, step)
     model.train()
-    device, lr = model.bert.word.weight.device, args.lr * factor
-    shard = distributed.shard(rows)
-    batch = views(shard, tokenizer, args).to(device)
+    device, lr, shard = model.bert.word.weight.device, args.lr * factor, distributed.shard(rows)
     with precision.autocast(device):
-        h = model(batch)
+        h = model(views(shard, tokenizer, args).to(device))
     h, h_alike, *h_hard = (distributed.gather(part) for part in h.split(len(shard)))  # (B, H) each
     loss = contrastive_loss(h, h_alike, args.tau, args.negatives, *h_hard)
     optimizer.zero_grad()
-    (scaler.scaled(loss) if scaler else loss).backward()
+    scaler.scaled(loss).backward()
     distributed.sum_gradients(optimizer, None)
     # every process has the loss of the whole batch, and `record` sums over the processes
     values = {"losses": {"loss": loss.detach() / distributed.world()}, "lr": lr}
-    if scaler and not scaler.unscale(optimizer.flats()):
-        return values  # a gradient beyond float16: the step is skipped
-    return values | {"norm": optimizer.step(dict.fromkeys(optimizer.groups, lr))}
+    if scaler.unscale(optimizer.flats()):
+        values["norm"] = optimizer.step(dict.fromkeys(optimizer.groups, lr))
+    return values
 
 
 def train(args, model, config, tokenizer, corpus, examples):
@@ -166,16 +164,14 @@ def train(args, model, config, tokenizer, corpus, examples):
     """
     optimizer = AdamW({"shared": list(model.named_parameters())}, weight_decay=args.weight_decay, clip=args.clip)
     plan = corpora.CorpusPlan(len(corpus), args.batch_size, args.epochs, args.seed)
-    scaler = LossScaler.where_needed(model.bert.word.weight.device)
-    extra = scaler.state() if scaler else None
+    scaler = scaler_for(model.bert.word.weight.device)
     save = lambda folder: save_encoder(model.bert, config, tokenizer, folder)  # noqa: E731
-    data = corpora.fingerprint(corpus)
-    with TrainingRun(args, plan, model, optimizer, data=data, save_model=save, extra=extra, best="encoder") as run:
+    state = {"data": corpora.fingerprint(corpus), "extra": scaler.state(), "best": "encoder"}
+    with TrainingRun(args, plan, model, optimizer, save_model=save, **state) as run:
         found = run.position  # saved with the run
         found["before"] = found.get("before") or assess(model, tokenizer, examples, args.max_tokens)
         for step, _, indices in run.steps():
-            factor = linear_schedule(step - 1, len(plan), args.warmup)
-            rows = [corpus[i] for i in indices]
+            factor, rows = linear_schedule(step - 1, len(plan), args.warmup), [corpus[i] for i in indices]
             run.record(training_step(args, step, factor, rows, model, optimizer, tokenizer, scaler))
             if run.epoch_ends:
                 found["after"] = assess(model, tokenizer, examples, args.max_tokens)

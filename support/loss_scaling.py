@@ -29,11 +29,6 @@ class LossScaler:
         self.good = torch.zeros((), dtype=torch.int64)  # good steps since S changed
         self.grow_after = grow_after
 
-    @classmethod
-    def where_needed(cls, device):
-        """A `LossScaler` where this device multiplies in float16, else None."""
-        return cls(device) if precision.half_dtype(device) == torch.float16 else None
-
     def state(self):
         """The tensors that a resumed run needs, by name. Not copies: writing to them sets the state."""
         return {"loss_scale": self.scale, "loss_scale.good_steps": self.good}
@@ -61,3 +56,21 @@ class LossScaler:
             self.scale.mul_(2)
             self.good.zero_()
         return True
+
+
+class NoScaling:
+    """The same for float32 and bfloat16, which need no scale: S = 1, and every step is taken."""
+
+    def state(self):
+        return {}
+
+    def scaled(self, loss):
+        return loss
+
+    def unscale(self, flats):
+        return True
+
+
+def scaler_for(device):
+    """A `LossScaler` where this device multiplies in float16, else `NoScaling`."""
+    return LossScaler(device) if precision.half_dtype(device) == torch.float16 else NoScaling()

@@ -8,7 +8,7 @@ import kernels
 import multitask
 from kernels import precision
 from support import flags
-from support.loss_scaling import LossScaler
+from support.loss_scaling import LossScaler, scaler_for
 
 CPU = torch.device("cpu")
 
@@ -28,7 +28,7 @@ def test_each_card_gets_what_it_can_do(capability, dtype, triton, words):
     with precision.pretend(capability):
         assert precision.half_dtype(CPU) == dtype and precision.runs_triton(CPU) == triton
         assert precision.describe(CPU).startswith(words)
-        assert (LossScaler.where_needed(CPU) is not None) == (dtype == torch.float16)
+        assert isinstance(scaler_for(CPU), LossScaler) == (dtype == torch.float16)
         with precision.autocast(CPU):
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == (dtype or torch.float32)
 
