@@ -2,7 +2,7 @@
 
     plain    plain.py    the definition, a few lines of PyTorch each: read these; `--kernels plain` runs them
     cpu      cpu/        the same numbers on a CPU, faster
-    gpu      triton_forms.py      the same numbers on a GPU: fused Triton kernels, a file each
+    gpu      fused.py    the same numbers on a GPU: fused Triton kernels, a file each
 
 `forms_of(x)` chooses by where the tensor x lives. Everything else in this file is the list of names. `plain.py` says
 what each operation takes and returns.
@@ -41,9 +41,9 @@ def forms_of(x):
 
 @functools.cache
 def triton_forms():
-    """The module `triton_forms.py`, or None where Triton is not installed. Imported when a tensor first asks for it."""
+    """The module `fused.py`, or None where Triton is not installed. Imported when a tensor first asks for it."""
     try:
-        return importlib.import_module("kernels.triton_forms")
+        return importlib.import_module("kernels.fused")
     except ImportError:
         return None
 

@@ -53,7 +53,7 @@ LENGTHS = (12, 24, 60, 512)  # tokens of the longest sentence
 
 def calls(dtype):
     """All operations in all shapes: (name, a function without arguments that calls it forward and backward)."""
-    from kernels import triton_forms as gpu
+    from kernels import fused as gpu
 
     bounds = torch.zeros(SENTENCES + 1, dtype=torch.int32)
     labels = torch.empty(SENTENCES)

@@ -1,7 +1,7 @@
 """Every operation of the model in plain PyTorch: what it means, before anything makes it fast.
 
 The model calls these operations by name (`from kernels import attention`), and `kernels/__init__.py` chooses the form
-that runs: this one, the CPU's (`cpu/`) or a GPU's (`triton_forms.py`). All forms give the same numbers to rounding; the
+that runs: this one, the CPU's (`cpu/`) or a GPU's (`fused.py`). All forms give the same numbers to rounding; the
 tests compare each of them with this file. `--kernels plain` runs the whole project on it. There is no backward pass to
 read: autograd derives it.
 
