@@ -28,7 +28,7 @@ from kernels import adamw, copy_for_products, keep_copies
 from kernels.plain import Update
 
 
-class Flat:
+class FlatParameters:
     """Parameters in one flat float tensor, with their flat gradient, m and v."""
 
     def __init__(self, named, decay):
@@ -73,15 +73,15 @@ class AdamW:
             named = [(name, p) for name, p in named if p.requires_grad]
             matrices = [(name, p) for name, p in named if p.dim() >= 2]
             vectors = [(name, p) for name, p in named if p.dim() < 2]  # biases, LayerNorms
-            self.groups[group] = [Flat(part, part is matrices) for part in (matrices, vectors) if part]
+            self.groups[group] = [FlatParameters(part, part is matrices) for part in (matrices, vectors) if part]
             self.steps[group] = 0
 
-    def flats(self, groups=None):
-        """The `Flat`s of the named groups (None: of all)."""
+    def flat_parameters(self, groups=None):
+        """The `FlatParameters`s of the named groups (None: of all)."""
         return [flat for name in (self.groups if groups is None else groups) for flat in self.groups[name]]
 
     def zero_grad(self):
-        for flat in self.flats():
+        for flat in self.flat_parameters():
             flat.grad.zero_()
 
     @torch.no_grad()
@@ -105,7 +105,7 @@ class AdamW:
     def state_dict(self):
         """(tensors by name, step counts by group): all that a resumed run needs. The tensors are views, not copies."""
         tensors = {}
-        for flat in self.flats():
+        for flat in self.flat_parameters():
             for kind in ("m", "v"):
                 views = flat.views(getattr(flat, kind))
                 tensors |= {f"{kind}.{name}": view for name, view in zip(flat.names, views, strict=True)}
@@ -120,7 +120,7 @@ class AdamW:
     def resume(self, steps):
         """Call where m, v and the parameters were set in place. Args: steps, the step counts that belong to them."""
         self.steps = dict(steps)
-        for flat in self.flats():
+        for flat in self.flat_parameters():
             flat.refresh_copy()
 
 

@@ -32,10 +32,9 @@ from kernels import (
     dropout,
     dropout_seeds,
     embed,
-    feed_forward_and_input,
+    feed_forward,
     layer_norm,
     linear,
-    linear_and_input,
 )
 from support.checks import read_bert_config
 from support.files import write_json
@@ -134,7 +133,7 @@ class Layer(nn.Module):
     def forward(self, h, batch, adapted=None):
         """h (T, H) -> (T, H). Args: batch, the `Batch`; adapted, what an adapter makes of h, (T, H), or None."""
         p = self.p_attention if self.training else 0.0
-        qkv, h = linear_and_input(h, self.qkv.weight, self.qkv.bias)  # (T, 3H), and h again
+        qkv = self.qkv(h)  # (T, 3H)
         a = attention(qkv, batch.cu_seqlens, batch.max_seqlen, self.heads, p)  # (T, H)
         return self.after_attention(a, h, adapted)
 
@@ -152,7 +151,7 @@ class Layer(nn.Module):
         p = self.p_hidden if self.training else 0.0
         a = linear(a, self.attention_output.weight)  # (n, H), its bias comes with `add_norm`
         h_att = add_norm(a, self.attention_output.bias, h, self.attention_norm, p)  # (n, H)
-        f, h_att = feed_forward_and_input(h_att, self.up.weight, self.up.bias, self.down.weight)  # (n, H) each
+        f = feed_forward(h_att, self.up.weight, self.up.bias, self.down.weight)  # (n, H)
         return add_norm(f, self.down.bias, h_att, self.output_norm, p, adapted)  # (n, H)
 
 
@@ -185,7 +184,7 @@ class Bert(nn.Module):
         [CLS] rows are wanted. Returns (T, H), or (B, H).
         """
         h = dropout(x, self.config.hidden_dropout_prob if self.training else 0.0)
-        with dropout_seeds(h):
+        with dropout_seeds(h):  # on a GPU one draw seeds the masks of all layers
             for i, layer in enumerate(self.layers):
                 adapted = None if adapter is None else adapter(i, h, batch)
                 last = i + 1 == len(self.layers)
@@ -217,13 +216,13 @@ class Bert(nn.Module):
         )
         return bert
 
-    def save(self, folder):
-        """Writes `config.json` and `model.safetensors`, which `transformers` opens as a `BertModel`."""
-        self.config.save(folder)
+    def save(self, folder, config=None):
+        """Writes `config.json` (of `config`, or its own) and `model.safetensors`, for `transformers`."""
+        (config or self.config).save(folder)
         write_safetensors(Path(folder) / "model.safetensors", to_huggingface_names(self.state_dict()), {"format": "pt"})
 
 
-def sentence_means(h, batch):
+def sequence_means(h, batch):
     """h (T, H), hidden states of a `Batch` of B sequences -> float32 (B, H), the mean of each sequence's rows."""
     lengths = batch.cu_seqlens.diff().long()
     return torch.segment_reduce(h.float(), "mean", lengths=lengths, unsafe=True)  # a check would wait for the GPU

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluate import METRICS, decide, dev_score, score, write_predictions
+from evaluate import METRICS, dev_score, score, to_predictions, write_predictions
 from predict import examples_of, outputs_of
 from soup import make_soup
 from support import flags
@@ -40,7 +40,7 @@ TIE = 1e-9  # sums of weights, as shares of Σ W_i, that differ by less are equa
 
 
 def combine(task, values, weights, method):
-    """The outputs of an ensemble, float32, in the shape of one model's, for `evaluate.decide` and `evaluate.score`.
+    """The outputs of an ensemble, float32, in the shape of one model's (`evaluate.model_outputs`).
 
     Args: task, its row in `TASKS`; values, each model's, (n, classes) or (n,); weights, one a model, not negative, not
     all 0; method, "average" or "vote". A vote gives each class's share of the votes, and 1e-6 more to the winner, which
@@ -70,7 +70,7 @@ def combine(task, values, weights, method):
 
 def metric_of(task, values, labels, weights, method):
     """The metric of an ensemble. Arguments as for `combine`, and labels (n,)."""
-    return METRICS[task.metric](decide(task, combine(task, values, weights, method)), labels)
+    return METRICS[task.metric](to_predictions(task, combine(task, values, weights, method)), labels)
 
 
 def choose(task, values, labels, weights, method):
@@ -154,7 +154,7 @@ def held_out(pick, labels, found, method, halvings=10):
             kept = pick(*_rows(labels, found, {name: half[seen] for name, half in halves.items()}))
             gold, values = _rows(labels, found, {name: half[unseen] for name, half in halves.items()})
             for name, task in ((name, TASKS[name]) for name in labels):
-                decided = decide(task, combine_kept(task, values, kept[name], method))
+                decided = to_predictions(task, combine_kept(task, values, kept[name], method))
                 metrics[name].append(METRICS[task.metric](decided, gold[name]))
     return {name: float(np.mean(values)) for name, values in metrics.items()}
 

@@ -64,7 +64,7 @@ def dev_score(metrics):
 
 
 @torch.inference_mode()
-def outputs(model, task, dataset, batch_size=64):
+def model_outputs(model, task, dataset, batch_size=64):
     """The model's output for each example, in the order of the data set.
 
     Returns a float32 array: class probabilities (n, classes) for a classification task (so (n, 2) for `para`), or the
@@ -83,7 +83,7 @@ def outputs(model, task, dataset, batch_size=64):
 
 def dev_metrics(model, datasets):
     """The metric of each task. Args: datasets, {task: labelled DataSet}."""
-    values = {name: outputs(model, TASKS[name], dataset) for name, dataset in datasets.items()}
+    values = {name: model_outputs(model, TASKS[name], dataset) for name, dataset in datasets.items()}
     return {name: score(TASKS[name], values[name], dataset.examples.labels) for name, dataset in datasets.items()}
 
 
@@ -100,14 +100,14 @@ def probabilities(task, logits):
     return torch.softmax(logits, 1)
 
 
-def decide(task, values):
+def to_predictions(task, values):
     """`outputs` -> predictions (n,): the likeliest class, or the value as it is."""
     return values.argmax(1) if task.classes else values
 
 
 def score(task, values, labels):
     """`outputs` and labels (n,) -> the task's metric. Warns on stderr of a model that answers the same to all."""
-    predicted = decide(task, values)
+    predicted = to_predictions(task, values)
     if distributed.rank() == 0 and len(predicted) > 1 and (predicted == predicted[0]).all():
         print(
             f"warning: {task.name} has not learned: it predicts {predicted[0]:.4g} for all {len(predicted)} examples",
@@ -127,7 +127,7 @@ def write_predictions(path, task, ids, values):
     Raises UserError for an id that such a file cannot hold (`tasks.read_examples` reports them).
     """
     lines = [f"id \t {task.output} "]
-    for name, value in zip(ids, decide(task, values), strict=True):
+    for name, value in zip(ids, to_predictions(task, values), strict=True):
         if fault := id_fault(name):
             raise UserError(f"{path} cannot be written: {fault}; give it another id in its task file")
         lines.append(f"{name} , {value:.4f} " if not task.classes else f"{name} , {value} ")

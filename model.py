@@ -35,7 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bert import Bert, Linear, sentence_means
+from bert import Bert, Linear, sequence_means
 from kernels import dropout, linear_gelu, mean_loss, precision
 from pals import Pals
 from support import files
@@ -127,7 +127,7 @@ class MultitaskBert(nn.Module):
         if self.encoding(task) == "both":
             h = self.bert.encode(x, batch, self.adapter(task))  # (T, H), of 3B sequences
             joint = self.bert.pool(h[batch.cls_rows.chunk(3)[0]])  # (B, H)
-            _, u, v = sentence_means(h, batch).chunk(3)  # (B, H) each
+            _, u, v = sequence_means(h, batch).chunk(3)  # (B, H) each
             z_1 = self.heads[task](joint)  # (B, 1)
             z_2 = self.heads[task].scale * F.cosine_similarity(u, v)[:, None]  # (B, 1)
             return torch.cat((z_1, z_2), 1)
@@ -140,7 +140,7 @@ class MultitaskBert(nn.Module):
         """
         if self.options["use_means"] and not TASKS[task].pair:
             h = self.bert.encode(x, batch, self.adapter(task))
-            means = sentence_means(h, batch)
+            means = sequence_means(h, batch)
             return torch.cat((self.bert.pool(h[batch.cls_rows]), F.layer_norm(means, means.shape[1:])), 1)
         pooled = self.bert.pool(self.bert.encode(x, batch, self.adapter(task), cls_only=True))
         return torch.cat(pooled.chunk(2), 1) if self.encoding(task) == "siamese" else pooled

@@ -32,7 +32,7 @@ import kernels
 from adamw import AdamW, linear_schedule
 from bert import Bert, BertConfig
 from distill import Teachers
-from evaluate import dev_metrics, dev_score, majority, outputs, score, write_predictions
+from evaluate import dev_metrics, dev_score, majority, model_outputs, score, write_predictions
 from kernels import precision
 from model import MultitaskBert, logits_of, task_loss
 from sampling import SAMPLINGS, Plan
@@ -119,7 +119,7 @@ class Training:
         distributed.sum_gradients(self.optimizer, [group for group in rates if group != "shared" or not self.surgery])
         conflicts = {"conflicts": self.surgery.combine(step)} if self.surgery else {}
         values = {"losses": losses, "penalties": penalties} | conflicts
-        if not self.scaler.unscale(self.optimizer.flats(rates)):
+        if not self.scaler.unscale(self.optimizer.flat_parameters(rates)):
             return values  # a gradient beyond float16: the step is skipped
         values["norm"] = self.optimizer.step({group: rate * factor for group, rate in rates.items()})
         if self.smart:
@@ -177,7 +177,7 @@ def report(args, model, datasets):
         task = TASKS[name]
         for split in ("dev", "test"):
             if split in splits:
-                values = outputs(model, task, splits[split])  # all processes take part; one writes
+                values = model_outputs(model, task, splits[split])  # all processes take part; one writes
                 path = Path(args.out) / getattr(args, f"{name}_{split}_out")
                 if distributed.rank() == 0:
                     write_predictions(path, task, splits[split].examples.ids, values)

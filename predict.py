@@ -15,7 +15,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from evaluate import decide, outputs
+from evaluate import model_outputs, to_predictions
 from model import MultitaskBert
 from support import evidence, files, run_folder
 from support.console import Parser, UserError, as_utf8, command
@@ -27,15 +27,15 @@ from tasks import SPLITS, TASKS, DataSet, Examples, data_path, fingerprint, load
 SOURCES = ("data", "max_examples", *(f"{task}_{split}" for task in TASKS for split in SPLITS))
 
 
-def describe(model, tokenizer, sentences, others=None):
+def describe(model, tokenizer, sentences, second_sentences=None):
     """What the model says of n sentences, or of n pairs: a list of n str. Runs all tasks of that kind."""
     texts = [[] for _ in sentences]
     for task in TASKS.values():
-        if task.pair != (others is not None):
+        if task.pair != (second_sentences is not None):
             continue
-        examples = Examples([""] * len(sentences), sentences, others, None)
-        values = outputs(model, task, DataSet(examples, tokenizer, model.encoding(task.name)))
-        for text, value, decision in zip(texts, values, decide(task, values), strict=True):
+        examples = Examples([""] * len(sentences), sentences, second_sentences, None)
+        values = model_outputs(model, task, DataSet(examples, tokenizer, model.encoding(task.name)))
+        for text, value, decision in zip(texts, values, to_predictions(task, values), strict=True):
             text.append(f"{task.title or task.label}: {in_words(task, value, decision)}")
     return ["; ".join(text) for text in texts]
 
@@ -117,7 +117,7 @@ def examples_of(runs, data, split):
 
 
 def outputs_of(run, examples, split, device):
-    """What a run's best model says of dev or test: {task: values}, as `evaluate.outputs` gives them.
+    """What a run's best model says of dev or test: {task: values}, as `evaluate.model_outputs` gives them.
 
     Args: examples, {task: Examples}. The model is loaded only for what neither evidence nor cache holds.
     """
@@ -127,7 +127,7 @@ def outputs_of(run, examples, split, device):
     def compute(names):
         model, tokenizer = MultitaskBert.load(model_folder(run))
         data = {name: DataSet(examples[name], tokenizer, model.encoding(name)) for name in names}
-        return {name: outputs(model.to(device), TASKS[name], dataset) for name, dataset in data.items()}
+        return {name: model_outputs(model.to(device), TASKS[name], dataset) for name, dataset in data.items()}
 
     return cached_outputs(run, split, {name: fingerprint(these) for name, these in examples.items()}, compute)
 

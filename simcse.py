@@ -32,7 +32,6 @@ import support.interrupt  # noqa: F401, Ctrl-C is one line from here on
 
 import dataclasses
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -40,18 +39,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from adamw import AdamW, linear_schedule
-from bert import Bert, BertConfig, Linear, initialize, sentence_means
+from bert import Bert, BertConfig, Linear, initialize, sequence_means
 from evaluate import alignment, pearson, ranks, uniformity
 from kernels import precision
 from support import corpora, distributed, flags, run_folder
 from support.console import command, table
 from support.downloads import find_model
 from support.loss_scaling import scaler_for
-from support.safetensors import write_safetensors
 from support.training_run import TrainingRun
 from tasks import TASKS, data_path, read_examples
 from tokenizer import MAX_TOKENS, Tokenizer, pack
-from weights import to_huggingface_names
 
 POSITIVE_ABOVE = 4  # pairs of `sts` with a higher label are the positives of `alignment`, as in Gao et al.
 
@@ -73,7 +70,7 @@ class SentenceEncoder(nn.Module):
         """A `Batch` of B sentences -> float32 embeddings (B, H)."""
         x = self.bert.embed(batch)
         if self.pooling == "mean":
-            return sentence_means(self.bert.encode(x, batch), batch)
+            return sequence_means(self.bert.encode(x, batch), batch)
         h = self.bert.encode(x, batch, cls_only=True)
         if self.training:
             h = torch.tanh(self.projection(h))
@@ -123,7 +120,7 @@ def embeddings(model, tokenizer, sentences, max_tokens, batch_size=64):
 
 def assess(model, tokenizer, examples, max_tokens):
     """Alignment, uniformity and zero-shot correlations on labelled sentence pairs: a dict of floats."""
-    h = embeddings(model, tokenizer, examples.sentences + examples.others, max_tokens)
+    h = embeddings(model, tokenizer, examples.sentences + examples.second_sentences, max_tokens)
     h /= np.maximum(np.linalg.norm(h, axis=1, keepdims=True), 1e-12)
     a, b = np.split(h, 2)
     cosine, alike = (a * b).sum(1), examples.labels > POSITIVE_ABOVE
@@ -152,7 +149,7 @@ def training_step(args, step, factor, rows, model, optimizer, tokenizer, scaler)
     distributed.sum_gradients(optimizer, None)
     # every process has the loss of the whole batch, and `record` sums over the processes
     values = {"losses": {"loss": loss.detach() / distributed.world()}, "lr": lr}
-    if scaler.unscale(optimizer.flats()):
+    if scaler.unscale(optimizer.flat_parameters()):
         values["norm"] = optimizer.step(dict.fromkeys(optimizer.groups, lr))
     return values
 
@@ -181,8 +178,7 @@ def train(args, model, config, tokenizer, corpus, examples):
 
 def save_encoder(bert, config, tokenizer, folder):
     """A folder for `multitask.py --bert`. Args: config, with the dropout that fine-tuning is to use, not SimCSE's."""
-    config.save(folder)
-    write_safetensors(Path(folder) / "model.safetensors", to_huggingface_names(bert.state_dict()), {"format": "pt"})
+    bert.save(folder, config)
     tokenizer.save(folder)
 
 
@@ -241,9 +237,9 @@ def main(argv=None):
 
 
 def print_assessments(**found):
-    """A table of some `assess`, by name."""
-    names = next(iter(found.values()))
-    print(table(["encoder", *names], [[name, *values.values()] for name, values in found.items()]))
+    """A table of what `assess` found, by name."""
+    rows = [[name, *values.values()] for name, values in found.items()]
+    print(table(["encoder", *next(iter(found.values()))], rows))
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ class Smart:
             for name, p in model.named_parameters():
                 if not p.requires_grad:
                     theirs[name].data = p.data  # what does not train is its own average
-            for flat in optimizer.flats():
+            for flat in optimizer.flat_parameters():
                 average = flat.param.clone()
                 for name, view in zip(flat.names, flat.views(average), strict=True):
                     theirs[name].data = view

@@ -71,7 +71,7 @@ class Surgery:
     """PCGrad on the "shared" group of an `AdamW`."""
 
     def __init__(self, optimizer, seed):
-        self.flats = optimizer.flats(("shared",))
+        self.flats = optimizer.flat_parameters(("shared",))
         self.seed = seed
         self.gradients = {}  # task -> its flat gradients in the step so far
 

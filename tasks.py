@@ -99,7 +99,7 @@ class Examples:
 
     ids: list  # n str
     sentences: list  # n str
-    others: list | None  # n str, the second sentences of pairs
+    second_sentences: list | None  # n str, the second sentences of pairs
     labels: np.ndarray | None  # (n,) float32; None where the file has no labels (test)
 
     def __len__(self):
@@ -115,7 +115,7 @@ class Examples:
         """Some of them. Args: rows, their places, (m,) int."""
         pick = lambda values: None if values is None else [values[i] for i in rows]  # noqa: E731
         labels = None if self.labels is None else self.labels[rows]
-        return Examples(pick(self.ids), pick(self.sentences), pick(self.others), labels)
+        return Examples(pick(self.ids), pick(self.sentences), pick(self.second_sentences), labels)
 
 
 def read_examples(path, task, labelled=True):
@@ -174,7 +174,7 @@ def data_path(folder, task, split):
 def fingerprint(examples):
     """A short text that changes with any id, sentence or label: names a data set in a run's records."""
     digest = hashlib.sha256()
-    for column in (examples.ids, examples.sentences, examples.others or []):
+    for column in (examples.ids, examples.sentences, examples.second_sentences or []):
         digest.update("\0".join(column).encode() + b"\1")
     if examples.labels is not None:
         digest.update(examples.labels.tobytes())
@@ -190,10 +190,10 @@ class DataSet:
         """
         self.examples = examples
         self.encoded = []  # one list of n encoded sequences for each sequence that an example has
-        if examples.others is None or pair_encoding != "siamese":
-            self.encoded.append(tokenizer.encode(examples.sentences, examples.others))
-        if examples.others is not None and pair_encoding != "joint":
-            self.encoded += [tokenizer.encode(examples.sentences), tokenizer.encode(examples.others)]
+        if examples.second_sentences is None or pair_encoding != "siamese":
+            self.encoded.append(tokenizer.encode(examples.sentences, examples.second_sentences))
+        if examples.second_sentences is not None and pair_encoding != "joint":
+            self.encoded += [tokenizer.encode(examples.sentences), tokenizer.encode(examples.second_sentences)]
 
     def __len__(self):
         return len(self.examples)

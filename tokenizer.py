@@ -132,20 +132,20 @@ class Tokenizer:
             raise UserError(f"the tokenizer in {folder} has no {token} token; use a BERT-style WordPiece vocabulary")
         return found
 
-    def encode(self, sentences, others=None, max_tokens=MAX_TOKENS):
+    def encode(self, sentences, second_sentences=None, max_tokens=MAX_TOKENS):
         """Sentences, or pairs of sentences, to token ids with [CLS] and [SEP].
 
-        Args: sentences, a list of n str; others, the second sentences or None; max_tokens, at least 3. What is longer
-        than that, or than the model can take, loses tokens at the end; in a pair, at the end of the longer sentence,
-        one by one.
-        Returns a list of n tuples: ids, an int32 array, and the length of segment 0 (up to the first [SEP]).
+        Args: sentences, a list of n str; second_sentences, the second sentences or None; max_tokens, at least 3. What
+        is longer than that, or than the model can take, loses tokens at the end; in a pair, at the end of the longer
+        sentence, one by one. Returns a list of n tuples: ids, an int32 array, and the length of segment 0 (up to the
+        first [SEP]).
         """
         first, max_tokens = self._pieces(sentences), min(max_tokens, self.max_tokens)
-        if others is None:
+        if second_sentences is None:
             encoded = [[self.cls, *a[: max_tokens - 2], self.sep] for a in first]
             return [(np.array(ids, dtype=np.int32), len(ids)) for ids in encoded]
         encoded = []
-        for a, b in zip(first, self._pieces(others), strict=True):
+        for a, b in zip(first, self._pieces(second_sentences), strict=True):
             a, b = truncate_longer_first(a, b, max_tokens - 3)
             encoded.append((np.array([self.cls, *a, self.sep, *b, self.sep], dtype=np.int32), len(a) + 2))
         return encoded

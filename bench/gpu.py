@@ -78,7 +78,7 @@ def main(argv=None):
         lengths = draw_lengths(args, 3, 2, 12)
         setting = Setting(torch.device("cpu"), torch.float32, config, 3, 1, lengths, 16, False)
     else:
-        if kernels.triton_forms() is None or not torch.cuda.is_available():
+        if kernels.triton_backend() is None or not torch.cuda.is_available():
             raise UserError("no GPU with Triton is at hand; --toy runs everything at toy size without one")
         device = torch.device("cuda")
         lengths = draw_lengths(args, 64, 16, 512)

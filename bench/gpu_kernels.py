@@ -116,7 +116,7 @@ def row_forms(setting, T):
         f"gelu {T} x {wide}",
         2 * T * wide,
         5 * T * wide,
-        forms(kernels.triton_forms().bias_gelu, plain_gelu, [new(T, wide), wide_bias]),
+        forms(kernels.triton_backend().bias_gelu, plain_gelu, [new(T, wide), wide_bias]),
     )
 
 
@@ -192,7 +192,7 @@ def bench_kernels(setting):
     measure(kernel, forms, [forward / bandwidth, both / bandwidth])
     n = sum(p.numel() for p in Bert(setting.config).parameters())
     update = Update(*torch.rand(4, n, device=setting.device), 1e-5, 1e-8, 1.0)
-    for name, form in (("Triton", kernels.triton_forms().adamw), ("PyTorch, in blocks", cpu.adamw)):
+    for name, form in (("Triton", kernels.triton_backend().adamw), ("PyTorch, in blocks", cpu.adamw)):
         call = lambda form=form: form([update], 1.0, (0.9, 0.999))  # noqa: E731
         ms = milliseconds(call, setting)
         rows.add(f"adamw {n}", name, "step", ms, on_gpu(call, setting), f"{32 * n / bandwidth / ms:.0%}")

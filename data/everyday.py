@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 
-from evaluate import decide, outputs, pearson
+from evaluate import model_outputs, pearson, to_predictions
 from model import MultitaskBert
 from support import run_folder
 from support.console import Parser, command, table
@@ -36,10 +36,10 @@ def read_list(path):
     return found
 
 
-def ask(model, tokenizer, task, sentences, others):
+def ask(model, tokenizer, task, sentences, second_sentences):
     """The model's predictions (n,) for n sentences or pairs."""
-    examples = Examples([""] * len(sentences), sentences, others if task.pair else None, None)
-    return decide(task, outputs(model, task, DataSet(examples, tokenizer, model.encoding(task.name))))
+    examples = Examples([""] * len(sentences), sentences, second_sentences if task.pair else None, None)
+    return to_predictions(task, model_outputs(model, task, DataSet(examples, tokenizer, model.encoding(task.name))))
 
 
 @command
@@ -49,8 +49,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     model, tokenizer = MultitaskBert.load(run_folder.best_folder(args.run))
     rows = []
-    for name, (expected, sentences, others) in read_list(Path(__file__).with_name("everyday.tsv")).items():
-        said = ask(model, tokenizer, TASKS[name], sentences, others)
+    for name, (expected, sentences, second_sentences) in read_list(Path(__file__).with_name("everyday.tsv")).items():
+        said = ask(model, tokenizer, TASKS[name], sentences, second_sentences)
         if name == "sts":
             right, score = np.abs(said - np.array(expected, float)) < 1.5, pearson(said, np.array(expected, float))
         else:
@@ -58,7 +58,7 @@ def main(argv=None):
             right = right if name == "sst" else said == np.array(expected, int)
             score = float(right.mean())
         for i in np.flatnonzero(~right):
-            print(f"{name}: {said[i]:.3g} instead of {expected[i]}: {sentences[i]} {others[i]}".rstrip())
+            print(f"{name}: {said[i]:.3g} instead of {expected[i]}: {sentences[i]} {second_sentences[i]}".rstrip())
         rows.append([name, len(said), score, GOALS[name], "yes" if score >= GOALS[name] else "no"])
     print(table(["task", "lines", "score", "goal", "reached"], rows))
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import torch
 
 from kernels.triton_tools import jit, tl, triton
-from kernels.weight_gradients import add_sums, linear, linear_and_input
+from kernels.weight_gradients import add_sums, linear
 
 
 @jit
@@ -118,12 +118,6 @@ def linear_gelu(x, weight, bias):
     return bias_gelu(linear(x, weight), bias)
 
 
-def feed_forward_and_input(x, up, bias, down):
-    """`feed_forward` and x itself, see `linear_and_input`."""
-    wide, x = linear_and_input(x, up)
-    return linear(bias_gelu(wide, bias), down), x
-
-
 def feed_forward(x, up, bias, down):
     """The GPU's form of `plain.feed_forward`."""
-    return feed_forward_and_input(x, up, bias, down)[0]
+    return linear(linear_gelu(x, up, bias), down)

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 
 from kernels.adamw_step import adamw
-from kernels.bias_gelu import bias_gelu, feed_forward, feed_forward_and_input, linear_gelu
+from kernels.bias_gelu import bias_gelu, feed_forward, linear_gelu
 from kernels.embedding import embed
 from kernels.flash_attention import attention
 from kernels.losses import mean_loss
 from kernels.random_bits import dropout_seeds
 from kernels.residual_norm import add_norm
-from kernels.weight_gradients import keep_copies, linear, linear_and_input
+from kernels.weight_gradients import keep_copies, linear
 
 __all__ = [
     "adamw",
@@ -26,10 +26,8 @@ __all__ = [
     "dropout_seeds",
     "embed",
     "feed_forward",
-    "feed_forward_and_input",
     "keep_copies",
     "linear",
-    "linear_and_input",
     "linear_gelu",
     "mean_loss",
 ]

@@ -131,22 +131,17 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, dtype):
         ctx.bias = bias
-        ctx.set_materialize_grads(False)
         x_16, w = x.to(dtype), rounded(weight, dtype)
         ctx.save_for_backward(x_16, w, weight)
-        return torch.mm(x_16, w.t()) if bias is None else torch.addmm(rounded(bias, dtype), x_16, w.t()), x
+        return torch.mm(x_16, w.t()) if bias is None else torch.addmm(rounded(bias, dtype), x_16, w.t())
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, dy, residual):
-        """dy (T, out), and the gradient (T, in) that x has from its other use, or None."""
+    def backward(ctx, dy):
         x, w, weight = ctx.saved_tensors
-        if dy is None:
-            return residual, None, None, None
         dy, (needs_x, needs_weight, needs_bias, _) = dy.to(x.dtype), ctx.needs_input_grad
-        dx = dw = db = None
-        if needs_x:
-            dx = _product_and(residual, dy, w)  # (T, in)
+        dx = torch.mm(dy, w) if needs_x else None  # (T, in)
+        dw = db = None
         if needs_weight:
             (target,), (dw,) = standing([weight], [True])
             _add_product(target, dy.t(), x)  # (out, in)
@@ -156,24 +151,8 @@ class _Linear(torch.autograd.Function):
         return dx, dw, db, None
 
 
-def _product_and(c, a, b):
-    """a b + c, or a b where c is None."""
-    if c is None:
-        return torch.mm(a, b)
-    return torch.addmm(c, a, b) if c.dtype == a.dtype else torch.mm(a, b) + c
-
-
-def linear_and_input(x, weight, bias=None):
-    """`linear` and x itself, for a residual connection to take it from here.
-
-    Backward, x so has both of its gradients at hand: one product adds dy W to the other, where autograd would need a
-    launch and three passes over the rows. BERT-base has 23 such places a step: 0.1 ms.
-    """
+def linear(x, weight, bias=None):
+    """The GPU's form of `plain.linear`. Under autocast the result has autocast's type, else that of x."""
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     return _Linear.apply(x, weight, bias, dtype)
-
-
-def linear(x, weight, bias=None):
-    """The GPU's form of `plain.linear`. Under autocast the result has autocast's type, else that of x."""
-    return linear_and_input(x, weight, bias)[0]

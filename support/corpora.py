@@ -83,7 +83,7 @@ def open_corpus(args, tasks, read):
         if not task.pair or task.classes != 2:
             raise UserError(f"--pairs {args.pairs}: the task has no pairs that are alike; use para, or a file")
         found = read(task, "train")
-        pairs = zip(found.sentences, found.others, found.labels, strict=True)
+        pairs = zip(found.sentences, found.second_sentences, found.labels, strict=True)
         corpus = [(a, b) for a, b, label in pairs if label == 1 and keep(a)]
     else:
         dev = set(_sentences(tasks, read, "dev"))
@@ -97,7 +97,7 @@ def open_corpus(args, tasks, read):
 def _sentences(tasks, read, split):
     """All sentences of a split of all tasks, in order, each once: one that occurs twice would be its own negative."""
     found = [read(task, split) for task in tasks.values()]
-    return dict.fromkeys(s for examples in found for s in examples.sentences + (examples.others or []))
+    return dict.fromkeys(s for examples in found for s in examples.sentences + (examples.second_sentences or []))
 
 
 def _sample(corpus, n):

@@ -28,9 +28,9 @@ What is frozen must hold nothing that changes from step to step, and nothing tha
     recording.
   * The optimizer, clipping included, stays outside: its learning rate changes with every step, and its few launches are
     large (`adamw.py`). Outside too are SMART, which sets random states back in the midst of a step, gradient surgery,
-    which reads a value to decide what comes next, pairs of several sequences, whose parts the filling would shift,
-    means, which an empty sentence lacks, teachers, whose part in the loss changes with every step, and torchrun, whose
-    processes exchange gradients. `flags.py` refuses these.
+    which reads a value to decide what comes next, pairs of several sequences, whose parts the filling would
+    shift, means, which an empty sentence lacks, teachers, whose part in the loss changes with every step, and torchrun,
+    whose processes exchange gradients. `flags.py` refuses these.
 
 `--cuda_graphs off` turns them off, and the command says which it is. On a CPU `GraphedStep` runs the same step without
 a graph, filling included: that is what the tests can see of it. (The flag is refused there.)

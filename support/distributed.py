@@ -115,7 +115,7 @@ def sum_(tensor):
 
 def sum_gradients(optimizer, groups):
     """Sums the gradient of the named groups of an `AdamW` over the processes: one exchange for each flat tensor."""
-    for flat in optimizer.flats(groups):
+    for flat in optimizer.flat_parameters(groups):
         sum_(flat.grad)
 
 

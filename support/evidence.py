@@ -62,7 +62,7 @@ def _dev_lines(folder):
 
 
 def to_float16(values):
-    """`evaluate.outputs`, (n, classes) probabilities or (n,) numbers -> float16 (n, classes), (n, 1) or (n,)."""
+    """`evaluate.model_outputs`, (n, classes) probabilities or (n,) numbers -> float16 (n, classes), (n, 1) or (n,)."""
     if values.ndim == 1:
         return values.astype(np.float16)
     z = np.log(np.maximum(values.astype(np.float64), 1e-30))
@@ -99,8 +99,9 @@ def write(root, run, record, paths, examples, outputs, more, name=None):
     """Makes the evidence of a run, root/ROW-SEED, and returns that folder.
 
     Args: record, a dict with row, commit, device and seconds; paths, the task files, {"TASK-SPLIT": path}; examples,
-    {"TASK-SPLIT": (ids, labels or None)}; outputs, {"TASK-SPLIT": values of `evaluate.outputs`}; more, {name: array} to
-    keep beside them; name, of the data (default: as runs in root have named these files, or the name of their folder).
+    {"TASK-SPLIT": (ids, labels or None)}; outputs, {"TASK-SPLIT": values of `evaluate.model_outputs`}; more, {name:
+    array} to keep beside them; name, of the data (default: as runs in root have named these files, or the name of their
+    folder).
     """
     run, config = Path(run), files.read_json(Path(run) / "config.json")
     digests = {split: _digest_of_file(path) for split, path in paths.items()}
@@ -203,7 +204,7 @@ def _digest_of_file(path):
 
 
 def outputs_of(folder, split, wanted=None):
-    """What the run's best model says of dev or test: {task: values}, as `evaluate.outputs` gives them.
+    """What the run's best model says of dev or test: {task: values}, as `evaluate.model_outputs` gives them.
 
     Args: wanted, {task: ids}; None for all tasks. Raises UserError where the run speaks of other examples.
     """

@@ -204,7 +204,7 @@ def no_graphs(args):
         return f"with {what}"
     if args.device == "cpu" or not torch.cuda.is_available():
         return "without a CUDA device"
-    if kernels.triton_forms() is None or not kernels.runs_triton(torch.device("cuda")):
+    if kernels.triton_backend() is None or not kernels.runs_triton(torch.device("cuda")):
         return "without Triton on a card from sm_75 on"
     return None
 

@@ -40,8 +40,8 @@ class LossScaler:
     def unscale(self, flats):
         """Call after the last backward pass of a step: divides gradients by S, and adapts S.
 
-        Args: flats, the `Flat`s of `adamw.py` that take part in the step. Returns False where a gradient is inf or NaN:
-        then the step must be skipped.
+        Args: flats, the `FlatParameters`s of `adamw.py` that take part in the step. Returns False where a gradient is
+        inf or NaN: then the step must be skipped.
         """
         gradients = [flat.grad for flat in flats]
         norms = torch.stack(torch._foreach_norm(gradients))  # one inf or NaN among the gradients makes its norm one

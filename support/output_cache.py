@@ -1,6 +1,7 @@
 """What a run's best model says of dev and test, and as a teacher of train, computed once and kept in the run.
 
-    RUN/outputs/TASK-SPLIT.safetensors     "values": float32, (n, classes) or (n,), as `evaluate.outputs` gives them
+    RUN/outputs/TASK-SPLIT.safetensors     "values": float32, (n, classes) or (n,), as `evaluate.model_outputs` gives
+    them
 
 The metadata of such a file name what the values came from, a digest of the model's files and one of the examples, and
 hold a digest of the values. If any of the three does not fit, they are computed again: after more training, with other

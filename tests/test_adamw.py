@@ -68,7 +68,7 @@ def test_frozen_parameters_are_left_out():
     ours["a"].requires_grad_(False)
     before = ours["a"].clone()
     optimizer = AdamW({"all": list(ours.items())})
-    assert [name for flat in optimizer.flats() for name in flat.names] == ["big", "bias", "norm"]
+    assert [name for flat in optimizer.flat_parameters() for name in flat.names] == ["big", "bias", "norm"]
     ours["big"].grad += 1
     optimizer.step({"all": 1.0})
     assert torch.equal(ours["a"], before)

@@ -12,7 +12,7 @@ import torch
 
 import distill
 import multitask
-from evaluate import outputs
+from evaluate import model_outputs
 from model import MultitaskBert, task_loss
 from sampling import in_fold
 from support import flags as flags_of_run
@@ -136,7 +136,7 @@ def alone(run, task, examples):
     """What a run says of each example, asked one by one."""
     model, tokenizer = MultitaskBert.load(model_folder(run))
     single = [DataSet(examples.take([i]), tokenizer, model.encoding(task.name)) for i in range(len(examples))]
-    return np.concatenate([outputs(model, task, dataset) for dataset in single])
+    return np.concatenate([model_outputs(model, task, dataset) for dataset in single])
 
 
 def test_a_target_takes_the_mean_of_all_teachers_whatever_they_are_built_like(world, loads, capsys):

@@ -10,7 +10,7 @@ from tiny import assert_refused, run
 
 import ensemble
 from ensemble import choose, combine, held_out, metric_of, tune
-from evaluate import METRICS, decide, dev_score
+from evaluate import METRICS, dev_score, to_predictions
 from predict import examples_of, outputs_of
 from tasks import TASKS
 
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 def random_outputs(task, models, n, rng, levels=None):
-    """Outputs as of `evaluate.outputs`. Args: levels, few different values, so that there are ties."""
+    """Outputs as of `evaluate.model_outputs`. Args: levels, few different values, so that there are ties."""
     if not task.classes:
         return [(rng.integers(0, levels or 10**6, n) / (levels or 10**6)).astype(np.float32) for _ in range(models)]
     raw = [rng.integers(1, (levels or 10**6) + 1, (n, task.classes)).astype(np.float64) for _ in range(models)]
@@ -85,14 +85,14 @@ def test_combinations_are_their_definitions(name, levels):
 def test_ties_of_a_vote_are_settled_by_probability_then_by_the_first_class():
     para, sst = TASKS["para"], TASKS["sst"]
     values = [np.array([[0.9, 0.1], [0.6, 0.4]], np.float32), np.array([[0.4, 0.6], [0.1, 0.9]], np.float32)]
-    assert decide(para, combine(para, values, [1, 1], "vote")).tolist() == [0, 1]
-    assert decide(para, combine(para, values, [1, 2], "vote")).tolist() == [1, 1]
+    assert to_predictions(para, combine(para, values, [1, 1], "vote")).tolist() == [0, 1]
+    assert to_predictions(para, combine(para, values, [1, 2], "vote")).tolist() == [1, 1]
     values = [np.array([[p, 1 - p]], np.float32) for p in (0.49, 0.49, 0.9)]
-    assert decide(para, combine(para, values, [0.1, 0.2, 0.3], "vote")).tolist() == [0]  # 0.1 + 0.2 is 0.3
-    assert decide(para, combine(para, values, [1, 1, 1], "vote")).tolist() == [1]
-    assert decide(para, combine(para, values, [1, 1, 1], "average")).tolist() == [0]
+    assert to_predictions(para, combine(para, values, [0.1, 0.2, 0.3], "vote")).tolist() == [0]  # 0.1 + 0.2 is 0.3
+    assert to_predictions(para, combine(para, values, [1, 1, 1], "vote")).tolist() == [1]
+    assert to_predictions(para, combine(para, values, [1, 1, 1], "average")).tolist() == [0]
     turns = [np.roll(np.array([[0.5, 0.3, 0.2, 0.0, 0.0]], np.float32), k, 1) for k in range(5)]
-    assert decide(sst, combine(sst, turns, [1] * 5, "vote")).tolist() == [0]
+    assert to_predictions(sst, combine(sst, turns, [1] * 5, "vote")).tolist() == [0]
 
 
 def test_the_weighted_median():
@@ -110,8 +110,10 @@ def test_the_weighted_median():
 def test_one_model_and_equal_models_say_what_the_model_says(name, method):
     task, rng = TASKS[name], np.random.default_rng(0)
     (value,) = random_outputs(task, 1, 50, rng)
-    assert np.array_equal(decide(task, combine(task, [value], [0.3], method)), decide(task, value))
-    assert np.array_equal(decide(task, combine(task, [value] * 3, [0.1, 0.2, 0.7], method)), decide(task, value))
+    assert np.array_equal(to_predictions(task, combine(task, [value], [0.3], method)), to_predictions(task, value))
+    assert np.array_equal(
+        to_predictions(task, combine(task, [value] * 3, [0.1, 0.2, 0.7], method)), to_predictions(task, value)
+    )
     assert choose(task, [value] * 3, random_labels(task, 50, rng), [1, 1, 1], method) == [0]
 
 
@@ -120,7 +122,7 @@ def test_one_model_and_equal_models_say_what_the_model_says(name, method):
 
 def slow_choose(task, values, labels, weights, method):
     metric = lambda members: METRICS[task.metric](  # noqa: E731
-        decide(task, combine(task, [values[i] for i in members], [weights[i] for i in members], method)), labels
+        to_predictions(task, combine(task, [values[i] for i in members], [weights[i] for i in members], method)), labels
     )
     ranked = list(range(len(values)))
     for a in range(len(ranked)):  # bubble sort: stable
@@ -146,7 +148,7 @@ def test_greedy_is_its_definition_and_never_worse_than_the_best_member(name, met
         kept = choose(task, values, labels, weights, method)
         assert kept == slow_choose(task, values, labels, weights, method)
         reached = metric_of(task, [values[i] for i in kept], labels, [weights[i] for i in kept], method)
-        assert reached >= max(METRICS[task.metric](decide(task, v), labels) for v in values)
+        assert reached >= max(METRICS[task.metric](to_predictions(task, v), labels) for v in values)
         several += len(kept) > 1
     assert several > 3
 
@@ -176,7 +178,7 @@ def test_tuned_weights_are_used_only_where_they_win_on_the_half_that_they_have_n
 
         found, gold = [{name: v} for v in values], {name: labels}
         metrics, kept, tuned = ensemble.ensemble(gold, found, [1.0] * 3, method, greedy=True, tune_weights=True)
-        assert metrics[name] >= max(METRICS[task.metric](decide(task, v), labels) for v in values)
+        assert metrics[name] >= max(METRICS[task.metric](to_predictions(task, v), labels) for v in values)
         if name in tuned and not tuned[name][3]:
             assert set(kept[name].values()) == {1.0}
         metrics, kept, tuned = ensemble.ensemble(gold, found, [1.0] * 3, method, tune_weights=True)
@@ -211,7 +213,7 @@ def test_held_out_scores_each_half_with_the_members_chosen_on_the_other():
                 here, there = halves[name][a], halves[name][b]
                 members = choose(task, [v[here] for v in outputs[name]], labels[name][here], [1] * 4, "vote")
                 values = combine(task, [outputs[name][i][there] for i in members], [1] * len(members), "vote")
-                expected[name].append(METRICS[task.metric](decide(task, values), labels[name][there]))
+                expected[name].append(METRICS[task.metric](to_predictions(task, values), labels[name][there]))
     found_scores = held_out(pick, labels, found, "vote", halvings=3)
     assert found_scores == pytest.approx({name: np.mean(values) for name, values in expected.items()})
     assert len(seen) == 6
@@ -259,7 +261,7 @@ def test_the_command_line_as_a_user_meets_it(copied):
         written = (copied / "out" / "predictions" / f"{name}-dev-output.csv").read_text().splitlines()
         assert written[0] == f"id \t {TASKS[name].output} "
         form = "{} , {} " if TASKS[name].classes else "{} , {:.4f} "
-        said = zip(dev[name].ids, decide(TASKS[name], values), strict=True)
+        said = zip(dev[name].ids, to_predictions(TASKS[name], values), strict=True)
         assert written[1:] == [form.format(*line) for line in said]
 
 

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from evaluate import decide
+from evaluate import to_predictions
 from support import evidence
 from support.console import UserError
 from tasks import TASKS
@@ -94,7 +94,7 @@ def test_what_is_written_is_what_is_read(world):
             original = world.outputs[f"{name}-{split}"]
             np.testing.assert_allclose(found[name], original, atol=3e-3)
             if task.classes:
-                assert (decide(task, found[name]) == decide(task, original)).all()
+                assert (to_predictions(task, found[name]) == to_predictions(task, original)).all()
     np.testing.assert_allclose(evidence.more_of(folder, "map"), world.map, atol=2e-3)
     assert evidence.best_epoch(folder)["epoch"] == 1
     assert (folder / "metrics.jsonl").read_bytes() == (world.run / "metrics.jsonl").read_bytes()

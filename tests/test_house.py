@@ -77,13 +77,7 @@ def test_no_file_has_the_name_of_a_folder_and_no_two_files_one_name():
     names = [path.stem for path in modules().values() if path.stem != "__init__"]
     folders = [path.name for path in ROOT.iterdir() if path.is_dir()]
     assert set(names) & set(folders) == set()
-    repeated = {name for name in names if names.count(name) > 1}
-    assert repeated <= {
-        "attention",
-        "cls_attention",
-        "dropout",
-        "embedding",
-    }  # a form in kernels/cpu/ beside its lesson
+    assert {name for name in names if names.count(name) > 1} == set()
 
 
 def test_the_readme_names_every_lesson_and_stays_short():

@@ -16,8 +16,8 @@ from kernels.plain import Update
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRET else "cpu")
 FAST = [pytest.param(cpu, id="cpu")]
-if (DEVICE.type == "cuda" or INTERPRET) and kernels.triton_forms():
-    FAST = [pytest.param(kernels.triton_forms(), id="gpu")] + FAST * INTERPRET
+if (DEVICE.type == "cuda" or INTERPRET) and kernels.triton_backend():
+    FAST = [pytest.param(kernels.triton_backend(), id="gpu")] + FAST * INTERPRET
 LENGTHS, HEADS, H = (3, 1, 9, 4), 2, 24
 OPERATIONS = [
     "linear",
@@ -127,9 +127,9 @@ def test_all_forms_have_the_same_names_and_arguments():
 
 def test_the_switch_chooses_plain_where_it_is_told_to(monkeypatch):
     x = torch.randn(3, 4)
-    assert kernels.forms_of(x) in (cpu, kernels.triton_forms())
+    assert kernels.backend_of(x) in (cpu, kernels.triton_backend())
     monkeypatch.setattr(kernels, "_choice", "auto")  # set back after the test
     kernels.use("plain")
-    assert kernels.forms_of(x) is plain
+    assert kernels.backend_of(x) is plain
     kernels.use("auto")
-    assert kernels.forms_of(x.double()) is cpu
+    assert kernels.backend_of(x.double()) is cpu

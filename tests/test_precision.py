@@ -33,7 +33,7 @@ def test_each_card_gets_what_it_can_do(capability, dtype, triton, words):
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == (dtype or torch.float32)
 
 
-class Flat:
+class FlatParameters:
     def __init__(self, *values):
         self.grad = torch.tensor(values)
 
@@ -41,7 +41,7 @@ class Flat:
 def test_gradients_are_divided_by_the_scale_exactly():
     scaler, x = LossScaler(CPU), torch.randn(9, requires_grad=True)
     (wanted,) = torch.autograd.grad((x**3).sum(), x)
-    flat = Flat()
+    flat = FlatParameters()
     (flat.grad,) = torch.autograd.grad(scaler.scaled((x**3).sum()), x)
     assert scaler.unscale([flat]) and torch.equal(flat.grad, wanted)
 
@@ -53,7 +53,7 @@ def test_float16_keeps_with_scaling_what_it_loses_without():
         small = (x.half() * weight.half()).float().sum() * 1e-4  # its gradient passes through float16
         (scaler.scaled(small) if scaler else small).backward()
         if scaler:
-            flat = Flat()
+            flat = FlatParameters()
             flat.grad = x.grad
             assert scaler.unscale([flat])
         assert abs(float(x.grad) - kept) < 1e-9
@@ -62,9 +62,9 @@ def test_float16_keeps_with_scaling_what_it_loses_without():
 @pytest.mark.parametrize("bad", (float("inf"), float("-inf"), float("nan")))
 def test_a_bad_gradient_halves_the_scale_and_good_ones_double_it(bad):
     scaler = LossScaler(CPU, scale=64.0, grow_after=3)
-    good = lambda: [Flat(1.0, 2.0), Flat(3.0)]  # noqa: E731
+    good = lambda: [FlatParameters(1.0, 2.0), FlatParameters(3.0)]  # noqa: E731
     assert scaler.unscale(good()) and scaler.unscale(good()) and scaler.scale == 64
-    assert not scaler.unscale([Flat(1.0, 2.0), Flat(bad)]) and scaler.scale == 32
+    assert not scaler.unscale([FlatParameters(1.0, 2.0), FlatParameters(bad)]) and scaler.scale == 32
     assert [scaler.unscale(good()) for _ in range(3)] == [True] * 3 and scaler.scale == 64  # it counts anew
     assert [scaler.unscale(good()) for _ in range(2)] == [True] * 2 and scaler.scale == 64
 
@@ -100,11 +100,13 @@ def test_an_overflow_skips_the_step_and_clipping_sees_the_true_norm(run_flags, t
             training = training_of(run_flags, tmp_path / "run", *others)
             if scale:
                 training.scaler.scale.fill_(2.0**126)
-                before = [flat.param.clone() for flat in training.optimizer.flats()]
+                before = [flat.param.clone() for flat in training.optimizer.flat_parameters()]
                 values = training.step(1, 1.0, batches)
                 assert "norm" not in values and training.scaler.scale == 2.0**125
                 assert set(training.optimizer.steps.values()) == {0}
-                assert all(torch.equal(f.param, p) for f, p in zip(training.optimizer.flats(), before, strict=True))
+                assert all(
+                    torch.equal(f.param, p) for f, p in zip(training.optimizer.flat_parameters(), before, strict=True)
+                )
                 training.scaler.scale.fill_(scale)
             norms[scale] = training.step(1, 1.0, batches)["norm"]
             assert training.optimizer.steps["shared"] == 1
@@ -126,5 +128,5 @@ def test_cuda_graphs_are_the_default_where_a_step_can_be_recorded(run_flags, tmp
 
     assert graphs("--device", "cpu") is False
     monkeypatch.setattr(flags, "no_graphs", lambda args: None)
-    monkeypatch.setattr(kernels, "triton_forms", lambda: None)
+    monkeypatch.setattr(kernels, "triton_backend", lambda: None)
     assert graphs() is True and graphs("--cuda_graphs") is True and graphs("--cuda_graphs", "off") is False

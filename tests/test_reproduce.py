@@ -13,7 +13,7 @@ import ensemble
 import multitask
 import reproduce
 import simcse
-from evaluate import METRICS, decide, dev_score
+from evaluate import METRICS, dev_score, to_predictions
 from predict import examples_of, outputs_of
 from support import evidence, files, jobs, rows, run_folder
 from support import flags as flags_of_run
@@ -146,7 +146,7 @@ def write_evidence(root, task_files, seeds=(1, 2, 3, 4, 5, 6, 7), row="plain"):
                 else:
                     outputs[f"{name}-{split}"] = (labels + noise).astype(np.float32)
         metrics = {
-            t: METRICS[task.metric](decide(task, outputs[f"{t}-dev"]), examples[f"{t}-dev"][1])
+            t: METRICS[task.metric](to_predictions(task, outputs[f"{t}-dev"]), examples[f"{t}-dev"][1])
             for t, task in TASKS.items()
         }
         line = {"kind": "dev", "epoch": 1, "step": 1, **metrics, "score": dev_score(metrics)}

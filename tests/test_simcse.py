@@ -164,7 +164,7 @@ def test_the_default_corpus_holds_each_training_sentence_once_and_none_of_the_de
     of_split = {}
     for split in ("train", "dev"):
         found = [read_examples(data_path(args.data, task, split), task) for task in TASKS.values()]
-        of_split[split] = [s for examples in found for s in examples.sentences + (examples.others or [])]
+        of_split[split] = [s for examples in found for s in examples.sentences + (examples.second_sentences or [])]
     path = data_path(args.data, TASKS["sts"], "dev")
     path.write_text(path.read_text().replace(of_split["dev"][-1], of_split["train"][3]))  # one of both
     sentences = [sentence for (sentence,) in simcse.open_corpus(args)]

@@ -123,9 +123,9 @@ def test_three_steps_are_those_of_the_slow_form(name, projection):
             loss = task_loss(task, logits, labels) + args.lambda_s * smoothness + args.mu * bregman
             loss.backward()
             with torch.no_grad():  # plain descent: Adam would blow up the rounding of gradients that are zero
-                for flat in optimizer.flats():
+                for flat in optimizer.flat_parameters():
                     flat.param.sub_(flat.grad, alpha=0.02)
-        gradients = [[f.grad for f in optimizer.flats()] for optimizer in optimizers]
+        gradients = [[f.grad for f in optimizer.flat_parameters()] for optimizer in optimizers]
         for a, b in zip(*gradients, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3 * float(b.abs().max() + 1e-8))
         smart.after_step(step)
@@ -142,7 +142,7 @@ def test_the_average_moves_every_S_steps():
     smart = Smart(model, optimizer, settings(S=3, beta=0.5))
     start = [p.clone() for p in model.parameters()]
     for step in (1, 2, 3):
-        for flat in optimizer.flats():
+        for flat in optimizer.flat_parameters():
             flat.param.add_(1)
         smart.after_step(step)
         for p, first in zip(smart.average_model.parameters(), start, strict=True):
@@ -178,7 +178,7 @@ def test_under_ball_the_penalty_grows_with_epsilon(name):
 def bregman_gradient(smart, model, optimizer):
     optimizer.zero_grad()
     smart.forward(TASKS["sst"], tiny.batch(), 1)[2].backward()
-    return max(flat.grad.abs().max().item() for flat in optimizer.flats())
+    return max(flat.grad.abs().max().item() for flat in optimizer.flat_parameters())
 
 
 def test_the_plain_bregman_term_has_no_gradient_on_the_first_step_ever_and_momentum_has():
@@ -217,7 +217,7 @@ def test_the_search_leaves_no_gradient_in_the_weights():
     optimizer = tiny.optimizer(model)
     smart = Smart(model, optimizer, settings(T_x=3, mu=0.0))
     smart.forward(TASKS["sts"], tiny.batch(), 1)
-    assert all(not flat.grad.any() for flat in optimizer.flats())
+    assert all(not flat.grad.any() for flat in optimizer.flat_parameters())
     assert all(p.requires_grad for p in model.parameters())
     assert smart.passes() == (5, 5)
     assert smart.state() == {}

@@ -67,11 +67,11 @@ def test_shared_gradients_are_projected_and_heads_keep_theirs():
     surgery, gradients, tasks = Surgery(optimizer, seed=5), [], ("sst", "para", "sts")
     for i, task in enumerate(tasks):
         model(task, tiny.batch(seed=i)).sin().sum().backward()
-        gradients.append(np.concatenate([f.grad.double().numpy() for f in optimizer.flats(("shared",))]))
+        gradients.append(np.concatenate([f.grad.double().numpy() for f in optimizer.flat_parameters(("shared",))]))
         surgery.take(task)
-    heads = [f.grad.clone() for f in optimizer.flats(tasks)]
+    heads = [f.grad.clone() for f in optimizer.flat_parameters(tasks)]
     conflicts = surgery.combine(step=9)
-    found = np.concatenate([f.grad.double().numpy() for f in optimizer.flats(("shared",))])
+    found = np.concatenate([f.grad.double().numpy() for f in optimizer.flat_parameters(("shared",))])
     slow = by_vectors(gradients, np.random.default_rng([5, 9]))
     np.testing.assert_allclose(found, slow, rtol=1e-3, atol=1e-4 * np.abs(slow).max())
     assert conflicts == {
@@ -80,7 +80,7 @@ def test_shared_gradients_are_projected_and_heads_keep_theirs():
         for j, b in enumerate(tasks)
         if i < j
     }
-    for flat, head in zip(optimizer.flats(tasks), heads, strict=True):
+    for flat, head in zip(optimizer.flat_parameters(tasks), heads, strict=True):
         assert torch.equal(flat.grad, head)
         assert head.abs().sum() > 0
 
@@ -100,7 +100,7 @@ def test_a_run_reports_conflicts_and_resumes_bit_for_bit(tmp_path, monkeypatch):
 def test_a_task_with_next_to_no_gradient_is_projected_like_any_other(scale):
     """All labels equal and a high --head_lr: soon the products of that task's gradients underflow in float32."""
     optimizer = tiny.optimizer(tiny.model())
-    surgery, gradients, (flat, *_) = Surgery(optimizer, seed=0), [], optimizer.flats(("shared",))
+    surgery, gradients, (flat, *_) = Surgery(optimizer, seed=0), [], optimizer.flat_parameters(("shared",))
     for task, gradient in zip(("sst", "para", "sts"), THREE, strict=True):
         flat.grad[:3] = torch.tensor(gradient) * (scale if task == "para" else 1)
         gradients.append(flat.grad[:3].double().numpy().copy())

@@ -27,7 +27,7 @@ def test_the_task_files_are_read(tmp_path):
     examples = read_examples(path, TASKS["para"])
     assert examples.ids == ["ab"]
     assert examples.sentences == ['Is "this" it?']
-    assert examples.others == ["What\tx?"]
+    assert examples.second_sentences == ["What\tx?"]
     assert examples.labels.tolist() == [1.0]
 
 
@@ -143,7 +143,9 @@ def test_siamese_batches_have_the_first_sentences_and_then_the_second(tmp_path, 
     assert len(joint.batch([3, 1])) == 2
     batch = siamese.batch([3, 1])
     expected = [tokenizer.encode([text])[0][0].tolist() for text in (examples.sentences[3], examples.sentences[1])]
-    expected += [tokenizer.encode([text])[0][0].tolist() for text in (examples.others[3], examples.others[1])]
+    expected += [
+        tokenizer.encode([text])[0][0].tolist() for text in (examples.second_sentences[3], examples.second_sentences[1])
+    ]
     bounds = batch.cu_seqlens.tolist()
     assert [batch.ids[a:b].tolist() for a, b in itertools.pairwise(bounds)] == expected
     assert batch.segments.sum() == 0

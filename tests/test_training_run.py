@@ -47,7 +47,7 @@ def test_a_state_comes_back_whole(saved):
     wanted, own, average = a_state()
     for a, b in zip(model.parameters(), wanted.parameters(), strict=True):
         assert torch.equal(a, b)
-    for a, b in zip(optimizer.flats(), own.flats(), strict=True):
+    for a, b in zip(optimizer.flat_parameters(), own.flat_parameters(), strict=True):
         assert torch.equal(a.m, b.m) and torch.equal(a.v, b.v)
     assert optimizer.steps == own.steps
     assert torch.equal(extra[EXTRA], average[EXTRA])

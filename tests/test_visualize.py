@@ -11,7 +11,7 @@ import tiny
 import torch
 
 import visualize
-from evaluate import outputs
+from evaluate import model_outputs
 from pca_tsne import pca
 from predict import SOURCES, examples_of
 from support import evidence, figures
@@ -72,7 +72,7 @@ def test_one_pass_gives_what_the_head_reads_and_what_it_says(trained, shape):
     dataset = DataSet(examples, Tokenizer(trained / "encoder"))
     h, p = visualize.look(model, dataset, batch_size=7)
     assert h.shape == (30, 64 if "use_means" in shape else 32)
-    np.testing.assert_allclose(p, outputs(model, SST, dataset), atol=1e-6)
+    np.testing.assert_allclose(p, model_outputs(model, SST, dataset), atol=1e-6)
     with torch.no_grad():
         logits = model.heads["sst"](torch.from_numpy(h))
     np.testing.assert_allclose(torch.softmax(logits, 1).numpy(), p, atol=1e-6)

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from kernels.cpu.attention import attention
 from kernels.cpu.cls_attention import cls_attention
 from kernels.cpu.dropout import add_norm, dropout
-from kernels.cpu.embedding import embed
 from kernels.cpu.optimizer import adamw
 from kernels.cpu.products import feed_forward, linear, linear_gelu
+from kernels.cpu.sparse_embedding import embed
 
 __all__ = [
     "adamw",
