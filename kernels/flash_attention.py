@@ -3,7 +3,7 @@
 A packed batch is one long row of T tokens; sentence b owns the tokens cu_seqlens[b] .. cu_seqlens[b + 1] - 1. Each
 token attends to the tokens of its own sentence, in each of `heads` heads of size d separately:
 
-    S = q kᵀ / √d        P = softmax(S), row by row        o = D v,   D = P · keep / (1 - p)
+    S = q kᵀ / √d        P = softmax(S), row by row        o = M v,   M = P · keep / (1 - p)
 
 where q, k and v (m, d) are the queries, keys and values of the sentence's m tokens in one head, three linear maps of
 the hidden states which the caller has computed, S (m, m) are the scores of each query with each key, and keep is
@@ -11,9 +11,9 @@ dropout's mask of ones and zeros, each 0 with probability p.
 
 Backward. Given do, the gradient of a scalar loss with respect to o, the chain rule gives, line by line:
 
-    dv = Dᵀ do           o = D v is linear in v
-    dD = do vᵀ           ... and in D
-    dP = dD · keep / (1 - p)                         dropout is an element-wise product
+    dv = Mᵀ do           o = M v is linear in v
+    dM = do vᵀ           ... and in M
+    dP = dM · keep / (1 - p)                         dropout is an element-wise product
     dS = P ⊙ (dP - δ),   δ_i = Σ_j P_ij dP_ij        softmax: ∂P_ij / ∂S_in = P_ij (1[j = n] - P_in)
     dq = dS k / √d       dk = dSᵀ q / √d             S is linear in q and in k
 
@@ -39,9 +39,9 @@ sums would need atomic additions, in an order that changes from run to run; inst
 and walks twice: first these rows are keys, and dk and dv grow as queries pass by; then they are queries, and dq grows.
 The scores are computed twice, the result is the same bits every time. A sentence that fits one tile (most do) needs
 only the first walk, because there all keys of its queries are at hand. And δ needs no row of P: since
-P_ij dP_ij = P_ij dD_ij keep_ij / (1 - p) = D_ij dD_ij, and dD_ij = do_i · v_j,
+P_ij dP_ij = P_ij dM_ij keep_ij / (1 - p) = M_ij dM_ij, and dM_ij = do_i · v_j,
 
-    δ_i = Σ_j P_ij dP_ij = Σ_j D_ij (do_i · v_j) = do_i · Σ_j D_ij v_j = do_i · o_i
+    δ_i = Σ_j P_ij dP_ij = Σ_j M_ij (do_i · v_j) = do_i · Σ_j M_ij v_j = do_i · o_i
 """
 
 from __future__ import annotations
@@ -155,6 +155,7 @@ def _backward(
         do = do.to(MATMUL)
         s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale
         s = tl.where((j < m)[:, None], s, -float("inf"))
+        # query rows beyond m need no mask: q and do are 0 there, so they add 0 to dv and dk, and dq is not stored
         prob = tl.exp2(s - tl.load(lse + i * HEADS, mask=i < m, other=0.0)[None, :])
         dprob = tl.dot(v, tl.trans(do), input_precision=PRECISION)
         dropped = prob
@@ -205,9 +206,8 @@ def launch_options(d, max_seqlen, dtype, capability, backward=False):
     A short sentence is one tile of one program, so a batch of them is heads times sentences small programs, of which
     a multiprocessor runs several at once. Longer ones are worth a larger tile; forward, loads of the next tile run
     ahead of the products (two stages). Backward there are enough programs to hide the loads, if they fit: with one
-    stage, 16 rows at a time and at most 168 registers a thread three run at once where two did. By the instructions
-    that they issue, that takes attention of a BERT-base layer from 21 to 15 µs on an H100. Cards with less memory on
-    the chip (sm_86, sm_89) stay below 168 by themselves. Before sm_80 a tile of 32 is all that fits into registers.
+    stage, 16 rows at a time and at most 168 registers a thread three run at once, with more only two. Cards with less
+    memory on the chip (sm_86, sm_89) stay below 168 by themselves. Before sm_80 only a tile of 32 fits into registers.
     """
     half, old = dtype != torch.float32, (7, 0) <= capability < (8, 0)
     largest = (64 if half and not old else 32) // (1 if d <= 64 else 2)  # more would not fit into registers
@@ -222,7 +222,7 @@ def launch_options(d, max_seqlen, dtype, capability, backward=False):
         "num_warps": 4,
         "num_stages": 1 if half and (backward or old or max_seqlen <= block) else 2,
     }
-    if backward and block > 16 and capability[1] == 0:  # sm_80, 90, 100, 120; left alone, ptxas may choose to spill
+    if backward and block > 16 and capability[1] == 0:  # sm_80, 90, 100, 120; without a limit ptxas may spill
         options["maxnreg"] = 168 if d % 16 == 0 else 255
     return options
 

@@ -1,9 +1,9 @@
 """Every operation of the model in plain PyTorch: what it means, before anything makes it fast.
 
 The model calls these operations by name (`from kernels import attention`), and `kernels/__init__.py` chooses the form
-that runs: this one, the CPU's (`cpu/`) or a GPU's (`fused.py`). All forms give the same numbers to rounding; the
-tests compare each of them with this file. `--kernels plain` runs the whole project on it. There is no backward pass to
-read: autograd derives it.
+that runs: this one, the CPU's (`cpu/`) or a GPU's (`fused.py`). All forms give the same numbers to rounding, and the
+tests compare each of them with this file; only dropout draws its masks differently in each. `--kernels plain` runs the
+whole project on it. There is no backward pass to read: autograd derives it.
 
 Letters: a packed batch has T tokens, of B sequences (a sentence, or a pair of them in one sequence). Each token has H
 numbers, F of them inside the feed-forward layer (usually 4 H). V is the size of the vocabulary, C the number of logits
@@ -64,9 +64,9 @@ def embed(ids, positions, segments, tables, norm):
 def attention(qkv, cu_seqlens, max_seqlen, heads, p=0.0):
     """Self-attention (Vaswani et al., 2017, section 3.2), each token to the tokens of its own sequence.
 
-    Args: qkv (T, 3H), query, key and value of each token side by side, the heads side by side in each; cu_seqlens (B +
-    1,), where each sequence starts, and T; max_seqlen, tokens of the longest (only other forms need it); p, the dropout
-    probability. Returns (T, H): in each head, softmax(q kᵀ / √d) v.
+    Args: qkv (T, 3H), query, key and value of each token side by side, the heads side by side in each; cu_seqlens,
+    (B + 1,), where each sequence starts, and T; max_seqlen, tokens of the longest (only other forms need it); p, the
+    dropout probability. Returns (T, H): in each head, softmax(q kᵀ / √d) v.
     """
     T, H = len(qkv), qkv.shape[1] // 3
     d = H // heads  # numbers of a head

@@ -12,10 +12,10 @@ Backward. `row_norm.py` derives dz, dγ and dβ from dy, the gradient of a scala
     dx        = dz · keep / (1 - p)
     db        = Σ_t dx
 
-As separate operations this reads and writes the (T, H) rows ten times, and that is all the time it takes: there is next
-to no arithmetic. The Triton form reads x and the residual once and writes y once. It stores neither z nor the mask but
-computes them again in the backward pass, from x, the residual, the seed, μ and r. Ten passes over the rows become
-three forward, and for both passes 8: 24 calls of BERT-base's step at 2,048 tokens take 0.26 ms (`make launches`).
+There is next to no arithmetic, so the time is that of reading and writing the (T, H) rows. As separate operations the
+forward pass goes over them ten times. The Triton form goes over them three times: it reads x and the residual and
+writes y. It stores neither z nor the mask but computes them again in the backward pass, from x, the residual, the seed,
+μ and r, which takes five passes more. The 24 calls in a BERT-base step of 2,048 tokens take 0.29 ms in the model.
 """
 
 from __future__ import annotations

@@ -1,17 +1,32 @@
 """What the Triton kernels share, and how to read one.
 
-A kernel is a function that runs many times at once, on a grid of one or two dimensions; each run is a
-*program* and knows its place in the grid, `tl.program_id(0)`. A program works on *blocks*, small arrays whose sizes are
-powers of two (a two-dimensional one is a *tile*), which live in registers. Tensors come as pointers to their first
-element: `tl.load(x + places, mask=...)` fetches a block from memory, `tl.store` writes one, and the mask leaves out
-what lies beyond the edge. `tl.constexpr` arguments are compiled in. Nothing is said of threads: `num_warps` times 32 of
-them share the work of a program. Programs run in any order and cannot wait for each other, so what sums over several
-of them is left in `partial`, one share a program, and added up afterwards, always in the same order
-(`weight_gradients.py`).
+    @jit
+    def add(x, b, y, T, H: tl.constexpr, BLOCK: tl.constexpr):       y = x + b, row by row
+        row = tl.program_id(0)                                        which of the programs this is
+        column = tl.arange(0, BLOCK)                                  a block: 0, 1, ..., BLOCK - 1
+        inside = column < H                                           BLOCK is a power of two, H need not be one
+        value = tl.load(x + row * H + column, mask=inside, other=0.0)
+        value += tl.load(b + column, mask=inside, other=0.0)
+        tl.store(y + row * H + column, value.to(y.dtype.element_ty), mask=inside)
+
+    add[(T,)](x, b, y, T, H=768, BLOCK=1024, num_warps=4)             T programs
+
+A kernel is a function that runs many times at once, on a grid of one or two dimensions; each run is a *program* and
+knows its place in the grid. A program works on *blocks*, small arrays in registers whose sizes are powers of two (a
+two-dimensional one is a *tile*). A torch tensor arrives as a pointer to its first element; `x += offset` moves it for
+this program only. `tl.dot` multiplies tiles of at least 16 x 16 on the tensor cores. `tl.constexpr` arguments are
+compiled in, so an `if` on one, or on a pointer that is None, is decided at compile time. Nothing is said of threads:
+`num_warps` times 32 of them share the work of a program, in `num_stages` the loads run ahead of the arithmetic, and
+`maxnreg` limits the registers of a thread, so that more programs fit. Programs run in any order and cannot wait for
+each other. What sums over several of them is left in `partial`, one part for each program, and added up afterwards,
+always in the same order (`weight_gradients.py`).
 
 Triton compiles a kernel anew for each new set of constexprs, and also for numbers that are 1 or divisible by 16. That
-lets it load 16 bytes at once where a row's length allows. Of T, the number of tokens, nothing of that sort helps, and T
-changes with every batch: `do_not_specialize` names such arguments.
+lets it load 16 bytes at once where a row's length allows. T, the number of tokens, changes with every batch, so
+specializing on it would only cause recompilation: `do_not_specialize` names such arguments.
+
+Every GPU time in these files comes from the roofline model of `make launches` (`results/gpu-model.md`), good to about
+20 %. None was measured on a GPU.
 """
 
 import os

@@ -1,11 +1,11 @@
 """Self-attention on a CPU: sentences of similar length as one batched matrix product.
 
-`plain.py` takes one sentence after the other, some forty products too small to fill a processor. Here sentences of
+`plain.py` takes one sequence after the other, two products each, too small to fill a processor. Here sentences of
 similar length are gathered into a group and padded to the longest of the group, so that a batch of 32 sentences takes 3
 to 5 products. Nothing else of the model is padded. The backward pass is written out, which saves autograd's copies:
 
-    D = P · keep / (1 - p)     o = D v      P = softmax(q kᵀ / √d), keep dropout's mask
-    dv = Dᵀ do     dD = do vᵀ     dP = dD · keep / (1 - p)     dS = P ⊙ (dP - Σ_j P_ij dP_ij)
+    M = P · keep / (1 - p)     o = M v      P = softmax(q kᵀ / √d), keep dropout's mask
+    dv = Mᵀ do     dM = do vᵀ     dP = dM · keep / (1 - p)     dS = P ⊙ (dP - Σ_j P_ij dP_ij)
     dq = dS k / √d                dk = dSᵀ q / √d
 
 (`flash_attention.py` derives it.)
