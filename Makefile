@@ -21,7 +21,7 @@ ALIKE = $(wordlist 1,5,$(wildcard $(EVIDENCE)/means-*) $(wildcard $(EVIDENCE)/pl
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9 _-]+:.*## / {printf "%-24s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-train: $(READY)  ## fine-tune MiniLM on data/sample: 3 minutes on two cores (DATA=DIR OUT=DIR FLAGS="...")
+train: $(READY)  ## fine-tune MiniLM on data/sample: some 4 minutes on two cores (DATA=DIR OUT=DIR FLAGS="...")
 	$(RUN) multitask.py --option finetune --data $(DATA) --out $(OUT) --resume $(if $(filter data/sample,$(DATA)),--use_means --epochs 3 --batch_size 16) $(FLAGS)
 
 eval: $(READY)  ## score the trained model again and write its predictions (OUT=DIR)
@@ -42,7 +42,7 @@ figures: $(READY)  ## draw the figures into results/, from the evidence of runs 
 everyday: $(READY)  ## ask the trained model about sixty everyday sentences and pairs (OUT=DIR)
 	$(RUN) data/everyday.py --run $(OUT)
 
-test: $(READY)  ## the test suite, under 5 minutes on two cores
+test: $(READY)  ## the test suite, some 4 minutes on two cores
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
 
 fuzz: $(READY)  ## feed 100,000 damaged files and command lines to everything that reads them (under 10 minutes)

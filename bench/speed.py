@@ -183,12 +183,13 @@ def row_of(what, ours, *theirs):
 def compare_encoding(args, task):
     """One row: all first sentences of a task to mean embeddings, from text on, against `sentence-transformers`."""
     try:
-        from sentence_transformers import SentenceTransformer, models
+        from sentence_transformers import SentenceTransformer
+        from sentence_transformers.sentence_transformer import modules
     except ImportError:
         raise UserError("sentence-transformers is not installed; run `make bench`, which installs it") from None
     folder = str(find_model(args.bert))
-    transformer = models.Transformer(folder, max_seq_length=MAX_TOKENS)
-    pooling = models.Pooling(transformer.get_word_embedding_dimension(), "mean")
+    transformer = modules.Transformer(folder, max_seq_length=MAX_TOKENS)
+    pooling = modules.Pooling(transformer.get_embedding_dimension(), "mean")
     theirs = SentenceTransformer(modules=[transformer, pooling], device="cpu")
     ours, tokenizer = SentenceEncoder(Bert.load(folder), "mean"), Tokenizer(folder)
     sentences = load(args, task).examples.sentences

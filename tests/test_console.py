@@ -64,7 +64,8 @@ def test_text_arrives_and_leaves_in_a_c_locale_too():
 
 def test_ctrl_c_while_modules_are_imported_is_one_line():
     code = "import support.interrupt\nimport time\nprint(1, flush=True)\ntime.sleep(60)"
-    child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=-1, stderr=-1)
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731, a background job ignores the signal
+    child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=-1, stderr=-1, preexec_fn=heard)
     child.stdout.readline()
     child.send_signal(signal.SIGINT)
     assert child.communicate(timeout=30)[1] == b"\nstopped\n"

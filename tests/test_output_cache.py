@@ -17,7 +17,7 @@ def world(tmp_path):
             self.values = {"sst": np.eye(5, dtype=np.float32), "sts": np.float32([1.5, -2, 0])}
             self.data = {"sst": "digest a", "sts": "digest b"}
 
-        def model_outputs(self, **data):
+        def outputs(self, **data):
             return cached_outputs(self.run, "dev", self.data | data, self.compute)
 
         def compute(self, names):
