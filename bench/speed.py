@@ -234,20 +234,18 @@ def in_own_process(args, task, side):
 def processor_text():
     """The processor's name, and the instructions that decide the speed of its products."""
     name, flags = processor()
-    has = [word.upper() for word in ("avx2", "avx512f", "avx512_bf16", "amx_tile") if word in flags.split()]
-    return f"{name} ({', '.join(has) or 'instructions unknown'})"
+    has = [word for word in ("avx2", "avx512f", "avx512_bf16", "amx_tile") if word in flags.split()]
+    return f"{name} ({', '.join(has)})"
 
 
 def linear_table():
     """The products of a MiniLM layer at 700 tokens: this project's `linear` against PyTorch's, forward."""
-    from kernels import linear
-
     rows = []
     for size_in, size_out in ((384, 1152), (384, 384), (384, 1536), (1536, 384)):
         x, w, b = torch.randn(700, size_in), torch.randn(size_out, size_in), torch.randn(size_out)
         times = ([], [])
         for _ in range(50):
-            for run, record in zip((linear, nn.functional.linear), times, strict=True):
+            for run, record in zip((kernels.linear, nn.functional.linear), times, strict=True):
                 start = time.perf_counter()
                 run(x, w, b)
                 record.append(time.perf_counter() - start)
@@ -288,13 +286,13 @@ def main(argv=None):
     print(
         f"batch {args.batch_size}, {args.threads} threads, {processor_text()}, torch {torch.__version__}, examples/s\n"
     )
-    against = ["transformers, padded", "transformers, grouped", "ours / padded", "ours / grouped"]
-    print(table(["what", "ours", *against], speed))
+    against = ["ours", "transformers, padded", "transformers, grouped", "ours / padded", "ours / grouped"]
+    print(table(["what", *against], speed))
     print()
     print(table(["what", "ours", "sentence-transformers", "times as fast"], encoding))
     if memory:
         print()
-        print(table(["peak MB", "ours", *against], memory))
+        print(table(["peak MB", *against], memory))
 
 
 if __name__ == "__main__":
