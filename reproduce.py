@@ -68,13 +68,13 @@ def run_rows(args, rows):
         if not jobs.finished(run):
             jobs.run("multitask.py", row_flags(args, row, seed), run, args.again)
         named = {"device": args.device} if args.device else {}
-        keep(args, run, {"row": row.name} | files.read_json(run / "row.json") | named)
+        keep(args, run, {"row": row.name} | files.read_json(run / "row.json", jobs.RECORD) | named)
 
 
 def keep(args, run, record):
     """Makes the evidence of a finished run. Args: record, a dict of its row, seconds, commit and device."""
     evidence.check_finished(run)
-    config, examples, outputs = files.read_json(Path(run) / "config.json"), {}, {}
+    config, examples, outputs = files.read_json(Path(run) / "config.json", {"device": str, "bf16": bool}), {}, {}
     device = flags.choose_device(Namespace(device=config["device"]))
     wanted = Namespace(bf16=config["bf16"] and bfloat16_products(), kernels=config.get("kernels", "auto"))
     flags.choose_kernels(wanted, device)  # as it was scored
@@ -234,7 +234,7 @@ def main(argv=None):
     if not args.table and not (args.keep and args.row):
         raise UserError("say which table with --table 1, 2 or 3, or make evidence with --keep RUN --row NAME")
     if args.keep:
-        seed = files.read_json(Path(args.keep) / "config.json")["seed"]
+        seed = files.read_json(Path(args.keep) / "config.json", {"seed": int})["seed"]
         for row in [row for row in (*TUNING, *METHODS) if row.name == args.row]:
             check_flags(args, args.keep, row, seed)
         given = {"commit": args.commit or jobs.commit(), "device": args.device or jobs.device_name("cpu")}

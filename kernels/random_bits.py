@@ -51,7 +51,7 @@ def new_seed(x, p):
 
 def threshold(p):
     """p as the kernels take it: how many of 2³² random words mean that an element is dropped."""
-    return round(p * 2**32)
+    return min(round(p * 2**32), 2**32 - 1)
 
 
 @jit

@@ -40,7 +40,11 @@ def is_evidence(folder):
 
 def record_of(folder):
     """The dict in record.json."""
-    return files.read_json(Path(folder) / "record.json", {"row": str, "seed": int, "data": dict, "examples": dict})
+    path = Path(folder) / "record.json"
+    record = files.read_json(path, {"row": str, "seed": int, "data": dict, "examples": dict})
+    if not isinstance(record["data"].get("name"), str) or not isinstance(record["data"].get("files"), dict):
+        raise UserError(f"{path} does not say which data it is of; fetch or write it again")
+    return record
 
 
 def find(root, row=None, seeds=None):
@@ -103,7 +107,7 @@ def write(root, run, record, paths, examples, outputs, more, name=None):
     array} to keep beside them; name, of the data (default: as runs in root have named these files, or the name of their
     folder).
     """
-    run, config = Path(run), files.read_json(Path(run) / "config.json")
+    run, config = Path(run), files.read_json(Path(run) / "config.json", {"seed": int, "bert": str})
     digests = {split: _digest_of_file(path) for split, path in paths.items()}
     known = (record_of(folder)["data"] for folder in find(root))
     name = name or next((data["name"] for data in known if data["files"] == digests), None)
@@ -114,7 +118,7 @@ def write(root, run, record, paths, examples, outputs, more, name=None):
     stage, members = Path(config["bert"]).parent, best_epoch(run).get("soup")
     if (stage / "row.json").exists():  # a stage of SimCSE that the run began with
         own = {"flags": portable(files.read_json(stage / "config.json"), name)}
-        record["encoder"] = files.read_json(stage / "row.json") | own
+        record["encoder"] = files.read_json(stage / "row.json", {"seconds": (int, float)}) | own
     if members:
         record["soup"] = {Path(member).name: weight for member, weight in members.items()}
     record["examples"] = {split: digest_of_ids(ids) for split, (ids, _) in examples.items()}

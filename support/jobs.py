@@ -16,6 +16,7 @@ from support import files
 from support.console import UserError
 
 ROOT = Path(__file__).parent.parent
+RECORD = {"seconds": (int, float), "commit": str, "device": str}  # what `row.json` holds
 
 
 def finished(folder):

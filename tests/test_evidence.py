@@ -208,3 +208,11 @@ def test_labels_survive_as_they_were(tmp_path):
     ids, again = evidence.read_examples(tmp_path / "x.tsv")
     assert ids == list("abcde")
     assert again.tobytes() == labels.tobytes()
+
+
+@pytest.mark.parametrize("data", [{}, {"name": 3, "files": {}}, {"name": "x", "files": []}, {"name": "x"}])
+def test_a_record_that_does_not_say_which_data_it_is_of_is_one_sentence(tmp_path, data):
+    record = {"row": "plain", "seed": 1, "data": data, "examples": {}}
+    (tmp_path / "record.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="which data it is of"):
+        evidence.record_of(tmp_path)

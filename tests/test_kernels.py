@@ -133,3 +133,9 @@ def test_the_switch_chooses_plain_where_it_is_told_to(monkeypatch):
     assert kernels.backend_of(x) is plain
     kernels.use("auto")
     assert kernels.backend_of(x.double()) is cpu
+
+
+@pytest.mark.parametrize("p", [1 - 1 / 131_072, 1 - 2**-20, 1 - 2**-34])
+@pytest.mark.parametrize("forms", [*FAST, pytest.param(plain, id="plain")])
+def test_dropout_of_nearly_everything_drops_nearly_everything(forms, p):
+    assert (forms.dropout(torch.ones(300, 100, device=DEVICE), p) != 0).sum() < 20

@@ -16,7 +16,8 @@ def dropout_mask(shape, p, like):
     mask = like.new_empty(shape)
     words = torch.empty((mask.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     bits = words.view(torch.int16)[: mask.numel()].view(mask.shape)  # uniform in [-32768, 32768)
-    return torch.ge(bits, round(p * 65536) - 32768, out=mask).mul_(1 / (1 - p))
+    dropped = min(round(p * 65536), 65535)  # of 65,536 words; all of them is no 16-bit number
+    return torch.ge(bits, dropped - 32768, out=mask).mul_(1 / (1 - p))
 
 
 def dropout(x, p):
