@@ -2,8 +2,8 @@
 
 A sentence is encoded to the pooled [CLS] vector. A pair goes through the encoder in one sequence [CLS] a [SEP] b [SEP]
 (`--pair_encoding joint`, a cross-encoder), where each word can look at the words of the other sentence, or each
-sentence goes alone, the two vectors then side by side (`siamese`, a bi-encoder). A head per task (two hidden layers with
-GELU and dropout, then a linear layer) maps its input to
+sentence goes alone, the two vectors then side by side (`siamese`, a bi-encoder). A head per task (two hidden layers
+with GELU and dropout, then a linear layer) maps its input to
 
     sst      5 logits z       cross-entropy           -log softmax(z)[label]
     para     1 logit z        binary cross-entropy    -log σ(z) if label = 1, -log(1 - σ(z)) if 0
