@@ -122,20 +122,24 @@ class Recorder(TorchDispatchMode):
         if func.is_view or name in FREE or name in ("detach", "lift_fresh"):
             return func(*args, **kwargs)
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        product = None
+        if name in ("mm", "addmm"):
+            a, b = [x for x in args if isinstance(x, torch.Tensor)][-2:]
+            product = a.shape[0], b.shape[1], a.shape[1]
         changed = next((a.name for a in func._schema.arguments if a.alias_info and a.alias_info.is_write), None)
         if changed:
             out = kwargs[changed] if changed in kwargs else args[0]
             written = [out] if name != "zero_" else []
+        elif product:  # a dtype among the arguments is that of the result
+            kinds = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.dtype)]
+            out = torch.empty(*product[:2], dtype=(*kinds, a.dtype)[0])
+            written = [out]
         else:
             meta = lambda x: x.to("meta") if isinstance(x, torch.Tensor) else x  # noqa: E731
             with torch._C._DisableTorchDispatch():
                 shapes = func(*tree_map(meta, args), **(tree_map(meta, kwargs) | _on_meta(func)))
                 out = tree_map(lambda x: torch.empty_like(x, device="cpu"), shapes)
             written = tree_leaves(out)
-        product = None
-        if name in ("mm", "addmm"):
-            a, b = [x for x in args if isinstance(x, torch.Tensor)][-2:]
-            product = a.shape[0], b.shape[1], a.shape[1]
         self.launches.append(Launch(self.phase, name, _bytes([*tensors, *written]), product))
         return out
 

@@ -4,6 +4,7 @@ On a machine with a GPU the tests run there. Without one Triton's interpreter ru
 for it has to be thrown before the kernels are imported, so one test runs this file again in a process of its own.
 """
 
+import importlib.metadata
 import itertools
 import os
 import random
@@ -43,8 +44,16 @@ if INTERPRET:
 runs_kernels = pytest.mark.skipif(not HERE, reason="runs in the interpreter's process")
 
 
+def version_of(package):
+    return tuple(map(int, importlib.metadata.version(package).split(".")[:2]))
+
+
 @pytest.mark.skipif(not TRITON, reason="Triton is not installed")
 @pytest.mark.skipif(HERE, reason="the kernels run in this process")
+@pytest.mark.skipif(
+    TRITON and version_of("triton") < (3, 7) and version_of("numpy") >= (2, 4),
+    reason="the interpreter before Triton 3.7 needs numpy before 2.4",
+)
 def test_the_kernels_in_the_interpreter():
     command = [sys.executable, "-m", "pytest", "-x", __file__, str(ROOT / "tests/test_kernels.py")]
     env = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
