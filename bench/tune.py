@@ -10,7 +10,7 @@ from kernels.plain import Update
 
 def tunings(setting):
     """(kernel, the module and the name of what decides its launch options, a handful of changes, a call)."""
-    from kernels import adamw_step, bias_gelu, flash_attention, row_norm
+    from kernels import adamw_step, bias_gelu, flash_attention, residual_norm
 
     heads, T = setting.config.num_attention_heads, setting.rows // 8
     lengths = setting.lengths["quora"][0]
@@ -21,7 +21,7 @@ def tunings(setting):
     (_, _, _, norm_forms), (_, _, _, gelu_forms) = row_forms(setting, T)
     warps = [{"num_warps": w} for w in (1, 2, 4, 8)]
     for kernel, module, name, forms, changes in (
-        ("add_norm", row_norm, "launch_options", norm_forms, warps),
+        ("add_norm", residual_norm, "launch_options", norm_forms, warps),
         ("gelu", bias_gelu, "LAUNCH", gelu_forms, [*warps, {"BLOCK_T": 2}, {"BLOCK_T": 8}, {"BLOCK_F": 256}]),
     ):
         _, form, inputs = next(iter(forms))
@@ -33,8 +33,6 @@ def tunings(setting):
 
 def tune(setting):
     """Prints what each change of a kernel's launch options does, in ms: to be copied with date and card."""
-    from kernels import residual_norm
-
     rows = Table({"kernel": 34, "changed": 44, "time": 9})
     for kernel, module, name, changes, call in tunings(setting):
         usual, found = getattr(module, name), []
@@ -42,14 +40,10 @@ def tune(setting):
             changed = usual | change if isinstance(usual, dict) else lambda *a, u=usual, c=change: u(*a) | c
             try:
                 setattr(module, name, changed)
-                if module.__name__.endswith("row_norm"):
-                    residual_norm.launch_options = changed
                 found.append((milliseconds(call, setting), str(change) if change else "as it is"))
             except Exception as error:
                 rows.add(kernel, f"{change}: {why(error)}"[:60], "")
             finally:
                 setattr(module, name, usual)
-                if module.__name__.endswith("row_norm"):
-                    residual_norm.launch_options = usual
         for ms, text in sorted(found):
             rows.add(kernel, text, ms)

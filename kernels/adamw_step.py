@@ -26,8 +26,8 @@ import torch
 
 from kernels.triton_tools import jit, tl, triton
 
-PROGRAMS = 256  # at most so many partial sums of squares per flat tensor
-LAUNCH = {"BLOCK": 4096, "num_warps": 8}  # elements of a block, and the warps that share them
+PROGRAMS = 512  # at most so many partial sums of squares per flat tensor
+LAUNCH = {"BLOCK": 2048, "num_warps": 8}  # elements of a block, and the warps that share them
 
 
 @jit
@@ -53,8 +53,8 @@ def _update(
     m,  # (n,)
     v,  # (n,)
     copy,  # (n,) 16-bit, or None: the new parameters once more, for products
-    partial,  # (parts,): sums of squares of all the step's gradients
-    norm,  # (): their norm, written by the first program
+    partial,  # (parts,): sums of squares of all the step's gradients, of all flat tensors
+    norm,  # (): the norm of them all, written by the first program
     n,
     parts,
     clip,  # 0 for no limit
@@ -71,38 +71,43 @@ def _update(
     """One program: one block of parameters."""
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = place < n
-    p = tl.load(param + place, mask=inside, other=0.0) * decay
+    p = tl.load(param + place, mask=inside, other=0.0)
     g = tl.load(grad + place, mask=inside, other=0.0)
     m_old = tl.load(m + place, mask=inside, other=0.0)
     v_old = tl.load(v + place, mask=inside, other=0.0)
+
     part = tl.arange(0, PARTS_PAD)
     total = tl.sqrt(tl.sum(tl.load(partial + part, mask=part < parts, other=0.0), 0))
     if tl.program_id(0) == 0:
         tl.store(norm, total)
     g = tl.where((clip > 0) & (total + 1e-6 > clip), g * (clip / (total + 1e-6)), g)
+
     m_new = beta1 * m_old + gain1 * g
     v_new = beta2 * v_old + gain2 * g * g
+    p_new = decay * p - step_size * m_new / (tl.sqrt(v_new) + eps)
     tl.store(m + place, m_new, mask=inside)
     tl.store(v + place, v_new, mask=inside)
-    p -= step_size * m_new / (tl.sqrt(v_new) + eps)
-    tl.store(param + place, p, mask=inside)
+    tl.store(param + place, p_new, mask=inside)
     if copy is not None:
-        tl.store(copy + place, p.to(copy.dtype.element_ty), mask=inside)
+        tl.store(copy + place, p_new.to(copy.dtype.element_ty), mask=inside)
 
 
 def adamw(updates, clip, betas):
     """The GPU's form of `plain.adamw`: two launches for each flat tensor."""
-    clip, device, block = float(clip), updates[0].param.device, LAUNCH["BLOCK"]
-    # a multiple of 4 partial sums for each tensor, so that each one's part of `partial` starts at a multiple of 16
+    device, block = updates[0].param.device, LAUNCH["BLOCK"]
+    # How many partial sums each flat tensor gets: a multiple of 4, so that its first one starts at a multiple of 16
     # bytes
-    programs = [min(PROGRAMS, 4 * triton.cdiv(u.grad.numel(), 4 * block)) for u in updates]
-    partial = torch.empty(sum(programs), device=device)
+    counts = [min(PROGRAMS, 4 * triton.cdiv(u.grad.numel(), 4 * block)) for u in updates]
+    partial = torch.empty(sum(counts), device=device)
+    for u, sums in zip(updates, partial.split(counts), strict=True):
+        _squares[(len(sums),)](u.grad, sums, u.grad.numel(), **LAUNCH)
+
     norm = torch.empty((), device=device)
-    for u, row in zip(updates, partial.split(programs), strict=True):
-        _squares[(len(row),)](u.grad, row, u.grad.numel(), **LAUNCH)
-    options = LAUNCH | {"PARTS_PAD": triton.next_power_of_2(len(partial))}
+    beta1, beta2 = betas
     for u in updates:
-        n, (b1, b2) = u.param.numel(), betas
-        numbers = (n, len(partial), clip, u.step_size, u.eps, u.decay, b1, b2, 1 - b1, 1 - b2)
-        _update[(triton.cdiv(n, block),)](*u[:4], u.copy, partial, norm, *numbers, **options)
+        n = u.param.numel()
+        tensors = u.param, u.grad, u.m, u.v, u.copy, partial, norm
+        numbers = float(clip), u.step_size, u.eps, u.decay, beta1, beta2, 1 - beta1, 1 - beta2
+        parts_pad = triton.next_power_of_2(len(partial))
+        _update[(triton.cdiv(n, block),)](*tensors, n, len(partial), *numbers, PARTS_PAD=parts_pad, **LAUNCH)
     return norm

@@ -33,10 +33,11 @@ import torch
 from kernels.row_norm import (
     launch_options,
     load_row,
-    normalize,
-    normalize_backward,
+    normalize_row,
+    normalize_row_backward,
     rows_per_program,
     store_row,
+    store_sums,
 )
 from kernels.triton_tools import jit, tl, triton
 from kernels.weight_gradients import add_sums, standing
@@ -73,10 +74,8 @@ def _forward(
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     z = _row(ids, positions, segments, word, position, segment, row, column, H)
-    out, mu, r = normalize(z, load_row(gamma, column, H), load_row(beta, column, H), eps, column, H)
-    store_row(y + row * H, out, column, H)
-    tl.store(mean + row, mu)
-    tl.store(rstd + row, r)
+    gamma_row, beta_row = load_row(gamma, column, H), load_row(beta, column, H)
+    normalize_row(z, gamma_row, beta_row, eps, y, mean, rstd, row, column, H)
 
 
 @jit(do_not_specialize=["T", "ROWS"])
@@ -99,7 +98,7 @@ def _backward(
     BLOCK: tl.constexpr,
 ):
     """One program: of ROWS rows those of one segment, in order; the sums over them stay in registers until the end."""
-    first = tl.program_id(0).to(tl.int64) * ROWS
+    first, own_segment = tl.program_id(0).to(tl.int64) * ROWS, tl.program_id(1)
     column = tl.arange(0, BLOCK)
     gamma_row = load_row(gamma, column, H)
     dgamma = tl.zeros([BLOCK], tl.float32)
@@ -107,18 +106,14 @@ def _backward(
     dsegment = tl.zeros([BLOCK], tl.float32)
     for n in range(0, tl.minimum(ROWS, T - first)):
         row = first + n
-        if tl.load(segments + row) == tl.program_id(1):
+        if tl.load(segments + row) == own_segment:
             z = _row(ids, positions, segments, word, position, segment, row, column, H)
-            dy_row = load_row(dy + row * H, column, H)
-            dz_row, x_hat = normalize_backward(z, tl.load(mean + row), tl.load(rstd + row), dy_row, gamma_row, H)
+            dz_row, dgamma_share, dbeta_share = normalize_row_backward(z, gamma_row, dy, mean, rstd, row, column, H)
             store_row(dz + row * H, dz_row, column, H)
-            dgamma += dy_row * x_hat
-            dbeta += dy_row
+            dgamma += dgamma_share
+            dbeta += dbeta_share
             dsegment += dz_row
-    partial += (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)) * 3 * H
-    store_row(partial, dgamma, column, H)
-    store_row(partial + H, dbeta, column, H)
-    store_row(partial + 2 * H, dsegment, column, H)
+    store_sums(partial, tl.program_id(0) * tl.num_programs(1) + own_segment, dgamma, dbeta, dsegment, column, H)
 
 
 @jit(do_not_specialize=["T"])

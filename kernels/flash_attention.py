@@ -56,6 +56,39 @@ from kernels.triton_tools import jit, load_tile, matmul_dtype, store_tile, tl, t
 
 
 @jit
+def _load_keys(
+    qkv, first, m, HEADS: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, ROWS: tl.constexpr, MATMUL: tl.constexpr
+):
+    """k and v of a sentence's rows first .. first + ROWS in one head, (ROWS, D_PAD) each."""
+    k = load_tile(qkv + HEADS * D, first, m, 3 * HEADS * D, D, D_PAD, ROWS)
+    v = load_tile(qkv + 2 * HEADS * D, first, m, 3 * HEADS * D, D, D_PAD, ROWS)
+    return k.to(MATMUL), v.to(MATMUL)
+
+
+@jit
+def _load_queries(
+    qkv,
+    out,
+    dout,
+    lse,
+    first,
+    m,
+    HEADS: tl.constexpr,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,
+    ROWS: tl.constexpr,
+    MATMUL: tl.constexpr,
+):
+    """What the backward pass needs of queries: q and do (ROWS, D_PAD), δ and lse (ROWS,)."""
+    q = load_tile(qkv, first, m, 3 * HEADS * D, D, D_PAD, ROWS)
+    o = load_tile(out, first, m, HEADS * D, D, D_PAD, ROWS)
+    do = load_tile(dout, first, m, HEADS * D, D, D_PAD, ROWS)
+    delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
+    i = first + tl.arange(0, ROWS)
+    return q.to(MATMUL), do.to(MATMUL), delta, tl.load(lse + i * HEADS, mask=i < m, other=0.0)
+
+
+@jit
 def _forward(
     qkv,  # (T, 3, HEADS, D)
     cu_seqlens,  # (B + 1,) int32
@@ -90,8 +123,7 @@ def _forward(
     acc = tl.zeros([BLOCK, D_PAD], tl.float32)  # Σ 2^(s - top) v so far
     for other in range(0, m, INNER):
         j = other + tl.arange(0, INNER)
-        k = load_tile(qkv + HEADS * D, other, m, 3 * HEADS * D, D, D_PAD, INNER).to(MATMUL)
-        v = load_tile(qkv + 2 * HEADS * D, other, m, 3 * HEADS * D, D, D_PAD, INNER).to(MATMUL)
+        k, v = _load_keys(qkv, other, m, HEADS, D, D_PAD, INNER, MATMUL)
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale  # (BLOCK, INNER)
         s = tl.where((j < m)[None, :], s, -float("inf"))
         new_top = tl.maximum(top, tl.max(s, 1))
@@ -141,62 +173,51 @@ def _backward(
     root = scale * 0.6931471805599453  # 1 / √d
 
     # These rows are keys. Scores stand transposed, (BLOCK keys, INNER queries), as dv and dk want them.
+    k, v = _load_keys(qkv, first, m, HEADS, D, D_PAD, BLOCK, MATMUL)
     j = first + tl.arange(0, BLOCK)
-    k = load_tile(qkv + HEADS * D, first, m, 3 * HEADS * D, D, D_PAD, BLOCK).to(MATMUL)
-    v = load_tile(qkv + 2 * HEADS * D, first, m, 3 * HEADS * D, D, D_PAD, BLOCK).to(MATMUL)
     dk = tl.zeros([BLOCK, D_PAD], tl.float32)
     dv = tl.zeros([BLOCK, D_PAD], tl.float32)
     for other in range(0, m, INNER):
+        q, do, delta, row_lse = _load_queries(qkv, out, dout, lse, other, m, HEADS, D, D_PAD, INNER, MATMUL)
         i = other + tl.arange(0, INNER)
-        q = load_tile(qkv, other, m, 3 * HEADS * D, D, D_PAD, INNER).to(MATMUL)
-        o = load_tile(out, other, m, HEADS * D, D, D_PAD, INNER)
-        do = load_tile(dout, other, m, HEADS * D, D, D_PAD, INNER)
-        delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
-        do = do.to(MATMUL)
-        s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale
+        s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale  # (BLOCK, INNER)
         s = tl.where((j < m)[:, None], s, -float("inf"))
         # query rows beyond m need no mask: q and do are 0 there, so they add 0 to dv and dk, and dq is not stored
-        prob = tl.exp2(s - tl.load(lse + i * HEADS, mask=i < m, other=0.0)[None, :])
-        dprob = tl.dot(v, tl.trans(do), input_precision=PRECISION)
+        prob = tl.exp2(s - row_lse[None, :])
+        dprob = tl.dot(v, tl.trans(do), input_precision=PRECISION)  # (BLOCK, INNER)
         dropped = prob
         if DROP:
             key = dropout_key(seed, (start + i) * HEADS + head)
             keep = dropout_keep(key[None, :], j[:, None], DROP)
             dropped = tl.where(keep, prob * rescale, 0.0)
             dprob = tl.where(keep, dprob * rescale, 0.0)
-        dv += tl.dot(dropped.to(MATMUL), do, input_precision=PRECISION)
-        ds = (prob * (dprob - delta[None, :])).to(MATMUL)
-        dk += tl.dot(ds, q, input_precision=PRECISION)
+        dv += tl.dot(dropped.to(MATMUL), do, input_precision=PRECISION)  # (BLOCK, D_PAD)
+        ds = (prob * (dprob - delta[None, :])).to(MATMUL)  # (BLOCK, INNER)
+        dk += tl.dot(ds, q, input_precision=PRECISION)  # (BLOCK, D_PAD)
         if m <= BLOCK:  # these are all keys of a short sentence, so dq of the queries at hand is complete
-            dq = tl.dot(tl.trans(ds), k, input_precision=PRECISION)
+            dq = tl.dot(tl.trans(ds), k, input_precision=PRECISION)  # (INNER, D_PAD)
             store_tile(dqkv, dq * root, other, m, 3 * HEADS * D, D, D_PAD, INNER)
     store_tile(dqkv + HEADS * D, dk * root, first, m, 3 * HEADS * D, D, D_PAD, BLOCK)
     store_tile(dqkv + 2 * HEADS * D, dv, first, m, 3 * HEADS * D, D, D_PAD, BLOCK)
     if m <= BLOCK:
         return
 
-    # The same rows are queries; scores are (BLOCK queries, INNER keys).
+    # The same rows are queries. Scores are (BLOCK queries, INNER keys).
+    q, do, delta, row_lse = _load_queries(qkv, out, dout, lse, first, m, HEADS, D, D_PAD, BLOCK, MATMUL)
     i = first + tl.arange(0, BLOCK)
-    q = load_tile(qkv, first, m, 3 * HEADS * D, D, D_PAD, BLOCK).to(MATMUL)
-    o = load_tile(out, first, m, HEADS * D, D, D_PAD, BLOCK)
-    do = load_tile(dout, first, m, HEADS * D, D, D_PAD, BLOCK)
-    delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
-    do = do.to(MATMUL)
-    row_lse = tl.load(lse + i * HEADS, mask=i < m, other=0.0)
     if DROP:
         key = dropout_key(seed, (start + i) * HEADS + head)
     dq = tl.zeros([BLOCK, D_PAD], tl.float32)
     for other in range(0, m, INNER):
-        column = other + tl.arange(0, INNER)
-        k_other = load_tile(qkv + HEADS * D, other, m, 3 * HEADS * D, D, D_PAD, INNER).to(MATMUL)
-        v_other = load_tile(qkv + 2 * HEADS * D, other, m, 3 * HEADS * D, D, D_PAD, INNER).to(MATMUL)
-        s = tl.dot(q, tl.trans(k_other), input_precision=PRECISION) * scale
-        prob = tl.exp2(tl.where((column < m)[None, :], s, -float("inf")) - row_lse[:, None])
-        dprob = tl.dot(do, tl.trans(v_other), input_precision=PRECISION)
+        k_other, v_other = _load_keys(qkv, other, m, HEADS, D, D_PAD, INNER, MATMUL)
+        j_other = other + tl.arange(0, INNER)
+        s = tl.dot(q, tl.trans(k_other), input_precision=PRECISION) * scale  # (BLOCK, INNER)
+        prob = tl.exp2(tl.where((j_other < m)[None, :], s, -float("inf")) - row_lse[:, None])
+        dprob = tl.dot(do, tl.trans(v_other), input_precision=PRECISION)  # (BLOCK, INNER)
         if DROP:
-            dprob = tl.where(dropout_keep(key[:, None], column[None, :], DROP), dprob * rescale, 0.0)
-        ds = (prob * (dprob - delta[:, None])).to(MATMUL)
-        dq += tl.dot(ds, k_other, input_precision=PRECISION)
+            dprob = tl.where(dropout_keep(key[:, None], j_other[None, :], DROP), dprob * rescale, 0.0)
+        ds = (prob * (dprob - delta[:, None])).to(MATMUL)  # (BLOCK, INNER)
+        dq += tl.dot(ds, k_other, input_precision=PRECISION)  # (BLOCK, D_PAD)
     store_tile(dqkv, dq * root, first, m, 3 * HEADS * D, D, D_PAD, BLOCK)
 
 

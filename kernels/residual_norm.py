@@ -26,10 +26,11 @@ from kernels.random_bits import dropout_keep, dropout_key, new_seed, threshold
 from kernels.row_norm import (
     launch_options,
     load_row,
-    normalize,
-    normalize_backward,
+    normalize_row,
+    normalize_row_backward,
     rows_per_program,
     store_row,
+    store_sums,
 )
 from kernels.triton_tools import jit, tl, triton
 from kernels.weight_gradients import add_sums
@@ -70,10 +71,8 @@ def _forward(
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     z, _ = _row(x, bias, residual, extra, seed, row, column, H, DROP)
-    out, mu, r = normalize(z, load_row(gamma, column, H), load_row(beta, column, H), eps, column, H)
-    store_row(y + row * H, out, column, H)
-    tl.store(mean + row, mu)
-    tl.store(rstd + row, r)
+    gamma_row, beta_row = load_row(gamma, column, H), load_row(beta, column, H)
+    normalize_row(z, gamma_row, beta_row, eps, y, mean, rstd, row, column, H)
 
 
 @jit(do_not_specialize=["T", "ROWS"])
@@ -106,18 +105,14 @@ def _backward(
     for n in range(0, tl.minimum(ROWS, T - first)):
         row = first + n
         z, factor = _row(x, bias, residual, extra, seed, row, column, H, DROP)
-        dy_row = load_row(dy + row * H, column, H)
-        dz_row, x_hat = normalize_backward(z, tl.load(mean + row), tl.load(rstd + row), dy_row, gamma_row, H)
+        dz_row, dgamma_share, dbeta_share = normalize_row_backward(z, gamma_row, dy, mean, rstd, row, column, H)
         dx_row = dz_row * factor
         store_row(dz + row * H, dz_row, column, H)
         store_row(dx + row * H, dx_row, column, H)
         dbias += dx_row
-        dgamma += dy_row * x_hat
-        dbeta += dy_row
-    partial += tl.program_id(0) * 3 * H
-    store_row(partial, dbias, column, H)
-    store_row(partial + H, dgamma, column, H)
-    store_row(partial + 2 * H, dbeta, column, H)
+        dgamma += dgamma_share
+        dbeta += dbeta_share
+    store_sums(partial, tl.program_id(0), dbias, dgamma, dbeta, column, H)
 
 
 class _FusedAddNorm(torch.autograd.Function):

@@ -28,26 +28,42 @@ def load_row(x, column, H: tl.constexpr):
 
 
 @jit
-def store_row(x, row, column, H: tl.constexpr):
-    """The opposite of `load_row`: writes the block `row` at the pointer x, in the type that stands there."""
-    tl.store(x + column, row.to(x.dtype.element_ty), mask=column < H)
+def store_row(x, values, column, H: tl.constexpr):
+    """The opposite of `load_row`: writes the block of values at the pointer x, in the type that stands there."""
+    tl.store(x + column, values.to(x.dtype.element_ty), mask=column < H)
 
 
 @jit
-def normalize(z, gamma, beta, eps, column, H: tl.constexpr):
-    """One row z (BLOCK,) -> y (BLOCK,), and its μ and r."""
-    mean = tl.sum(z, 0) / H
-    centred = tl.where(column < H, z - mean, 0.0)
-    rstd = 1 / tl.sqrt(tl.sum(centred * centred, 0) / H + eps)
-    return centred * rstd * gamma + beta, mean, rstd
+def normalize_row(z, gamma_row, beta_row, eps, y, mean, rstd, row, column, H: tl.constexpr):
+    """Forward, of row number `row`: z (BLOCK,) -> y, μ and r, written into y (T, H), mean and rstd (T,)."""
+    mu = tl.sum(z, 0) / H
+    centred = tl.where(column < H, z - mu, 0.0)
+    r = 1 / tl.sqrt(tl.sum(centred * centred, 0) / H + eps)
+    store_row(y + row * H, centred * r * gamma_row + beta_row, column, H)
+    tl.store(mean + row, mu)
+    tl.store(rstd + row, r)
 
 
 @jit
-def normalize_backward(z, mean, rstd, dy, gamma, H: tl.constexpr):
-    """One row z, its μ and r, and dy -> dz and x̂. Beyond H, where dy and γ are 0, dz means nothing."""
-    x_hat = (z - mean) * rstd
-    dx_hat = dy * gamma
-    return rstd * (dx_hat - tl.sum(dx_hat, 0) / H - x_hat * (tl.sum(dx_hat * x_hat, 0) / H)), x_hat
+def normalize_row_backward(z, gamma_row, dy, mean, rstd, row, column, H: tl.constexpr):
+    """Backward, of row number `row`: z (BLOCK,) again -> dz and this row's shares of dγ and dβ, (BLOCK,) each.
+
+    Beyond H, where dy and γ are 0, dz means nothing.
+    """
+    r = tl.load(rstd + row)
+    x_hat = (z - tl.load(mean + row)) * r
+    dy_row = load_row(dy + row * H, column, H)
+    dx_hat = dy_row * gamma_row
+    dz = r * (dx_hat - tl.sum(dx_hat, 0) / H - x_hat * (tl.sum(dx_hat * x_hat, 0) / H))
+    return dz, dy_row * x_hat, dy_row
+
+
+@jit
+def store_sums(partial, program, first, second, third, column, H: tl.constexpr):
+    """Writes a program's three sums (BLOCK,) into its part of partial (programs, 3, H)."""
+    store_row(partial + (3 * program) * H, first, column, H)
+    store_row(partial + (3 * program + 1) * H, second, column, H)
+    store_row(partial + (3 * program + 2) * H, third, column, H)
 
 
 def launch_options(H):
