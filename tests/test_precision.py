@@ -90,10 +90,21 @@ def training_of(run_flags, out, *others):
     return multitask.Training(args, tiny.model(seed=1), datasets)
 
 
-@pytest.mark.parametrize("others", ([], ["--use_smart"], ["--gradient_surgery"]))
-def test_an_overflow_skips_the_step_and_clipping_sees_the_true_norm(run_flags, tmp_path, others):
-    """With SMART and surgery too. float16 is pretended; a scale of 2^100 overflows it, 1 does not."""
-    batches = {"sst": [0, 1, 2, 3]} | ({"para": [1, 2], "sts": [3]} if "--gradient_surgery" in others else {})
+@pytest.fixture
+def teacher(run_flags, tmp_path):
+    """The flags of a student, whose teacher has been trained."""
+    multitask.main([*run_flags, "--epochs", "1", "--lr", "1e-3", "--out", str(tmp_path / "teacher")])
+    return ["--teacher", str(tmp_path / "teacher")]
+
+
+METHODS = {"none": [], "SMART": ["--use_smart"], "surgery": ["--gradient_surgery"], "teacher": None}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_overflow_skips_the_step_and_clipping_sees_the_true_norm(run_flags, tmp_path, method, request):
+    """float16 is pretended; a scale of 2^126 overflows it, 1 does not."""
+    others = request.getfixturevalue("teacher") if method == "teacher" else METHODS[method]
+    batches = {"sst": [0, 1, 2, 3]} | ({} if method == "none" else {"para": [1, 2], "sts": [3]})
     norms = {}
     for capability, scale in (((7, 0), 1.0), ((7, 0), 2.0**8), ((1, 0), None)):
         with precision.pretend(capability):
@@ -114,12 +125,31 @@ def test_an_overflow_skips_the_step_and_clipping_sees_the_true_norm(run_flags, t
     torch.testing.assert_close(norms[2.0**8], norms[None], rtol=2e-2, atol=1e-3)
 
 
-def test_a_float16_run_resumes_bit_for_bit_its_scale_included(run_flags, tmp_path, monkeypatch):
-    monkeypatch.setattr(LossScaler.__init__, "__defaults__", (2.0**16, 3))  # it changes within a few steps
+@pytest.mark.parametrize("taught", (False, True))
+def test_a_float16_run_resumes_bit_for_bit_its_scale_included(run_flags, tmp_path, monkeypatch, taught, request):
+    others = request.getfixturevalue("teacher") if taught else []
+    monkeypatch.setattr(LossScaler.__init__, "__defaults__", (2.0**16, 2))  # it changes within a few steps
     with precision.pretend((7, 0)):
-        whole, parts = tiny.last_states(tmp_path, [*run_flags, "--epochs", "1"], monkeypatch)
+        whole, parts = tiny.last_states(tmp_path, [*run_flags, *others, "--epochs", "1"], monkeypatch)
     assert whole.keys() == parts.keys() and float(whole["loss_scale"]) != 2.0**16
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_student_in_float16_learns_what_one_in_float32_learns(run_flags, tmp_path, teacher):
+    """Targets, losses and the scaled gradients of a few steps, teacher annealing included."""
+    losses = []
+    for capability in ((7, 0), (1, 0)):
+        with precision.pretend(capability):
+            training = training_of(run_flags, tmp_path / "run", *teacher)
+            if capability == (7, 0):
+                training.scaler.scale.fill_(2.0**8)  # 2^16 overflows at the first step of sts, as it should
+            steps = [
+                training.step(step, 1.0, {name: [0, 1, 2]}) for step in (1, 4, 9) for name in ("sst", "para", "sts")
+            ]
+        assert all("norm" in values for values in steps)
+        losses.append(torch.stack([loss for values in steps for loss in values["losses"].values()]))
+    assert losses[0].dtype == torch.float32 and not torch.equal(*losses)
+    torch.testing.assert_close(*losses, rtol=2e-2, atol=2e-3)
 
 
 def test_cuda_graphs_are_the_default_where_a_step_can_be_recorded(run_flags, tmp_path, monkeypatch):
