@@ -9,8 +9,15 @@ READY = $(if $(VENV),$(VENV)/ready,models/ready)
 OUT ?= runs/sample
 DATA ?= data/sample
 FLAGS ?=
-BERT ?= all-MiniLM-L6-v2
+BERT ?= $(or $(wildcard models/float16),all-MiniLM-L6-v2)
 GPU ?= runs/gpu
+# what `make gpu` does, in this order
+PARTS = kernel-tests graph-tests kernels step training
+part-kernel-tests = -m pytest -vv tests/test_kernels_gpu.py tests/test_kernels.py
+part-graph-tests = -m pytest -vv tests/test_cuda_graphs.py tests/test_precision.py
+part-kernels = -m bench.gpu --kernels $(TOY)
+part-step = -m bench.gpu --step $(TOY)
+part-training = multitask.py --option finetune --bert $(BERT) --data $(DATA) --out $(GPU)/run --resume $(FLAGS)
 PRESET ?= sample
 EVIDENCE ?= results/runs
 WEAK = $(wildcard $(EVIDENCE)/smart-weak-8-*)
@@ -63,13 +70,16 @@ kernels: $(READY)  ## compile every Triton kernel for T4 to Blackwell, no GPU ne
 launches: $(READY)  ## count the launches of a training step and model its time on an H100 and a T4, no GPU needed
 	$(RUN) -m bench.launches $(FLAGS)
 
-gpu:  ## on a GPU, no network: tests, kernels, step, training, into runs/gpu (RUN=python3 BERT=DIR DATA=DIR)
-	mkdir -p $(GPU)
-	-timeout 600 $(RUN) -m pytest -v tests/test_kernels_gpu.py tests/test_kernels.py 2>&1 | tee $(GPU)/kernel-tests.txt
-	-timeout 600 $(RUN) -m pytest -v tests/test_cuda_graphs.py tests/test_precision.py 2>&1 | tee $(GPU)/graph-tests.txt
-	-timeout 600 $(RUN) -m bench.gpu --kernels 2>&1 | tee $(GPU)/kernels.txt
-	-timeout 600 $(RUN) -m bench.gpu --step 2>&1 | tee $(GPU)/step.txt
-	-timeout 600 $(RUN) multitask.py --option finetune --bert $(BERT) --data $(DATA) --out $(GPU)/run --resume 2>&1 | tee $(GPU)/training.txt
+gpu: $(PARTS:%=gpu-%)  ## on a GPU, no network: tests, kernels, step, training, into runs/gpu (VENV= BERT=DIR DATA=DIR)
+	@tail -qn 1 $(PARTS:%=$(GPU)/%.txt)
+
+# 10 minutes for each part (then Ctrl-C, and what was printed stays); one that fails does not stop the next
+$(PARTS:%=gpu-%): gpu-%:
+	@mkdir -p $(GPU)
+	{ PYTHONUNBUFFERED=1 timeout -s INT -k 15 580 $(RUN) $(part-$*); echo "$*: exit code $$?"; } 2>&1 | tee $(GPU)/$*.txt
+
+gpu-weights: $(READY)  ## MiniLM in float16, 46 MB, into models/float16: to carry to a GPU without a network
+	$(RUN) -m bench.gpu_weights models/float16
 
 data: $(READY)  ## fetch the CS224N files into data/cs224n (needs a network), for DATA=data/cs224n
 	$(RUN) data/fetch.py
@@ -90,5 +100,6 @@ $(OPPONENTS): $(READY)
 	$(RUN) -m pip install --quiet --disable-pip-version-check transformers safetensors sentence-transformers
 	touch $@
 
-.PHONY: help train eval predict everyday table1 table2 table3 figures test fuzz soak compare bench kernels launches gpu data lint clean
+.PHONY: help train eval predict everyday table1 table2 table3 figures test fuzz soak compare bench kernels launches gpu $(PARTS:%=gpu-%) gpu-weights data lint clean
+.NOTPARALLEL:  # parts of `make gpu` would share the GPU
 .DEFAULT_GOAL := help

@@ -17,7 +17,8 @@ Lengths are in tokens with [CLS] and [SEP]; log-normal, fitted to the training f
 
 `time` is the median in milliseconds. Launches are included: where a row says 20 % of the floor at 2,000 tokens and 80 %
 at 16,384, the difference is the price of launching. `on GPU` leaves them out: the calls replayed as a CUDA graph. Rows
-are printed as they are measured, and a form that does not run here costs one row.
+are printed as they are measured, and a form that does not run here costs one row. The exit code is 1 where one of this
+project's own did not run.
 """
 
 import platform
@@ -87,11 +88,15 @@ def main(argv=None):
     name = platform.processor() if setting.device.type == "cpu" else torch.cuda.get_device_name()
     print(f"{date.today()}, {name}, torch {torch.__version__}, triton {version('triton')}")
     print(f"command: python -m bench.gpu {' '.join(sys.argv[1:] if argv is None else argv)}\n")
+    broken = []
     for wanted, bench in ((args.kernels, bench_kernels), (args.step, bench_step), (args.tune, tune)):
         if wanted:
-            bench(setting)
+            broken += bench(setting)
             print()
+    if broken:
+        print("these should run and do not, see the tracebacks:", *broken, sep="\n  ")
+    return bool(broken)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

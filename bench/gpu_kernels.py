@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import kernels
-from bench.measure import Table, milliseconds, on_gpu, rates, why
+from bench.measure import Table, milliseconds, on_gpu, rates
 from bert import Bert
 from kernels import add_norm, attention, cpu, embed, mean_loss
 from kernels.plain import Update
@@ -158,7 +158,7 @@ def loss_forms(setting):
 
 
 def bench_kernels(setting):
-    """Prints the table of kernels."""
+    """Prints the table of kernels. Returns the names of our forms that failed."""
     bandwidth, flops = rates(setting)
     size = torch.finfo(setting.dtype).bits // 8
     heads, H = setting.config.num_attention_heads, setting.config.hidden_size
@@ -170,9 +170,7 @@ def bench_kernels(setting):
                 calls = forward_backward(function, inputs, standing)
                 times = [(milliseconds(call, setting), on_gpu(call, setting)) for call in calls]
             except Exception as error:
-                if name.startswith("Triton"):
-                    raise
-                rows.add(kernel, f"{name}: {why(error)}", "", "", "", "")
+                rows.add_failure([kernel, name], error, ours=name.startswith("Triton"))
                 continue
             for passes, (ms, alone), floor in zip(("forward", "both"), times, floors, strict=True):
                 rows.add(kernel, name, passes, ms, alone, f"{floor / ms:.0%}")
@@ -196,3 +194,4 @@ def bench_kernels(setting):
         call = lambda form=form: form([update], 1.0, (0.9, 0.999))  # noqa: E731
         ms = milliseconds(call, setting)
         rows.add(f"adamw {n}", name, "step", ms, on_gpu(call, setting), f"{32 * n / bandwidth / ms:.0%}")
+    return rows.broken

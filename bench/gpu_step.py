@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from adamw import AdamW
-from bench.measure import Table, milliseconds, rates, why
+from bench.measure import Table, milliseconds, rates
 from bert import Bert
 from kernels import mean_loss
 from support.console import UserError
@@ -84,7 +84,7 @@ def step_floor(setting, batches, bandwidth, flops):
 
 
 def bench_step(setting):
-    """Prints the table of whole steps."""
+    """Prints the table of whole steps. Returns the names of our forms that failed."""
     bandwidth, flops = rates(setting)
     forms = {"this project": (packed_step, False)}
     if setting.device.type == "cuda":
@@ -94,29 +94,41 @@ def bench_step(setting):
     if setting.compiled:
         forms["transformers, compiled, padded"] = padded_step, True
         forms["transformers, compiled, grouped by length"] = padded_step, True
-    rows = Table({"lengths": 10, "tokens": 8, "form": 42, "time": 9, "times ours": 10, "floor": 6})
-    for name, batches in setting.lengths.items():
+    pairs = list(itertools.product(setting.lengths, forms))
+    pairs.sort(key=lambda pair: "compiled" in pair[1])  # last, as they take minutes to compile
+    rows, ours = Table({"lengths": 10, "tokens": 8, "form": 42, "time": 9, "times ours": 10, "floor": 6}), {}
+    labels = torch.randint(5, (setting.batch,), device=setting.device)
+    for name, form in pairs:
+        (make, flag), batches = forms[form], setting.lengths[name]
+        inputs = inputs_of(setting, batches, padded=make is padded_step, grouped="grouped" in form)
+        tokens = statistics.mean(len(x.ids) if make is packed_step else x[0].numel() for x in inputs)
+        try:
+            step = make(setting, flag)
+            for batch in inputs:  # compiles what each shape asks for
+                step(batch, labels)
+            turn = itertools.cycle(inputs)
+            ms = milliseconds(lambda step=step, turn=turn: step(next(turn), labels), setting)
+        except Exception as error:
+            rows.add_failure([name, round(tokens), form], error, ours=make is packed_step)
+            continue
+        if make is packed_step:
+            ours.setdefault(name, ms)
+        floor = step_floor(setting, batches, bandwidth, flops)
+        rows.add(name, round(tokens), form, ms, ms / ours[name] if name in ours else None, f"{floor / ms:.0%}")
+    return rows.broken
+
+
+def inputs_of(setting, batches, padded, grouped):
+    """Random words in batches of these lengths: a list of `Batch`, or padded, of (ids, mask).
+
+    Args: batches, lists of lengths; grouped, True to sort all sentences by length and cut them into batches anew.
+    """
+    if grouped:
         together = sorted(itertools.chain.from_iterable(batches))
-        grouped = [together[i : i + setting.batch] for i in range(0, len(together), setting.batch)]
-        labels, first = torch.randint(5, (setting.batch,), device=setting.device), None
-        for form, (make, flag) in forms.items():
-            inputs = []
-            for lengths in grouped if "grouped" in form else batches:
-                ids = [(torch.randint(1000, setting.config.vocab_size, (m,)).numpy(), m) for m in lengths]
-                batch = pack(ids).to(setting.device)
-                inputs.append(batch if make is packed_step else to_padded(batch, batch.ids))
-            tokens = statistics.mean(len(x.ids) if make is packed_step else x[0].numel() for x in inputs)
-            try:
-                step = make(setting, flag)
-                for batch in inputs:  # compiles what each shape asks for
-                    step(batch, labels)
-                turn = itertools.cycle(inputs)
-                ms = milliseconds(lambda step=step, turn=turn, labels=labels: step(next(turn), labels), setting)
-            except Exception as error:
-                if make is packed_step:
-                    raise
-                rows.add(name, round(tokens), f"{form}: {why(error)}", "", "", "")
-                continue
-            first = first or ms
-            floor = step_floor(setting, batches, bandwidth, flops)
-            rows.add(name, round(tokens), form, ms, ms / first, f"{floor / ms:.0%}")
+        batches = [together[i : i + setting.batch] for i in range(0, len(together), setting.batch)]
+    inputs = []
+    for lengths in batches:
+        ids = [(torch.randint(1000, setting.config.vocab_size, (m,)).numpy(), m) for m in lengths]
+        batch = pack(ids).to(setting.device)
+        inputs.append(to_padded(batch, batch.ids) if padded else batch)
+    return inputs

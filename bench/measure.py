@@ -3,6 +3,7 @@
 import contextlib
 import statistics
 import time
+import traceback
 from typing import NamedTuple
 
 import torch
@@ -50,17 +51,28 @@ def on_gpu(call, setting):
 
 
 class Table:
-    """A table whose rows are printed as they come."""
+    """A table whose rows are printed as they come. `broken` names the forms of this project that failed."""
 
     def __init__(self, widths):
         """Args: widths, {heading: characters}."""
-        self.widths = list(widths.values())
+        self.widths, self.broken = list(widths.values()), []
         self.add(*widths)
         self.add(*("-" * width for width in self.widths))
 
     def add(self, *cells):
         texts = [f"{cell:.3f}" if isinstance(cell, float) else "" if cell is None else str(cell) for cell in cells]
         print("| " + " | ".join(f"{t:<{w}}" for t, w in zip(texts, self.widths, strict=True)) + " |", flush=True)
+
+    def add_failure(self, cells, error, ours):
+        """A row for a form that does not run here. Args: cells, of its start, the form last; ours, whether it should.
+
+        The traceback of one that should is printed as well.
+        """
+        if ours:
+            traceback.print_exception(error)
+            self.broken.append(" ".join(map(str, cells)))
+        cells = [*cells[:-1], f"{cells[-1]}: {why(error)}"]
+        self.add(*cells, *[""] * (len(self.widths) - len(cells)))
 
 
 def why(error):

@@ -4,7 +4,7 @@ import torch
 
 import kernels
 from bench.gpu_kernels import attention_forms, forward_backward, row_forms
-from bench.measure import Table, milliseconds, why
+from bench.measure import Table, milliseconds
 from kernels.plain import Update
 
 
@@ -32,7 +32,10 @@ def tunings(setting):
 
 
 def tune(setting):
-    """Prints what each change of a kernel's launch options does, in ms: to be copied with date and card."""
+    """Prints what each change of a kernel's launch options does, in ms: to be copied with date and card.
+
+    Returns the names of kernels that fail even as they are.
+    """
     rows = Table({"kernel": 34, "changed": 44, "time": 9})
     for kernel, module, name, changes, call in tunings(setting):
         usual, found = getattr(module, name), []
@@ -42,8 +45,9 @@ def tune(setting):
                 setattr(module, name, changed)
                 found.append((milliseconds(call, setting), str(change) if change else "as it is"))
             except Exception as error:
-                rows.add(kernel, f"{change}: {why(error)}"[:60], "")
+                rows.add_failure([kernel, str(change)], error, ours=not change)
             finally:
                 setattr(module, name, usual)
         for ms, text in sorted(found):
             rows.add(kernel, text, ms)
+    return rows.broken

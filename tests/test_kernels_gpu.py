@@ -23,6 +23,7 @@ from torch import nn
 import kernels
 from adamw import AdamW
 from bench import gpu as bench_gpu
+from bench import gpu_step
 from bert import Bert
 from kernels import INTERPRET, adamw, add_norm, attention, embed, linear_gelu, mean_loss, plain, precision
 from kernels.plain import Update
@@ -622,7 +623,20 @@ def test_the_forms_of_attention_agree():
 
 @pytest.mark.skipif(not INTERPRET, reason="the interpreter is what --toy is for")
 def test_the_benchmark_runs_at_toy_size(capsys):
-    bench_gpu.main(["--kernels", "--toy"])
+    assert not bench_gpu.main(["--kernels", "--toy"])
     rows = capsys.readouterr().out.splitlines()
     for kernel in ("attention sst", "attention quora", "add_norm", "gelu", "embed", "loss", "adamw"):
         assert any(row.startswith(f"| {kernel}") and "Triton" in row for row in rows)
+
+
+@pytest.mark.skipif(not INTERPRET, reason="the interpreter is what --toy is for")
+def test_a_form_that_fails_costs_the_benchmark_its_own_row_only(capsys, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr(gpu_step, "packed_step", broken)
+    assert bench_gpu.main(["--step", "--toy"])
+    printed = capsys.readouterr()
+    rows = [row for row in printed.out.splitlines() if "no such instruction" in row]
+    assert len(rows) == 4 and all("this project" in row for row in rows)  # four kinds of lengths
+    assert "transformers, SDPA, padded" in printed.out and "Traceback" in printed.err
