@@ -224,26 +224,31 @@ def _backward(
 def launch_options(d, max_seqlen, dtype, capability, backward=False):
     """How the kernels are cut for heads of size d: their constexprs by name, num_warps, num_stages and maxnreg.
 
-    A short sentence is one tile of one program, so a batch of them is heads times sentences small programs, of which
-    a multiprocessor runs several at once. Longer ones are worth a larger tile; forward, loads of the next tile run
-    ahead of the products (two stages). Backward there are enough programs to hide the loads, if they fit: with one
-    stage, 16 rows at a time and at most 168 registers a thread three run at once, with more only two. Cards with less
-    memory on the chip (sm_86, sm_89) stay below 168 by themselves. Before sm_80 only a tile of 32 fits into registers.
+    BLOCK       As large as fits into registers, but no larger than the longest sentence. A short sentence is one tile
+                of one program; a batch of them is heads times sentences small programs, several on a multiprocessor.
+    INNER       32 where that fits. Backward 16, so that three programs or more run at once.
+    num_stages  2 loads the next tile during the products of this one. Backward, other programs fill that time.
+    maxnreg     For blocks of 64 ptxas takes more than 168 registers on some cards, with which only two programs run
+                at once, and fewer than it needs on others. Heads whose size 16 does not divide need more for the edges.
+                Cards with less memory on the chip (sm_86, sm_89) do better without.
     """
-    half, old = dtype != torch.float32, (7, 0) <= capability < (8, 0)
-    largest = (64 if half and not old else 32) // (1 if d <= 64 else 2)  # more would not fit into registers
-    block = min(largest, max(32 if old else 16, triton.next_power_of_2(max_seqlen)))
+    half, turing = dtype != torch.float32, (7, 0) <= capability < (8, 0)
+    least, largest = (32, 32) if turing else (16, 64) if half else (16, 32)
+    if d > 64:
+        largest //= 2
+    block = min(largest, max(least, triton.next_power_of_2(max_seqlen)))
+    inner = 16 if backward or turing or not half else 32
     options = {
         "D": d,
         "D_PAD": max(16, triton.next_power_of_2(d)),  # 16 is the least that tl.dot takes
         "BLOCK": block,
-        "INNER": min(block, 16 if (backward and block == 64) or old or not half else 32),
+        "INNER": min(block, inner),
         "MATMUL": matmul_dtype(dtype),
         "PRECISION": "ieee",  # not the 10-bit products (TF32) that tensor cores make of float32
         "num_warps": 4,
-        "num_stages": 1 if half and (backward or old or max_seqlen <= block) else 2,
+        "num_stages": 1 if backward or turing or max_seqlen <= block else 2,
     }
-    if backward and block > 16 and capability[1] == 0:  # sm_80, 90, 100, 120; without a limit ptxas may spill
+    if backward and block == 64 and capability[1] == 0:
         options["maxnreg"] = 168 if d % 16 == 0 else 255
     return options
 
