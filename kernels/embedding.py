@@ -24,6 +24,10 @@ The table of words has 30,522 rows and a batch touches a few hundred. Where a de
 parameter (`adamw.py` keeps one), the kernel adds to just those rows, in place, and tells autograd that nothing is left
 to add; a gradient of its own would be 94 MB of zeros for BERT-base, made and added in every step: 0.13 ms. (So
 `torch.autograd.grad` finds no gradient of such a table: use `backward`.)
+
+The encoder goes on with dropout of y and its cast to 16 bits. These stay PyTorch's, four launches forward and backward:
+20 µs of BERT-base's step in the model and 12 of MiniLM's, 0.4 and 0.8 %. SMART (`smart.py`) needs y before dropout, in
+float32.
 """
 
 from __future__ import annotations
