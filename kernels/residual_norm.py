@@ -102,7 +102,7 @@ def _backward(
     dbias = tl.zeros([BLOCK], tl.float32)
     dgamma = tl.zeros([BLOCK], tl.float32)
     dbeta = tl.zeros([BLOCK], tl.float32)
-    for n in range(0, tl.minimum(ROWS, T - first)):
+    for n in tl.range(0, tl.minimum(ROWS, T - first), num_stages=3):  # from sm_80 on it loads two rows ahead
         row = first + n
         z, factor = _row(x, bias, residual, extra, seed, row, column, H, DROP)
         dz_row, dgamma_share, dbeta_share = normalize_row_backward(z, gamma_row, dy, mean, rstd, row, column, H)
