@@ -228,9 +228,9 @@ def launch_options(d, max_seqlen, dtype, capability, backward=False):
                 of one program; a batch of them is heads times sentences small programs, several on a multiprocessor.
     INNER       32 where that fits. Backward 16, so that three programs or more run at once.
     num_stages  2 loads the next tile during the products of this one. Backward, other programs fill that time.
-    maxnreg     For blocks of 64 ptxas takes more than 168 registers on some cards, with which only two programs run
-                at once, and fewer than it needs on others. Heads whose size 16 does not divide need more for the edges.
-                Cards with less memory on the chip (sm_86, sm_89) do better without.
+    maxnreg     Left alone, ptxas takes more than 168 registers for blocks of 64 on some cards, so that only two
+                programs run at once, and on others fewer than it needs. Cards with less memory on the chip (sm_86,
+                sm_89) do better without. Heads whose size 16 does not divide need more, for the edges of tiles.
     """
     half, turing = dtype != torch.float32, (7, 0) <= capability < (8, 0)
     least, largest = (32, 32) if turing else (16, 64) if half else (16, 32)
@@ -248,8 +248,10 @@ def launch_options(d, max_seqlen, dtype, capability, backward=False):
         "num_warps": 4,
         "num_stages": 1 if backward or turing or max_seqlen <= block else 2,
     }
-    if backward and block == 64 and capability[1] == 0:
-        options["maxnreg"] = 168 if d % 16 == 0 else 255
+    if backward and block > 16 and d % 16:
+        options["maxnreg"] = 255
+    elif backward and block == 64 and capability[1] == 0:
+        options["maxnreg"] = 168
     return options
 
 
