@@ -169,7 +169,7 @@ def _backward(
     out += start.to(tl.int64) * (HEADS * D) + head * D
     dout += start.to(tl.int64) * (HEADS * D) + head * D
     lse += start * HEADS + head
-    rescale = 1 / (1 - DROP / 4294967296)
+    rescale = 1 / (1 - DROP / 4294967296)  # 1 / (1 - p)
     root = scale * 0.6931471805599453  # 1 / √d
 
     # These rows are keys. Scores stand transposed, (BLOCK keys, INNER queries), as dv and dk want them.
