@@ -7,7 +7,7 @@
     python multitask.py --eval_only --out runs/mine           scores its best model again, writes predictions
 
 A step takes a batch of one task (`sampling.py`), computes the gradient of its loss (`model.py`), and moves the weights
-by AdamW (`adamw.py`). Without the methods and without several processes, `Training.step` is
+by AdamW (`adamw.py`). Without the methods and without several processes, `Trainer.step` is
 
     optimizer.zero_grad()
     loss = task_loss(task, model(name, batch), labels)
@@ -50,25 +50,25 @@ from tokenizer import Tokenizer
 
 def train(args, model, tokenizer, datasets):
     """Trains `model` and leaves the run in args.out. Returns True, or False where Ctrl-C stopped it."""
-    training, plan = Training(args, model, datasets), training_plan(args, datasets)
+    trainer, plan = Trainer(args, model, datasets), training_plan(args, datasets)
     run = TrainingRun(
         args,
         plan,
         model,
-        training.optimizer,
-        extra=training.state(),
-        data=training.data(),
+        trainer.optimizer,
+        extra=trainer.state(),
+        data=trainer.data(),
         save_model=lambda folder: model.save(folder, tokenizer),
         rates="--head_lr" if args.option == "pretrain" else "--lr or --head_lr",
     )
-    if training.smart:
-        passes = training.smart.passes()
+    if trainer.smart:
+        passes = trainer.smart.passes()
         print("SMART: {} forward and {} backward passes for each batch, in place of 1 and 1".format(*passes))
     dev = {name: splits["dev"] for name, splits in datasets.items()}
     with run:
         for step, _, batches in run.steps():
             factor = linear_schedule(step - 1, len(plan), args.warmup)
-            run.record(training.step(step, factor, batches))
+            run.record(trainer.step(step, factor, batches))
             if run.epoch_ends:
                 metrics = dev_metrics(model, dev)
                 run.evaluated(metrics, dev_score(metrics))
@@ -84,7 +84,7 @@ def training_plan(args, datasets):
     return Plan(sizes, args.batch_size, args.epochs, args.sampling, args.seed, extra, all_tasks=args.gradient_surgery)
 
 
-class Training:
+class Trainer:
     """What a training step needs: the model, its optimizer, the data, and the methods around them."""
 
     def __init__(self, args, model, datasets):

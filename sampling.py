@@ -19,7 +19,6 @@ import itertools
 import numpy as np
 
 SAMPLINGS = ("proportional", "sqrt", "annealed", "uniform", "round_robin")
-BLOCK = 2**24  # examples: a task's stream is seeded anew after so many, so that no place in it is far from a seed
 
 
 def task_probabilities(sizes, sampling, epoch, epochs):
@@ -73,17 +72,10 @@ def example_stream(n, seed, skip=0):
 
     Args: seed, a list of int; skip, how many indices to leave out at the start.
     """
-    passes = min(max(1, BLOCK // n), 2**16)  # random orders of one generator
-    block, past = divmod(skip // n, passes)  # blocks to leave out whole, and orders of the next one to leave out
-    place = skip % n
+    order, place = divmod(skip, n)
     while True:
-        generator = np.random.default_rng([*seed, block])
-        for order in range(passes):
-            indices = generator.permutation(n)
-            if order >= past:
-                yield from indices[place:].tolist()
-                place = 0
-        block, past = block + 1, 0
+        yield from np.random.default_rng([*seed, order]).permutation(n)[place:].tolist()
+        order, place = order + 1, 0
 
 
 def in_fold(ids, fold):

@@ -125,45 +125,31 @@ def read_examples(path, task, labelled=True):
     where the file does not exist, is no UTF-8 text, lacks a needed column, or has no usable row.
     """
     needed = ["id", *task.columns] + [task.label] * labelled
-    rows, faults, used = [], [], 0
-    try:
-        lines = task_files.read_rows(path)  # (numbers of the lines, fields, fault) for each row
-        header = task_files.header_of(lines, path, needed)
-        places = [header.index(column) for column in needed]
-        for numbers, fields, fault in lines:
-            fault = fault or _fault(fields, header, places, task, labelled)
-            if fault:
-                faults.append((numbers, fault))
-            else:
-                rows.append([fields[place].strip() for place in places])
-                used += len(numbers)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; run `make data`, or name the folder with --data") from None
-    task_files.report(path, faults, used, "" if labelled else ", and their ids get no prediction")
-    if not rows:
-        raise UserError(f"{path} has no usable row; see the formats in the README")
-    columns = list(map(list, zip(*rows, strict=True)))
+    note = "" if labelled else ", and their ids get no prediction"
+    columns = task_files.read_columns(path, needed, lambda values: fault_of(values, task, labelled), note)
     labels = np.array(columns[-1], dtype=np.float32) if labelled else None
     return Examples(columns[0], columns[1], columns[2] if task.pair else None, labels)
 
 
-def _fault(fields, header, places, task, labelled):
-    """Why a row cannot be used, or None."""
-    if len(fields) != len(header):
-        return f"{len(fields)} columns instead of {len(header)}" + ", it ends with a tab" * (not fields[-1])
-    values = [fields[place].strip() for place in places]
+def fault_of(values, task, labelled):
+    """Why a row cannot be used, or None. Args: values, the texts of its id, sentences and, where labelled, label."""
     if not all(values[1 : 1 + len(task.columns)]):
         return "an empty sentence"
-    if not labelled:
-        return task_files.id_fault(values[0])
+    if labelled and (fault := label_fault(values[-1], task)):
+        return fault
+    return task_files.id_fault(values[0])
+
+
+def label_fault(text, task):
+    """Why a text is no label of the task, or None."""
     try:
-        label = float(values[-1] if values[-1].isascii() and "_" not in values[-1] else "none")
+        label = float(text if text.isascii() and "_" not in text else "none")
     except ValueError:
-        return f"the label {values[-1]!r:.40} is not a number"
+        return f"the label {text!r:.40} is not a number"
     if not task.low <= label <= task.high or (task.classes and label != int(label)):
         allowed = f"one of 0 to {task.classes - 1}" if task.classes else f"in {task.low} to {task.high}"
-        return f"the label {values[-1]:.40} is not {allowed}"
-    return task_files.id_fault(values[0])
+        return f"the label {text:.40} is not {allowed}"
+    return None
 
 
 def data_path(folder, task, split):

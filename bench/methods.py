@@ -15,7 +15,7 @@ import torch
 
 from bert import Bert
 from model import MultitaskBert
-from multitask import Training, training_plan
+from multitask import Trainer, training_plan
 from sampling import SAMPLINGS
 from smart import PRESETS, Smart, divergence, normal_noise
 from support import flags
@@ -42,10 +42,10 @@ def timed_steps(options, datasets, folder):
     torch.manual_seed(0)
     bert = Bert.load(folder).requires_grad_(args.option == "finetune")
     model = MultitaskBert(bert, pal_size=args.pal_size if args.use_pals else None).to(flags.choose_device(args))
-    training = Training(args, model, datasets)
+    trainer = Trainer(args, model, datasets)
     for step, (_, batches) in enumerate(training_plan(args, datasets).steps(), 1):
         start = time.perf_counter()
-        training.step(step, 0.1, batches)["norm"].item()  # waits for a GPU
+        trainer.step(step, 0.1, batches)["norm"].item()  # waits for a GPU
         yield (time.perf_counter() - start) / len(batches)
 
 
@@ -55,10 +55,10 @@ def projections(datasets, folder, steps=60):
     torch.manual_seed(0)
     model = MultitaskBert(Bert.load(folder))
     plain = flags.parse_multitask(["--out", "runs/bench"], *TABLES)
-    training = Training(plain, model, datasets)
+    trainer = Trainer(plain, model, datasets)
     for step, (_, batches) in zip(range(1, steps + 1), training_plan(plain, datasets).steps(), strict=False):
-        training.step(step, 1.0, batches)
-    smart, rows = Smart(model, training.optimizer, args), []
+        trainer.step(step, 1.0, batches)
+    smart, rows = Smart(model, trainer.optimizer, args), []
     for name, task in TASKS.items():
         batch = datasets[name]["train"].batch(range(32))
         with torch.no_grad():

@@ -22,6 +22,35 @@ QUOTED = re.compile(r'"((?:[^"]++|"")*+)(" *(?=\t|\Z))?')  # the closing quote s
 OPEN = "a quote opens a field and never closes it"
 
 
+def read_columns(path, needed, fault_of, note=""):
+    """The columns of a task file that are needed, as lists of str, without the lines that cannot be used.
+
+    Those are reported on stderr. Args: needed, names of columns; fault_of, a function that gets a row's needed values
+    and says why it cannot be used, or None; note, what follows from a line left out. Raises UserError where the file
+    does not exist, is no UTF-8 text, lacks a needed column, or has no usable row.
+    """
+    rows, faults, used = [], [], 0
+    try:
+        lines = read_rows(path)
+        header = header_of(lines, path, needed)
+        places = [header.index(column) for column in needed]
+        for numbers, fields, fault in lines:
+            if not fault and len(fields) != len(header):
+                fault = f"{len(fields)} columns instead of {len(header)}" + ", it ends with a tab" * (not fields[-1])
+            values = [] if fault else [fields[place].strip() for place in places]
+            if fault := fault or fault_of(values):
+                faults.append((numbers, fault))
+            else:
+                rows.append(values)
+                used += len(numbers)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; run `make data`, or name the folder with --data") from None
+    report(path, faults, used, note)
+    if not rows:
+        raise UserError(f"{path} has no usable row; see the formats in the README")
+    return list(map(list, zip(*rows, strict=True)))
+
+
 def read_rows(path):
     """The rows of a UTF-8 text file, with or without a byte order mark; the first is the header.
 

@@ -141,13 +141,13 @@ def test_training_by_graphed_steps_gives_the_weights_of_training_without(tmp_pat
     datasets, weights = multitask.load_data(args, tokenizer), []
     for graphed in (False, True):
         model = tiny.model(seed=1)
-        training = multitask.Training(args, model, datasets)
-        training.graphed = multitask.graphed_step(model, training.optimizer) if graphed else None
+        trainer = multitask.Trainer(args, model, datasets)
+        trainer.graphed = multitask.graphed_step(model, trainer.optimizer) if graphed else None
         for step, task in enumerate(("sst", "para", "sts", "sst")):
             batches = {task: [step, 5, 7, 9]}
-            values = training.step(step, 1.0, batches)
+            values = trainer.step(step, 1.0, batches)
             assert list(values["losses"]) == [task]
-        weights.append([flat.param for flat in training.optimizer.flat_parameters()])
+        weights.append([flat.param for flat in trainer.optimizer.flat_parameters()])
     for with_filling, without in zip(*weights, strict=True):
         # a step moves a weight by up to 1e-3, in the direction of its gradient's sign, which rounding can turn near 0
         torch.testing.assert_close(with_filling, without, rtol=1e-4, atol=1e-4)

@@ -87,7 +87,7 @@ def training_of(run_flags, out, *others):
     )
     tokenizer = multitask.Tokenizer(args.bert, 64)
     datasets = multitask.load_data(args, tokenizer)
-    return multitask.Training(args, tiny.model(seed=1), datasets)
+    return multitask.Trainer(args, tiny.model(seed=1), datasets)
 
 
 @pytest.fixture
@@ -108,19 +108,19 @@ def test_an_overflow_skips_the_step_and_clipping_sees_the_true_norm(run_flags, t
     norms = {}
     for capability, scale in (((7, 0), 1.0), ((7, 0), 2.0**8), ((1, 0), None)):
         with precision.pretend(capability):
-            training = training_of(run_flags, tmp_path / "run", *others)
+            trainer = training_of(run_flags, tmp_path / "run", *others)
             if scale:
-                training.scaler.scale.fill_(2.0**126)
-                before = [flat.param.clone() for flat in training.optimizer.flat_parameters()]
-                values = training.step(1, 1.0, batches)
-                assert "norm" not in values and training.scaler.scale == 2.0**125
-                assert set(training.optimizer.steps.values()) == {0}
+                trainer.scaler.scale.fill_(2.0**126)
+                before = [flat.param.clone() for flat in trainer.optimizer.flat_parameters()]
+                values = trainer.step(1, 1.0, batches)
+                assert "norm" not in values and trainer.scaler.scale == 2.0**125
+                assert set(trainer.optimizer.steps.values()) == {0}
                 assert all(
-                    torch.equal(f.param, p) for f, p in zip(training.optimizer.flat_parameters(), before, strict=True)
+                    torch.equal(f.param, p) for f, p in zip(trainer.optimizer.flat_parameters(), before, strict=True)
                 )
-                training.scaler.scale.fill_(scale)
-            norms[scale] = training.step(1, 1.0, batches)["norm"]
-            assert training.optimizer.steps["shared"] == 1
+                trainer.scaler.scale.fill_(scale)
+            norms[scale] = trainer.step(1, 1.0, batches)["norm"]
+            assert trainer.optimizer.steps["shared"] == 1
     torch.testing.assert_close(norms[1.0], norms[None], rtol=2e-2, atol=1e-3)
     torch.testing.assert_close(norms[2.0**8], norms[None], rtol=2e-2, atol=1e-3)
 

@@ -155,7 +155,7 @@ def finished(world, tmp_path):
 def test_a_start_that_fails_leaves_no_run(world, tmp_path, monkeypatch, refused):
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(multitask.Training, "step", lambda *_: 1 / 0)
+        patch.setattr(multitask.Trainer, "step", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             multitask.main([*world, "--out", str(out)])
     assert not (out / "config.json").exists()
