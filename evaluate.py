@@ -90,14 +90,15 @@ def dev_metrics(model, datasets):
 def probabilities(task, logits):
     """logits (B, C) -> (B, classes), or (B,) for a real number.
 
-    C is the number of classes, but 1 for two classes, and 1 or 2 for a real number (predicted twice: `model.py`).
+    C is `Task.logits`. Of two predictions, logits (B, 2C), it is the mean (`model.py`).
     """
+    z = logits.reshape(len(logits), -1, task.logits)  # (B, 1, C) or (B, 2, C)
     if not task.classes:
-        return logits.mean(1)
+        return z.mean((1, 2))
     if task.classes == 2:
-        yes = torch.sigmoid(logits)
+        yes = torch.sigmoid(z).mean(1)  # (B, 1)
         return torch.cat((1 - yes, yes), 1)
-    return torch.softmax(logits, 1)
+    return torch.softmax(z, 2).mean(1)
 
 
 def to_predictions(task, values):

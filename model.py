@@ -14,16 +14,15 @@ An encoder like MiniLM was pretrained to compare sentences by the mean of their 
 
   * the head of a task about one sentence reads [CLS] and the mean side by side (2H), the mean brought to mean 0 and
     variance 1 over its H numbers;
-  * a task that predicts a number for a pair (sts) encodes its sentences in one sequence and alone, and predicts twice,
+  * a task about a pair encodes its sentences in one sequence and alone, and predicts twice,
 
-        z_1 = head([CLS] of the one sequence)        z_2 = s cos(u, v)        u and v the means of the two alone
+        z_1 = head([CLS] of the one sequence)        z_2 = s cos(u, v) + b        u and v the means of the two alone
 
-    where s is a learned scalar that starts at the largest label, 5. The loss is the mean of both squared errors, the
-    prediction the mean of both numbers. (With the loss of their mean, z_2 would explain most of the label, and the head
-    would learn little.)
+    where s and b are learned: (C,) each for C logits. The loss is the mean of the losses of both, the prediction the
+    mean of both predictions (of probabilities, where there are classes). With the loss of that mean in place of the
+    mean of the losses, z_2 would explain most of the label, and the head would learn little.
 
-`make train` uses this on the sample data. All rows of the last layer are needed then, and an STS pair takes over twice
-the time.
+All rows of the last layer are needed then, and a pair takes over twice the time.
 
 With `--use_pals` each task also has a small part of every layer of the encoder (`pals.py`).
 """
@@ -88,8 +87,8 @@ class MultitaskBert(nn.Module):
         """
         super().__init__()
         H, p = bert.config.hidden_size, bert.config.hidden_dropout_prob
-        if (pair_encoding == "joint" or use_means) and bert.config.type_vocab_size < 2:
-            remedy = "take --pair_encoding siamese without --use_means"
+        if pair_encoding != "siamese" and bert.config.type_vocab_size < 2:
+            remedy = "take --pair_encoding siamese, without --use_means"
             raise UserError(f"--bert has one segment, and a pair in one sequence needs two; {remedy}")
         size, L = classifier_size or H, bert.config.num_hidden_layers
         count = 2 * H * size + classifier_layers * size**2 + (2 * H + 3 * L * (pal_size or 0)) * (pal_size or 0)
@@ -102,14 +101,17 @@ class MultitaskBert(nn.Module):
             "classifier_layers": classifier_layers,
             "classifier_size": classifier_size or H,
         }
+        self.encoding = "both" if use_means else pair_encoding  # of pairs: what `DataSet` shall make of them
         self.heads = nn.ModuleDict()
         for task in TASKS.values():
-            encoding = self.encoding(task.name)
-            size_in = 2 * H if encoding == "siamese" or (use_means and not task.pair) else H
-            size_out = task.classes if task.classes > 2 else 1
-            self.heads[task.name] = Head(size_in, classifier_size or H, size_out, classifier_layers, p)
-            if encoding == "both":
-                self.heads[task.name].scale = nn.Parameter(torch.tensor([float(task.high)]))  # s
+            wide = not task.pair if use_means else task.pair and pair_encoding == "siamese"
+            head = Head(2 * H if wide else H, classifier_size or H, task.logits, classifier_layers, p)
+            if use_means and task.pair:
+                # z_2 starts at 5 cos for a label up to 5; of two classes each is as likely at cos = 0.75
+                s, b = (12.0, -9.0) if task.classes else (float(task.high), 0.0)
+                head.scale = nn.Parameter(torch.full((task.logits,), s))
+                head.offset = nn.Parameter(torch.full((task.logits,), b))
+            self.heads[task.name] = head
         self.pals = None
         if pal_size:
             self.options |= {"pal_size": pal_size, "pal_heads": pal_heads}
@@ -118,36 +120,34 @@ class MultitaskBert(nn.Module):
     def forward(self, task, batch):
         """The name of a task and a `Batch` of its B examples (`DataSet.batch`) -> logits (B, C).
 
-        C is as in `evaluate.probabilities`.
+        C is `Task.logits`; pairs with means are predicted twice, (B, 2C).
         """
         return self.classify(task, self.bert.embed(batch), batch)
 
     def classify(self, task, x, batch):
         """The rest of `forward`, from the embeddings x (T, H) on."""
-        if self.encoding(task) == "both":
-            h = self.bert.encode(x, batch, self.adapter(task))  # (T, H), of 3B sequences
-            joint = self.bert.pool(h[batch.cls_rows.chunk(3)[0]])  # (B, H)
-            _, u, v = sequence_means(h, batch).chunk(3)  # (B, H) each
-            z_1 = self.heads[task](joint)  # (B, 1)
-            z_2 = self.heads[task].scale * F.cosine_similarity(u, v)[:, None]  # (B, 1)
-            return torch.cat((z_1, z_2), 1)
-        return self.heads[task](self.pooled(task, x, batch))
+        head = self.heads[task]
+        if not (self.options["use_means"] and TASKS[task].pair):
+            return head(self.pooled(task, x, batch))
+        h = self.bert.encode(x, batch, self.adapter(task))  # (T, H), of 3B sequences
+        joint, _, _ = batch.cls_rows.chunk(3)  # (B,) each: joint pairs, first sentences, second ones
+        _, u, v = sequence_means(h, batch).chunk(3)  # (B, H) each
+        z_1 = head(self.bert.pool(h[joint]))  # (B, C)
+        z_2 = head.scale * F.cosine_similarity(u, v)[:, None] + head.offset  # (B, C)
+        return torch.cat((z_1, z_2), 1)
 
     def pooled(self, task, x, batch):
-        """What the head of the task reads, from the embeddings x (T, H) on (but for pairs in both encodings).
+        """What the head of the task reads, from the embeddings x (T, H) on (but for pairs with means).
 
         Returns, for B examples, (B, H); siamese pairs (B, 2H), from 2B sequences; one sentence with means (B, 2H).
         """
-        if self.options["use_means"] and not TASKS[task].pair:
+        if self.options["use_means"]:
             h = self.bert.encode(x, batch, self.adapter(task))
             means = sequence_means(h, batch)
             return torch.cat((self.bert.pool(h[batch.cls_rows]), F.layer_norm(means, means.shape[1:])), 1)
         pooled = self.bert.pool(self.bert.encode(x, batch, self.adapter(task), cls_only=True))
-        return torch.cat(pooled.chunk(2), 1) if self.encoding(task) == "siamese" else pooled
-
-    def encoding(self, task):
-        """How the pairs of the task (its name) are encoded: "joint", "siamese", "both", or None where it has none."""
-        return TASKS[task].encoding(self.options["pair_encoding"], self.options["use_means"])
+        siamese = TASKS[task].pair and self.encoding == "siamese"
+        return torch.cat(pooled.chunk(2), 1) if siamese else pooled
 
     def adapter(self, task):
         """The PALs of the task, for `Bert.encode`, or None."""
@@ -198,7 +198,9 @@ def logits_of(model, name, batch):
 
 
 def task_loss(task, logits, labels):
-    """The mean loss of a batch. Args: task, its row; logits (B, C); labels (B,) float. Returns a float32 scalar."""
-    if not task.classes:  # a number, predicted C times
-        logits, labels = logits.reshape(-1, 1), labels.repeat_interleave(logits.shape[1])
-    return mean_loss(logits, labels, task.classes)
+    """The mean loss of a batch, a float32 scalar. Args: task, its row; labels (B,) float.
+
+    logits, (B, C), or (B, 2C) where each example is predicted twice.
+    """
+    z = logits.reshape(-1, task.logits)  # (B, C) or (2B, C): an example's two predictions follow each other
+    return mean_loss(z, labels[:, None].expand(-1, len(z) // len(labels)).reshape(-1), task.classes)

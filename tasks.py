@@ -39,14 +39,10 @@ class Task:
         """True for a task about two sentences."""
         return len(self.columns) == 2
 
-    def encoding(self, pair_encoding, use_means):
-        """How this task lays out a pair: "joint", "siamese" or "both" (`DataSet` says what these are).
-
-        None for a task about one sentence. With `--use_means` a number is predicted from both layouts (`model.py`).
-        """
-        if not self.pair:
-            return None
-        return "both" if use_means and not self.classes else pair_encoding
+    @property
+    def logits(self):
+        """C, how many numbers z a prediction consists of: one of two classes takes 1, a real number is z itself."""
+        return self.classes if self.classes > 2 else 1
 
 
 TASKS = {
@@ -172,7 +168,7 @@ class DataSet:
 
     def __init__(self, examples, tokenizer, pair_encoding="joint"):
         """Args: pair_encoding, what becomes of a pair: "joint", one sequence; "siamese", each sentence a sequence of
-        its own; "both", all three of these.
+        its own; "both", all three of these. Sentences that are no pairs are one sequence each.
         """
         self.examples = examples
         self.encoded = []  # one list of n encoded sequences for each sequence that an example has
@@ -231,6 +227,6 @@ def load_data(args, tokenizer, splits=SPLITS):
             if not len(files["train"]):
                 raise UserError(f"--fold {args.fold} leaves no training example of {name}; choose another")
             files["train"] = files["train"].sample(args.train_examples)
-        encoding = TASKS[name].encoding(args.pair_encoding, args.use_means)
+        encoding = "both" if args.use_means else args.pair_encoding
         datasets[name] = {split: DataSet(examples, tokenizer, encoding) for split, examples in files.items()}
     return datasets

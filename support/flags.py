@@ -79,7 +79,7 @@ def multitask_parser(tasks, splits, samplings, presets):
 
     add("--pair_encoding", choices=("joint", "siamese"), default="joint",
         help="sentences of a pair in one sequence, or each alone")  # fmt: skip
-    add("--use_means", action="store_true", help="for sst and sts the mean of the hidden states beside [CLS]")
+    add("--use_means", action="store_true", help="heads read the means of hidden states beside [CLS]; see model.py")
     add("--classifier_layers", type=positive(int, 0, LAYERS), default=2, help="feed-forward layers in a head")
     add(
         "--classifier_size", type=positive(int, most=WIDTH), default=None, help="their width (default: the hidden size)"
@@ -167,6 +167,8 @@ def check_multitask(args, usual):
     """Raises UserError for flags that make no sense together. Args: usual, all defaults by name."""
     if not (args.epochs or args.resume or args.eval_only):  # a soup is a run of 0 epochs
         raise UserError("--epochs 0 trains nothing; give 1 or more")
+    if args.use_means and args.pair_encoding == "siamese":
+        raise UserError("--use_means encodes pairs together and alone; leave out --pair_encoding siamese")
     if args.gradient_surgery and args.option == "pretrain":
         raise UserError("--gradient_surgery has nothing to do with --option pretrain: no shared parameters train")
     if args.gradient_surgery and args.sampling != "proportional":
