@@ -67,7 +67,7 @@ class AdamW:
         left out. From here on `parameter.grad` is a view that autograd adds to: clear it with `zero_grad`.
         """
         self.betas, self.eps, self.weight_decay, self.clip = betas, eps, weight_decay, clip
-        self.groups = {}  # name -> one or two Flats
+        self.groups = {}  # name -> one or two `FlatParameters`
         self.steps = {}  # name -> how many steps the group has taken
         for group, named in groups.items():
             named = [(name, p) for name, p in named if p.requires_grad]
@@ -77,7 +77,7 @@ class AdamW:
             self.steps[group] = 0
 
     def flat_parameters(self, groups=None):
-        """The `FlatParameters`s of the named groups (None: of all)."""
+        """The list of `FlatParameters` of the named groups (None: of all)."""
         return [flat for name in (self.groups if groups is None else groups) for flat in self.groups[name]]
 
     def zero_grad(self):

@@ -14,7 +14,7 @@ The target of an example is a mixture of its label and of the mean of its teache
 
 With `--use_means` a pair has two predictions, and its loss is the mean of theirs.
 
-These are the losses of `model.py`, to which a label may now be a fraction. Their gradients with respect to the logits
+These are the losses of `model.py`, where a label may now be a fraction. Their gradients with respect to the logits
 are softmax(z) - target, σ(z) - target_1 and 2 (z - target): linear in the target, so a step goes λ parts of the way
 that the labels point and 1 - λ parts of the teachers' way.
 
@@ -75,7 +75,7 @@ def soft_loss(task, logits, targets):
     """The mean loss of a batch. Args: logits, as in `model.task_loss`; targets, of `mix`. Returns a scalar."""
     if not task.classes:
         return task_loss(task, logits, targets)  # any number may be a label there
-    z = logits.reshape(-1, task.logits)  # (B, C), or (2B, C) where predicted twice
+    z = logits.reshape(-1, task.n_logits)  # (B, C), or (2B, C) where predicted twice
     z = z if z.dtype == torch.float64 else z.float()
     if task.classes == 2:
         z = torch.cat((torch.zeros_like(z), z), 1)  # (B, 2): softmax(0, z) = (1 - σ(z), σ(z))

@@ -9,8 +9,9 @@ number. A model has a weight W_i, by default 1. [A] is 1 where A holds, else 0.
     soup       f(x; Σ W_i θ_i / Σ W_i): one model, of runs with the same --seed (`soup.py` says why)
 
 Average and vote take runs of any kind, each with its own tokenizer. With `--greedy`, each task has its own members
-(but a soup has one set for all tasks): the best model on dev, and then, in the order of their dev scores, each model
-with which the ensemble's metric grows. Choices are made on dev, so the scores there are too good (see `held_out`).
+(but a soup has one set for all tasks): the best model on dev, and then, in the order of the task's metric, each model
+with which the ensemble's metric grows. Choices are made on dev, so the scores there are too good. For table 3
+(`reproduce.py`) `held_out` scores choices on examples that they have not seen.
 
     python ensemble.py runs/a runs/b runs/c                             the average of their outputs, scored on dev
     python ensemble.py runs/a runs/b runs/c --method vote --weights 2 1 1
@@ -30,9 +31,9 @@ import numpy as np
 
 from evaluate import METRICS, dev_score, score, to_predictions, write_predictions
 from predict import examples_of, outputs_of
-from soup import make_soup
+from soup import make_soup, write_records
 from support import flags
-from support.console import Parser, UserError, command, table
+from support.console import UserError, command, table
 from tasks import TASKS
 
 GRID = (0.0, 0.5, 1.0, 2.0, 4.0)  # the weights that --tune_weights tries
@@ -43,29 +44,42 @@ def combine(task, values, weights, method):
     """The outputs of an ensemble, float32, in the shape of one model's (`evaluate.model_outputs`).
 
     Args: task, its row in `TASKS`; values, each model's, (n, classes) or (n,); weights, one a model, not negative, not
-    all 0; method, "average" or "vote". A vote gives each class's share of the votes, and 1e-6 more to the winner, which
-    settles ties; where probabilities are equal too, the first class wins. The weighted median is the value at which the
-    weights, summed up from the smallest value, pass half of their total; where they meet the half exactly, the mean of
-    the two values on either side. A model of weight 0 has no part in anything.
+    all 0; method, "average" or "vote". A model of weight 0 has no part in anything.
     """
     members = [i for i, w in enumerate(weights) if w > 0]
-    values = [values[i].astype(np.float64) for i in members]
-    shares = [weights[i] / sum(weights) for i in members]
-    mean = sum(w * v for w, v in zip(shares, values, strict=True))
+    values = np.stack([values[i] for i in members]).astype(np.float64)  # (models, n, ...)
+    shares = np.array([weights[i] for i in members]) / sum(weights)  # (models,)
     if method == "average":
-        return mean.astype(np.float32)
-    if task.classes:
-        votes = sum(w * np.eye(task.classes)[v.argmax(1)] for w, v in zip(shares, values, strict=True))
-        likeliest = np.where(votes > votes.max(1, keepdims=True) - TIE, mean, -1)
-        winner = (likeliest > likeliest.max(1, keepdims=True) - TIE).argmax(1)
-        votes[np.arange(len(votes)), winner] += 1e-6
-        return votes.astype(np.float32)
-    order = np.argsort(values, 0)  # (models, n)
-    ascending = np.take_along_axis(np.stack(values), order, 0)
-    summed = np.array(shares)[order].cumsum(0)
+        combined = np.tensordot(shares, values, 1)
+    else:
+        combined = vote(values, shares) if task.classes else weighted_median(values, shares)
+    return combined.astype(np.float32)
+
+
+def vote(values, shares):
+    """(models, n, classes) and (models,) -> (n, classes): each class's share of the votes.
+
+    The winner has 1e-6 more, which settles ties: of the classes with most votes it has the largest mean probability,
+    and the first one wins where these are equal, too.
+    """
+    mean = np.tensordot(shares, values, 1)  # (n, classes)
+    votes = np.tensordot(shares, np.eye(values.shape[2])[values.argmax(2)], 1)
+    likeliest = np.where(votes > votes.max(1, keepdims=True) - TIE, mean, -1)  # -1: not among the most voted
+    winner = (likeliest > likeliest.max(1, keepdims=True) - TIE).argmax(1)  # (n,)
+    votes[np.arange(len(votes)), winner] += 1e-6
+    return votes
+
+
+def weighted_median(values, shares):
+    """(models, n) and (models,) -> (n,): the value at which the shares, summed up from the smallest value, pass 1/2.
+
+    Where they meet 1/2 exactly, the mean of the two values on either side.
+    """
+    order = values.argsort(0)
+    ascending, summed = np.take_along_axis(values, order, 0), shares[order].cumsum(0)  # (models, n)
     lower, upper = (summed < 0.5 - TIE).sum(0), (summed <= 0.5 + TIE).sum(0)  # (n,): two places in the order, or one
-    examples = np.arange(len(mean))
-    return ((ascending[lower, examples] + ascending[upper, examples]) / 2).astype(np.float32)
+    examples = np.arange(values.shape[1])
+    return (ascending[lower, examples] + ascending[upper, examples]) / 2
 
 
 def metric_of(task, values, labels, weights, method):
@@ -167,39 +181,9 @@ def _rows(labels, found, rows):
 # ----- the command line
 
 
-def parse(argv):
-    """The flags, checked."""
-    parser = Parser(prog="ensemble.py", description="Combine finished runs.")
-    add = parser.add_argument
-    add("runs", nargs="+", metavar="RUN", help="folder of a run of multitask.py, or its evidence in results/runs")
-    add("--method", choices=("average", "vote", "soup"), default="average", help="of outputs, of decisions, of weights")
-    add("--greedy", action="store_true", help="only those that improve the ensemble on dev, chosen for each task")
-    add("--weights", "--priors", type=flags.positive(float), nargs="+", metavar="W", help="of the RUNs (default: 1)")
-    add("--tune_weights", "--tune_priors", action="store_true", help="search on half of dev, use if better on the rest")
-    add("--split", choices=("dev", "test"), default="dev", help="what to predict (choices are made on dev)")
-    add("--out", default="runs/ensemble", metavar="DIR", help="for predictions, or the soup (default: runs/ensemble)")
-    add("--data", metavar="DIR", help="folder of the task files (default: the data of the first RUN)")
-    flags.add_device(parser)
-    args = parser.parse_args(argv)
-    folders = [Path(run).resolve() for run in args.runs]
-    for run, folder in zip(args.runs, folders, strict=True):
-        if folders.count(folder) > 1:
-            raise UserError(f"{run} is named twice; name it once, and give it a larger weight with --weights")
-    if args.weights and len(args.weights) != len(args.runs):
-        raise UserError(f"--weights gives {len(args.weights)} weights to {len(args.runs)} runs; give one for each")
-    for flag in ("greedy", "tune_weights"):
-        if getattr(args, flag) and len(args.runs) == 1:
-            raise UserError(f"--{flag} has nothing to choose between with one run; name more of them")
-    if args.tune_weights and (args.weights or args.method == "soup"):
-        raise UserError("--tune_weights finds the weights of --method average or vote; leave out --weights and soups")
-    if any((Path(args.out) / name).exists() for name in ("config.json", "last")):
-        raise UserError(f"{args.out} already holds a run; choose another --out")
-    return args
-
-
 @command
 def main(argv=None):
-    args = parse(argv)
+    args = flags.parse_ensemble(argv)
     device, weights = flags.choose_device(args), args.weights or [1.0] * len(args.runs)
     dev = examples_of(args.runs, args.data, "dev")
     asked = dev if args.split == "dev" else examples_of(args.runs, args.data, args.split)
@@ -212,14 +196,18 @@ def main(argv=None):
         found.append(outputs_of(run, dev, "dev", device))
         alone.append({name: score(TASKS[name], values, labels[name]) for name, values in found[-1].items()})
     if args.method == "soup":
-        measure = lambda: outputs_of(args.out, dev, "dev", device)  # noqa: E731
-        members, metrics = make_soup(args, weights, [dev_score(m) for m in alone], dev, device, measure)
+        members = make_soup(args, weights, [dev_score(m) for m in alone], dev, device)
+        values = outputs_of(args.out, dev, "dev", device)
+        metrics = {name: score(TASKS[name], of, labels[name]) for name, of in values.items()}
+        write_records(args, members, metrics)
         kept, predicted = {"soup": members}, outputs_of(args.out, asked, args.split, device)
     else:
         metrics, kept, tuned = ensemble(labels, found, weights, args.method, args.greedy, args.tune_weights)
         if args.split != "dev":  # only those who take part are asked
-            wanted = [{name: these for name, these in asked.items() if i in kept[name]} for i in range(len(args.runs))]
-            found = [outputs_of(*of, args.split, device) if of[1] else {} for of in zip(args.runs, wanted, strict=True)]
+            found = []
+            for i, run in enumerate(args.runs):
+                wanted = {name: these for name, these in asked.items() if i in kept[name]}
+                found.append(outputs_of(run, wanted, args.split, device) if wanted else {})
         predicted = {name: combine_kept(TASKS[name], found, kept[name], args.method) for name in asked}
     for name, values in predicted.items():
         path = Path(args.out, "predictions", f"{name}-{args.split}-output.csv")

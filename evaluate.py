@@ -4,6 +4,8 @@
     pearson r    cov(x, y) / (std(x) std(y))                            sts
     dev score    mean over the tasks of accuracy, or of (1 + r) / 2
 
+`alignment`, `uniformity` and `ranks` serve `simcse.py`.
+
 For example sst 0.454, para 0.625 and r = 0.546 for sts, which counts as 0.773: (0.454 + 0.625 + 0.773) / 3 = 0.617.
 
 A model that gives one and the same answer to everything can have a respectable accuracy (0.625 on Quora): `score`
@@ -90,9 +92,9 @@ def dev_metrics(model, datasets):
 def probabilities(task, logits):
     """logits (B, C) -> (B, classes), or (B,) for a real number.
 
-    C is `Task.logits`. Of two predictions, logits (B, 2C), it is the mean (`model.py`).
+    C is `Task.n_logits`. Of two predictions, logits (B, 2C), it is the mean (`model.py`).
     """
-    z = logits.reshape(len(logits), -1, task.logits)  # (B, 1, C) or (B, 2, C)
+    z = logits.reshape(len(logits), -1, task.n_logits)  # (B, 1, C) or (B, 2, C)
     if not task.classes:
         return z.mean((1, 2))
     if task.classes == 2:
@@ -102,12 +104,12 @@ def probabilities(task, logits):
 
 
 def to_predictions(task, values):
-    """`outputs` -> predictions (n,): the likeliest class, or the value as it is."""
+    """`model_outputs` -> predictions (n,): the likeliest class, or the value as it is."""
     return values.argmax(1) if task.classes else values
 
 
 def score(task, values, labels):
-    """`outputs` and labels (n,) -> the task's metric. Warns on stderr of a model that answers the same to all."""
+    """`model_outputs` and labels (n,) -> the task's metric. Warns on stderr of a model that answers the same to all."""
     predicted = to_predictions(task, values)
     if distributed.rank() == 0 and len(predicted) > 1 and (predicted == predicted[0]).all():
         print(
@@ -123,7 +125,7 @@ def majority(task, labels):
 
 
 def write_predictions(path, task, ids, values):
-    """A prediction file as the course's tools read it. Args: ids, n str; values, `outputs` (n, ...).
+    """A prediction file as the course's tools read it. Args: ids, n str; values, `model_outputs` (n, ...).
 
     Raises UserError for an id that such a file cannot hold (`tasks.read_examples` reports them).
     """

@@ -14,13 +14,13 @@ An encoder like MiniLM was pretrained to compare sentences by the mean of their 
 
   * the head of a task about one sentence reads [CLS] and the mean side by side (2H), the mean brought to mean 0 and
     variance 1 over its H numbers;
-  * a task about a pair encodes its sentences in one sequence and alone, and predicts twice,
+  * a task about a pair encodes three sequences, both sentences joined and each alone, and predicts twice,
 
-        z_1 = head([CLS] of the one sequence)        z_2 = s cos(u, v) + b        u and v the means of the two alone
+        z_1 = head([CLS] of the joined ones)        z_2 = s cos(u, v) + b        u and v the means of the two alone
 
     where s and b are learned: (C,) each for C logits. The loss is the mean of the losses of both, the prediction the
-    mean of both predictions (of probabilities, where there are classes). With the loss of that mean in place of the
-    mean of the losses, z_2 would explain most of the label, and the head would learn little.
+    mean of both predictions (of probabilities, where there are classes). If the loss were that of the averaged
+    prediction instead, z_2 would explain most of the label, and the head would learn little.
 
 All rows of the last layer are needed then, and a pair takes over twice the time.
 
@@ -38,7 +38,7 @@ from bert import Bert, Linear, sequence_means
 from kernels import dropout, linear_gelu, mean_loss, precision
 from pals import Pals
 from support import files
-from support.checks import check_memory, read_options
+from support.checks import check_heads, read_options
 from support.console import UserError
 from support.safetensors import write_safetensors
 from support.weight_files import read_checked
@@ -69,6 +69,24 @@ class Head(nn.Module):
         return self.output(x)
 
 
+class PairHead(Head):
+    """A head for pairs with means: predicts once more, from the angle between two vectors."""
+
+    def __init__(self, task, *sizes):
+        """Args: task, its row; sizes, the arguments of `Head`."""
+        super().__init__(*sizes)
+        # a number starts at its largest label times the cosine; two classes are equally likely at a cosine of 0.75
+        s, b = (12.0, -9.0) if task.classes else (float(task.high), 0.0)
+        self.scale = nn.Parameter(torch.full((task.n_logits,), s))
+        self.offset = nn.Parameter(torch.full((task.n_logits,), b))
+
+    def forward(self, x, u, v):
+        """x (B, in), u and v (B, H) -> z_1 and z_2 side by side, (B, 2C)."""
+        z_1 = super().forward(x)  # (B, C)
+        z_2 = self.scale * F.cosine_similarity(u, v)[:, None] + self.offset  # (B, C)
+        return torch.cat((z_1, z_2), 1)
+
+
 class MultitaskBert(nn.Module):
     """One encoder, one head per task, and with `pal_size` one set of PALs per task."""
 
@@ -87,13 +105,11 @@ class MultitaskBert(nn.Module):
         """
         super().__init__()
         H, p = bert.config.hidden_size, bert.config.hidden_dropout_prob
-        if pair_encoding != "siamese" and bert.config.type_vocab_size < 2:
+        encoding = "both" if use_means else pair_encoding
+        if encoding != "siamese" and bert.config.type_vocab_size < 2:
             remedy = "take --pair_encoding siamese, without --use_means"
             raise UserError(f"--bert has one segment, and a pair in one sequence needs two; {remedy}")
-        size, L = classifier_size or H, bert.config.num_hidden_layers
-        count = 2 * H * size + classifier_layers * size**2 + (2 * H + 3 * L * (pal_size or 0)) * (pal_size or 0)
-        flags = "--classifier_size, --classifier_layers or --pal_size"
-        check_memory(4 * len(TASKS) * count, classifier_layers, flags, "give less")  # with gradient, m and v
+        check_heads(len(TASKS), bert.config, classifier_layers, classifier_size or H, pal_size or 0)
         self.bert = bert
         self.options = {
             "pair_encoding": pair_encoding,
@@ -101,17 +117,14 @@ class MultitaskBert(nn.Module):
             "classifier_layers": classifier_layers,
             "classifier_size": classifier_size or H,
         }
-        self.encoding = "both" if use_means else pair_encoding  # of pairs: what `DataSet` shall make of them
+        self.encoding = encoding  # of pairs: what `DataSet` shall make of them
         self.heads = nn.ModuleDict()
         for task in TASKS.values():
-            wide = not task.pair if use_means else task.pair and pair_encoding == "siamese"
-            head = Head(2 * H if wide else H, classifier_size or H, task.logits, classifier_layers, p)
-            if use_means and task.pair:
-                # z_2 starts at 5 cos for a label up to 5; of two classes each is as likely at cos = 0.75
-                s, b = (12.0, -9.0) if task.classes else (float(task.high), 0.0)
-                head.scale = nn.Parameter(torch.full((task.logits,), s))
-                head.offset = nn.Parameter(torch.full((task.logits,), b))
-            self.heads[task.name] = head
+            rest = classifier_size or H, task.n_logits, classifier_layers, p
+            if use_means:
+                self.heads[task.name] = PairHead(task, H, *rest) if task.pair else Head(2 * H, *rest)
+            else:
+                self.heads[task.name] = Head(2 * H if task.pair and pair_encoding == "siamese" else H, *rest)
         self.pals = None
         if pal_size:
             self.options |= {"pal_size": pal_size, "pal_heads": pal_heads}
@@ -120,24 +133,21 @@ class MultitaskBert(nn.Module):
     def forward(self, task, batch):
         """The name of a task and a `Batch` of its B examples (`DataSet.batch`) -> logits (B, C).
 
-        C is `Task.logits`; pairs with means are predicted twice, (B, 2C).
+        C is `Task.n_logits`; pairs with means are predicted twice, (B, 2C).
         """
         return self.classify(task, self.bert.embed(batch), batch)
 
     def classify(self, task, x, batch):
         """The rest of `forward`, from the embeddings x (T, H) on."""
-        head = self.heads[task]
-        if not (self.options["use_means"] and TASKS[task].pair):
-            return head(self.pooled(task, x, batch))
-        h = self.bert.encode(x, batch, self.adapter(task))  # (T, H), of 3B sequences
-        joint, _, _ = batch.cls_rows.chunk(3)  # (B,) each: joint pairs, first sentences, second ones
-        _, u, v = sequence_means(h, batch).chunk(3)  # (B, H) each
-        z_1 = head(self.bert.pool(h[joint]))  # (B, C)
-        z_2 = head.scale * F.cosine_similarity(u, v)[:, None] + head.offset  # (B, C)
-        return torch.cat((z_1, z_2), 1)
+        if self.options["use_means"] and TASKS[task].pair:
+            h = self.bert.encode(x, batch, self.adapter(task))  # (T, H), of 3B sequences
+            joint, _, _ = batch.cls_rows.chunk(3)  # (B,) each: joint pairs, first sentences, second ones
+            _, u, v = sequence_means(h, batch).chunk(3)  # (B, H) each
+            return self.heads[task](self.bert.pool(h[joint]), u, v)
+        return self.heads[task](self.pooled(task, x, batch))
 
     def pooled(self, task, x, batch):
-        """What the head of the task reads, from the embeddings x (T, H) on (but for pairs with means).
+        """What the head of the task reads, from the embeddings x (T, H) on. (Pairs with means never come here.)
 
         Returns, for B examples, (B, H); siamese pairs (B, 2H), from 2B sequences; one sentence with means (B, 2H).
         """
@@ -147,7 +157,7 @@ class MultitaskBert(nn.Module):
             return torch.cat((self.bert.pool(h[batch.cls_rows]), F.layer_norm(means, means.shape[1:])), 1)
         pooled = self.bert.pool(self.bert.encode(x, batch, self.adapter(task), cls_only=True))
         siamese = TASKS[task].pair and self.encoding == "siamese"
-        return torch.cat(pooled.chunk(2), 1) if siamese else pooled
+        return torch.cat(pooled.chunk(2), 1) if siamese else pooled  # siamese: the first sentences come first
 
     def adapter(self, task):
         """The PALs of the task, for `Bert.encode`, or None."""
@@ -192,7 +202,7 @@ class MultitaskBert(nn.Module):
 
 
 def logits_of(model, name, batch):
-    """The model's logits of a batch, on a GPU computed in 16 bits. Args: name, the task's. Returns (B, C)."""
+    """The model's logits of a batch, on a GPU computed in 16 bits. Args: name, the task's. Returns what it does."""
     with precision.autocast(batch.ids.device):
         return model(name, batch)
 
@@ -202,5 +212,5 @@ def task_loss(task, logits, labels):
 
     logits, (B, C), or (B, 2C) where each example is predicted twice.
     """
-    z = logits.reshape(-1, task.logits)  # (B, C) or (2B, C): an example's two predictions follow each other
+    z = logits.reshape(-1, task.n_logits)  # (B, C) or (2B, C): an example's two predictions follow each other
     return mean_loss(z, labels[:, None].expand(-1, len(z) // len(labels)).reshape(-1), task.classes)

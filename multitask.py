@@ -16,8 +16,12 @@ by AdamW (`adamw.py`). Without the methods and without several processes, `Train
 
 After each epoch the model is scored on the dev files, and the best one so far is kept.
 
-`--use_pals`, `--use_smart`, `--gradient_surgery` and `--teacher` are explained in `pals.py`, `smart.py`, `surgery.py`
-and `distill.py`. Machinery stands apart: `support/training_run.py` resumes, records and saves, `support/distributed.py`
+A run may be killed at any instant. After each epoch, and every `--save_every` steps, it writes its state to `last/`:
+weights, AdamW's m and v, the number of steps. `--resume` loads that. No more is needed, because the batches of a step
+are a function of its number (`sampling.py`), and so are its dropout masks (`distributed.seed_step`).
+
+`pals.py`, `smart.py`, `surgery.py` and `distill.py` explain `--use_pals`, `--use_smart`, `--gradient_surgery` and
+`--teacher`. Machinery stands apart: `support/training_run.py` resumes, records and saves, `support/distributed.py`
 trains in several processes (torchrun), and `support/cuda_graphs.py` replays recorded steps (`--cuda_graphs`).
 """
 
@@ -51,16 +55,10 @@ from tokenizer import Tokenizer
 def train(args, model, tokenizer, datasets):
     """Trains `model` and leaves the run in args.out. Returns True, or False where Ctrl-C stopped it."""
     trainer, plan = Trainer(args, model, datasets), training_plan(args, datasets)
-    run = TrainingRun(
-        args,
-        plan,
-        model,
-        trainer.optimizer,
-        extra=trainer.state(),
-        data=trainer.data(),
-        save_model=lambda folder: model.save(folder, tokenizer),
-        rates="--head_lr" if args.option == "pretrain" else "--lr or --head_lr",
-    )
+    save = lambda folder: model.save(folder, tokenizer)  # noqa: E731
+    lower = "--head_lr" if args.option == "pretrain" else "--lr or --head_lr"  # what to lower if training diverges
+    state = {"extra": trainer.state(), "data": trainer.fingerprints(), "rates": lower}
+    run = TrainingRun(args, plan, model, trainer.optimizer, save_model=save, **state)
     if trainer.smart:
         passes = trainer.smart.passes()
         print("SMART: {} forward and {} backward passes for each batch, in place of 1 and 1".format(*passes))
@@ -106,7 +104,7 @@ class Trainer:
         args, losses, penalties = self.args, {}, []
         distributed.seed_step(args.seed, step)
         self.model.train()
-        if not self.graphed:  # which does it itself
+        if not self.graphed:  # a recorded step clears them itself
             self.optimizer.zero_grad()
         for name, indices in batches.items():
             losses[name], found = self.backward(step, name, indices)
@@ -116,6 +114,7 @@ class Trainer:
         rates = {"shared": args.lr} | dict.fromkeys(batches, args.head_lr)
         if self.model.pals is not None:
             rates |= {f"pals.{name}": args.pal_lr for name in batches}
+        # surgery has summed the shared gradients over the processes already
         distributed.sum_gradients(self.optimizer, [group for group in rates if group != "shared" or not self.surgery])
         conflicts = {"conflicts": self.surgery.combine(step)} if self.surgery else {}
         values = {"losses": losses, "penalties": penalties} | conflicts
@@ -130,7 +129,7 @@ class Trainer:
         """The tensors beside model and optimizer that a resumed run needs, by name."""
         return (self.smart.state() if self.smart else {}) | self.scaler.state()
 
-    def data(self):
+    def fingerprints(self):
         """Texts that change with any training example and with any teacher, by name."""
         own = {name: fingerprint(splits["train"].examples) for name, splits in self.datasets.items()}
         return own | (self.teachers.digests if self.teachers else {})
@@ -238,9 +237,8 @@ def describe(args, model, datasets, device):
     print(f"encoder {count(model.bert)} parameters, heads {count(model.heads)}{pals}")
     print(f"training examples: {sizes}; on {device}{processes}")
     if device.type == "cuda":
-        graphs = (
-            "CUDA graphs" if args.cuda_graphs else f"no CUDA graphs ({flags.no_graphs(args) or '--cuda_graphs off'})"
-        )
+        refused = flags.no_graphs(args) or "--cuda_graphs off"
+        graphs = "CUDA graphs" if args.cuda_graphs else f"no CUDA graphs ({refused})"
         form = "plain forms" if args.kernels == "plain" or not kernels.runs_triton(device) else "Triton kernels"
         print(f"products in {precision.describe(device)}; {form}; {graphs}")
 

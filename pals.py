@@ -17,8 +17,8 @@ V_D starts at zero, so TS(h) = 0: a model to which PALs were just added computes
 outer product of the gradient that comes in and SA(V_E h), summed over the tokens. The gradients of all other matrices
 pass through V_D. So in the first step only V_D (and its bias) has a gradient, and from the second step on all have one.
 
-They train at `--pal_lr`, by default the encoder's 1e-4. At the rate of the heads, 1e-3, two maps that act in all layers
-at once move too far: the similarity task then predicts the same number for every pair (r = -0.04 instead of 0.8).
+They train at `--pal_lr`, by default the encoder's 1e-4. At the rate of the heads, 1e-3, V_E and V_D, which act in
+all layers, move too far: the similarity task then predicts the same number for every pair (r = -0.04 instead of 0.8).
 
 The authors' released code differs in two places: it has 6 heads of size 34, and a GELU after V_D. Ours has the 12 heads
 of size 17 of the report that this project re-creates (README.md), and no GELU there, as in the paper's formula.

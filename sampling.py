@@ -1,6 +1,6 @@
 """Which examples each training step takes: how often a task is drawn, and in which order its examples come.
 
-    p_i ∝ N_i^α        the probability of task i, of N_i examples (Stickland & Murray, 2019, section 4)
+    p_i ∝ N_i^α        the share of the steps that task i takes, of N_i examples (Stickland & Murray, 2019, section 4)
 
     proportional    α = 1                            a task with twice the examples takes twice the steps
     sqrt            α = 1/2
@@ -55,8 +55,8 @@ def task_counts(sizes, sampling, epoch, epochs, steps):
 def task_order(sizes, sampling, epoch, epochs, steps, seed):
     """Which task each of the `steps` steps of an epoch takes: a list of names.
 
-    `round_robin` takes the tasks in turn. The others shuffle the counts of `task_counts`, so no task has good or bad
-    luck. With `proportional`, an epoch is then one pass over every task, to within a batch.
+    `round_robin` takes the tasks in turn. The others shuffle the counts of `task_counts`: tasks are not drawn, so each
+    has exactly its share. With `proportional`, an epoch is then one pass over every task, to within a batch.
     """
     names = list(sizes)
     if sampling == "round_robin":
@@ -79,7 +79,7 @@ def example_stream(n, seed, skip=0):
 
 
 def in_fold(ids, fold):
-    """Which examples are in a fold, one of N parts, by a hash of their ids: the same ones in every run.
+    """Which examples are in a fold, one of N parts, by a hash of their ids: the same ones in every run (`distill.py`).
 
     Args: ids, n str; fold, "K/N", K = 1 .. N, or None for none. Returns bool (n,).
     """
@@ -121,7 +121,7 @@ class Plan:
         Each task's examples come in one random order after another, across epochs, so every batch is full.
         """
         epochs, place = divmod(done, self.epoch_steps)
-        taken = self._batches_of(epochs)
+        taken = self._taken_by(epochs)
         if place:
             taken.update(name for names in self.tasks(epochs + 1)[:place] for name in names)
         streams = {
@@ -133,17 +133,20 @@ class Plan:
                 yield epoch, {name: list(itertools.islice(streams[name], self.batch_size)) for name in names}
             place = 0
 
-    def _batches_of(self, epochs):
+    def _taken_by(self, epochs):
         """How many batches of each task the first `epochs` epochs take: a Counter."""
-        same = self.all_tasks or self.sampling != "annealed"  # every epoch counts as the first
-        taken = collections.Counter()
-        for epoch in range(1, (min(1, epochs) if same else epochs) + 1):
-            if self.all_tasks:
-                taken.update(dict.fromkeys(self.sizes, self.main_steps))
-            else:
-                taken.update(task_counts(self.sizes, self.sampling, epoch, self.epochs, self.main_steps))
-            taken.update(name for (name,) in self.extra)
-        return collections.Counter({name: n * epochs for name, n in taken.items()}) if same else taken
+        if self.sampling == "annealed":
+            counts = [self._counts(epoch) for epoch in range(1, epochs + 1)]
+            return sum(counts, collections.Counter())
+        return collections.Counter({name: n * epochs for name, n in self._counts(1).items()})  # all epochs are alike
+
+    def _counts(self, epoch):
+        """How many batches of each task an epoch takes."""
+        if self.all_tasks:
+            counts = dict.fromkeys(self.sizes, self.main_steps)
+        else:
+            counts = task_counts(self.sizes, self.sampling, epoch, self.epochs, self.main_steps)
+        return collections.Counter(counts) + collections.Counter(name for (name,) in self.extra)
 
 
 def _batches(sizes, batch_size):

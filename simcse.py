@@ -14,7 +14,7 @@ B sentences go through the encoder twice, under two dropout masks, and give h_i 
     --negatives both    Z_i = Σ_j e^{sim(h_i, h'_j) / τ} + Σ_{j≠i} e^{sim(h_i, h_j) / τ}      same-view negatives too
 
 (j = i is left out of the second sum: sim(h_i, h_i) = 1 whatever the encoder does). Supervised, h'_i is another sentence
-that means the same, and a third column h⁻_i that does not joins the denominator, + Σ_j e^{sim(h_i, h⁻_j) / τ}
+that means the same. A third column h⁻_i, a sentence that means something else, adds Σ_j e^{sim(h_i, h⁻_j) / τ} to Z_i
 (equation 5). h is the [CLS] row, in training behind a tanh layer that is dropped afterwards (`--pooling cls`), or
 the mean of all rows (`mean`).
 
@@ -165,15 +165,15 @@ def train(args, model, config, tokenizer, corpus, examples):
     save = lambda folder: save_encoder(model.bert, config, tokenizer, folder)  # noqa: E731
     state = {"data": corpora.fingerprint(corpus), "extra": scaler.state(), "best": "encoder"}
     with TrainingRun(args, plan, model, optimizer, save_model=save, **state) as run:
-        found = run.position  # saved with the run
-        found["before"] = found.get("before") or assess(model, tokenizer, examples, args.max_tokens)
+        assessed = run.position.setdefault("assessed", {})  # saved with the run
+        assessed["before"] = assessed.get("before") or assess(model, tokenizer, examples, args.max_tokens)
         for step, _, indices in run.steps():
             factor, rows = linear_schedule(step - 1, len(plan), args.warmup), [corpus[i] for i in indices]
             run.record(training_step(args, step, factor, rows, model, optimizer, tokenizer, scaler))
             if run.epoch_ends:
-                found["after"] = assess(model, tokenizer, examples, args.max_tokens)
-                run.evaluated(found["after"])
-    return (found["before"], found["after"]) if run.finished else None
+                assessed["after"] = assess(model, tokenizer, examples, args.max_tokens)
+                run.evaluated(assessed["after"])
+    return (assessed["before"], assessed["after"]) if run.finished else None
 
 
 def save_encoder(bert, config, tokenizer, folder):

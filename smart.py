@@ -38,13 +38,13 @@ almost 1: six orders of magnitude more. This table shows both on sst, and what o
     other dropout masks     0                                     1.5e-3
 
 `ball`: R_s is 1e-14, below what float32 resolves, so it adds nothing to the loss. `unit`: R_s is 1e-4, a tenth of what
-a change of the dropout masks does. Once the model is fully trained, it is as large as that: 0.15 against 0.13 for sst,
-0.28 against 0.30 for para, 0.12 against 0.14 for sts. At the default σ and η, η g is far smaller than ν (the cosine is
-1.000): x̃ - x is scaled noise, a random direction and not an adversarial one. A larger `--eta` lets the gradient steer.
+a change of the dropout masks does. After full training the two are alike: 0.15 and 0.13 for sst, 0.28 and 0.30 for
+para, 0.12 and 0.14 for sts. At the default σ and η, η g is far smaller than ν (the cosine is 1.000): x̃ - x is scaled
+noise, a random direction and not an adversarial one. A larger `--eta` lets the gradient steer.
 
-The authors' released code lets no gradient through the second argument of each KL term (it detaches the target). For a
-small perturbation each term then loses half of its gradient. So at equal λ_s and μ the gradient of the penalties is
-half of ours for classes. For a number that code detaches nothing, and the two are equal.
+The authors' released code detaches p in each term KL(p‖q), so no gradient passes through it. For a small perturbation
+each term then loses half of its gradient. So at equal λ_s and μ the gradient of the penalties is half of ours for
+classes. For a number that code detaches nothing, and the two are equal.
 
 Four traps, each with a test of its own:
 
@@ -77,7 +77,7 @@ def divergence(task, a, b):
     Args: task, its row in tasks.TASKS; a and b, logits (B, C), or (B, 2C) of two predictions, whose ℓ_s are averaged.
     Returns (B,).
     """
-    a, b = (z.float().reshape(len(z), -1, task.logits) for z in (a, b))  # (B, 1, C) or (B, 2, C)
+    a, b = (z.float().reshape(len(z), -1, task.n_logits) for z in (a, b))  # (B, 1, C) or (B, 2, C)
     if task.classes > 2:
         log_p, log_q = torch.log_softmax(a, 2), torch.log_softmax(b, 2)
         return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(2).mean(1)
@@ -118,7 +118,9 @@ class Smart:
         self.model, self.args = model, args
         # tensor cores round float32 to 11 bits (TF32), which a perturbation of size 1 survives and one of 1e-6 does not
         torch.backends.cuda.matmul.allow_tf32 = args.smart_projection == "unit"
-        self.average_model = None  # the model with the weights θ̃
+        # θ̃ lies in flat tensors, as the optimizer's θ does, so that moving it takes one `lerp_` for each of them; the
+        # parameters of `average_model` are views of these
+        self.average_model = None
         self.pairs = []  # (θ̃, θ), flat tensors, for all that trains
         if args.mu:
             self.average_model = copy.deepcopy(model).requires_grad_(False).train()

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bert import BertConfig
-from evaluate import dev_metrics, dev_score, score
+from evaluate import dev_metrics, dev_score
 from model import MultitaskBert
 from support import evidence, files, run_folder
 from support.console import UserError
@@ -85,13 +85,11 @@ def dev_score_of(model, tokenizer, examples):
     return dev_score(dev_metrics(model, data))
 
 
-def make_soup(args, weights, scores, examples, device, measure):
+def make_soup(args, weights, scores, examples, device):
     """Makes a run of a soup in args.out, a folder like that of any other run.
 
     Args: args, the flags of `ensemble.py`; weights and scores, how much each run counts, and its dev score; examples,
-    {task: Examples} of dev; measure, a function that gives the soup's {task: values} on them. Returns ({number of the
-    run: weight}, its dev metrics by task). The run says of itself that it took 0 epochs, so that --resume leaves it as
-    it is.
+    {task: Examples} of dev. Returns {number of the run: weight}, who is in it. `write_records` completes the run.
     """
     for run in args.runs:
         if evidence.is_evidence(run):
@@ -106,9 +104,17 @@ def make_soup(args, weights, scores, examples, device, measure):
     model, tokenizer = soup([folders[i] for i in numbers], list(members.values()))
     with files.replacing_folder(Path(args.out) / "best") as folder:
         model.save(folder, tokenizer)
-    metrics = {name: score(TASKS[name], values, examples[name].labels) for name, values in measure().items()}
-    notes = {"soup": {args.runs[i]: weight for i, weight in members.items()}}
-    run_folder.append_metrics(args.out, kind="dev", step=0, epoch=0, **metrics, score=dev_score(metrics), **notes)
+    return members
+
+
+def write_records(args, members, metrics):
+    """Writes `config.json` and `metrics.jsonl` of a soup's run. It says of itself that it took 0 epochs.
+
+    So `--resume` leaves it as it is. Args: members, of `make_soup`; metrics, its dev metrics by task.
+    """
+    configs = [files.read_json(Path(run) / "config.json") for run in args.runs]
+    notes = {"score": dev_score(metrics), "soup": {args.runs[i]: weight for i, weight in members.items()}}
+    run_folder.append_metrics(args.out, kind="dev", step=0, epoch=0, **metrics, **notes)
     own = {
         f"{task}_{split}_out": f"predictions/{task}-{split}-output.csv" for task in TASKS for split in ("dev", "test")
     }
@@ -117,4 +123,3 @@ def make_soup(args, weights, scores, examples, device, measure):
     if args.data:
         own |= {"data": args.data, "max_examples": None} | {f"{t}_{split}": None for t in TASKS for split in SPLITS}
     files.write_json(Path(args.out) / "config.json", configs[0] | own | {"out": args.out, "epochs": 0})
-    return members, metrics

@@ -10,10 +10,10 @@ where g_i · g_j < 0: a step along one undoes the other. Each g_i is then projec
 
 The parameters of a head or of PALs belong to one task. No other task has a gradient there, so they keep their own.
 
-Every p is a sum of the n = 3 gradients, p = Σ_k c_k g_k. So p is stored as three numbers c_k, never as a vector of 110
-million. With the Gram matrix G_ij = g_i · g_j,
+Every p is a weighted sum of the n = 3 gradients, p = Σ_k c_k g_k. So p is stored as three numbers c_k, and never as a
+vector of 110 million. With the Gram matrix G_ij = g_i · g_j,
 
-    p · g_j = Σ_k c_k G_kj            p ← p - a g_j   is   c_j ← c_j - a
+    p · g_j = Σ_k c_k G_kj            p ← p - a g_j   is   c_j ← c_j - a,   a = p · g_j / G_jj
 
 The gradients themselves are read only for G and for the final sum.
 

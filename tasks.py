@@ -40,8 +40,8 @@ class Task:
         return len(self.columns) == 2
 
     @property
-    def logits(self):
-        """C, how many numbers z a prediction consists of: one of two classes takes 1, a real number is z itself."""
+    def n_logits(self):
+        """C: as many as there are classes, but 1 for two classes (of the second one), and 1 for a real number."""
         return self.classes if self.classes > 2 else 1
 
 
@@ -139,8 +139,10 @@ def fault_of(values, task, labelled):
 def label_fault(text, task):
     """Why a text is no label of the task, or None."""
     try:
-        label = float(text if text.isascii() and "_" not in text else "none")
+        label = float(text)
     except ValueError:
+        label = None
+    if label is None or "_" in text or not text.isascii():  # `float` takes 1_0, and Arabic digits
         return f"the label {text!r:.40} is not a number"
     if not task.low <= label <= task.high or (task.classes and label != int(label)):
         allowed = f"one of 0 to {task.classes - 1}" if task.classes else f"in {task.low} to {task.high}"
@@ -222,7 +224,7 @@ def load_data(args, tokenizer, splits=SPLITS):
     splits = [split for split in splits if split != "test" or not args.skip_test]
     datasets = {}
     for name, files in load_examples(args, splits).items():
-        if "train" in files:
+        if "train" in files:  # without a fold, if --fold says so: a teacher shall not have seen it (distill.py)
             files["train"] = files["train"].take(np.flatnonzero(~in_fold(files["train"].ids, args.fold)))
             if not len(files["train"]):
                 raise UserError(f"--fold {args.fold} leaves no training example of {name}; choose another")

@@ -121,6 +121,7 @@ class Tokenizer:
         self.wordpiece = read_wordpiece(folder)
         self.wordpiece.no_padding()
         self.wordpiece.no_truncation()
+        # all three have to exist
         self.cls, self.sep, _ = (self._special(token, folder) for token in ("[CLS]", "[SEP]", "[UNK]"))
         size = max(self.wordpiece.get_vocab().values()) + 1
         if vocab_size is not None and size > vocab_size:

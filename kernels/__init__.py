@@ -49,7 +49,7 @@ def triton_backend():
 
 
 def dropout_seeds(x):
-    """The context of one pass through the encoder: on a GPU all its dropout masks come from one draw of seeds."""
+    """The context of a pass through the layers: on a GPU one draw of seeds serves all of their dropout masks."""
     forms = backend_of(x)
     return contextlib.nullcontext() if forms in (plain, cpu) else forms.dropout_seeds()
 
@@ -57,13 +57,15 @@ def dropout_seeds(x):
 def copy_for_products(param):
     """A tensor like param (n,), in the type of the device's matrix products; None where products take param itself.
 
-    `adamw` fills it at each step; `keep_copies` tells `linear` which parameters it holds.
+    On a GPU products run in 16 bits. `adamw` writes its new parameters in that type, too, so that `linear` need not
+    round them at each call.
     """
     dtype = half_dtype(param.device)
     return torch.empty_like(param, dtype=dtype) if dtype and backend_of(param) not in (plain, cpu) else None
 
 
 def keep_copies(parameters, copies):
+    """From now on `linear` takes the copies in place of the parameters. Args: two lists of tensors of equal shapes."""
     triton_backend().keep_copies(parameters, copies)
 
 

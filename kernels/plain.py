@@ -80,10 +80,11 @@ def attention(qkv, cu_seqlens, max_seqlen, heads, p=0.0):
 
 
 def cls_attention(h, weight, bias, cu_seqlens, max_seqlen, heads, p=0.0):
-    """`attention` of each sequence's first token only, [CLS], from the hidden states on.
+    """`attention` of each sequence's first token only, [CLS], with the product before it.
 
-    Args: h (T, H), of sequences with at least one token each; weight (3H, H) and bias (3H,), the map from h to q, k and
-    v. Returns (B, H).
+    The product belongs to it because a fast form never computes it: `cpu/cls_attention.py` multiplies the one query of
+    a sequence with the map to its keys, in place of all keys with the query. Args: h (T, H), of sequences with at least
+    one token each; weight (3H, H) and bias (3H,), the map from h to q, k and v. Returns (B, H).
     """
     qkv = linear(h, weight, bias)  # (T, 3H)
     return attention(qkv, cu_seqlens, max_seqlen, heads, p)[cu_seqlens[:-1].long()]
@@ -102,7 +103,7 @@ def add_norm(x, bias, residual, norm, p, extra=None):
 
 
 def mean_loss(logits, labels, classes):
-    """The mean loss of a batch. Args: logits (B, C), C = 1 for two classes or a number; labels (B,) float.
+    """The mean loss of a batch. Args: logits (B, C), C = 1 for two classes and for a real number; labels (B,) float.
 
     `classes` > 2: cross-entropy; 2: binary cross-entropy of one logit; 0: squared error. Returns a scalar, float32 (or
     float64 where the logits are).

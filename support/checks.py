@@ -62,6 +62,17 @@ def check_memory(count, layers, source, remedy="fetch the model again"):
         raise UserError(f"{source} asks for {asked}, and this machine has {memory / 1e9:,.0f} GB; {remedy}")
 
 
+def check_heads(tasks, config, layers, size, pal_size):
+    """Raises UserError where heads and PALs are more than this machine can hold.
+
+    Args: tasks, how many; config, the encoder's `BertConfig`; layers and size, of a head; pal_size, 0 for none.
+    """
+    H, L = config.hidden_size, config.num_hidden_layers
+    count = tasks * (2 * H * size + layers * size**2 + (2 * H + 3 * L * pal_size) * pal_size)
+    flags = "--classifier_size, --classifier_layers or --pal_size"
+    check_memory(4 * count, layers, flags, "give less")  # with gradient, m and v
+
+
 def read_options(path):
     """The options in a model's `multitask.json`, a dict. Raises UserError for what `MultitaskBert` never wrote."""
     remedy = "train the model again"

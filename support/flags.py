@@ -77,13 +77,10 @@ def multitask_parser(tasks, splits, samplings, presets):
     add("--eval_only", action="store_true", help="score the best model of the run in --out, write its predictions")
     add("--save_every", type=positive(int), default=1000, metavar="N", help="save every N steps, besides epoch ends")
 
-    add("--pair_encoding", choices=("joint", "siamese"), default="joint",
-        help="sentences of a pair in one sequence, or each alone")  # fmt: skip
+    add("--pair_encoding", choices=("joint", "siamese"), default="joint", help="pairs in one sequence, or in two")
     add("--use_means", action="store_true", help="heads read the means of hidden states beside [CLS]; see model.py")
     add("--classifier_layers", type=positive(int, 0, LAYERS), default=2, help="feed-forward layers in a head")
-    add(
-        "--classifier_size", type=positive(int, most=WIDTH), default=None, help="their width (default: the hidden size)"
-    )
+    add("--classifier_size", type=positive(int, most=WIDTH), default=None, help="their width (default: H)")
     add("--hidden_dropout_prob", type=fraction, default=0.1,
         help="dropout in the encoder (but for its attention, which has its own) and the heads")  # fmt: skip
 
@@ -123,12 +120,10 @@ def multitask_parser(tasks, splits, samplings, presets):
         help="weight of the labels, beside the teachers' outputs (default: annealed, from 0 to 1)")  # fmt: skip
 
     add("--data", default="data/sample", metavar="DIR", help="folder of the task files")
-    add("--max_examples", type=positive(int), default=None, metavar="N",
-        help="only N examples of each file, drawn at random")  # fmt: skip
+    add("--max_examples", type=positive(int), default=None, metavar="N", help="only N examples of each file, at random")
     add("--train_examples", type=positive(int), default=None, metavar="N",
         help="only N training examples of each task, drawn at random; dev and test stay whole")  # fmt: skip
-    add("--fold", type=fold, default=None, metavar="K/N",
-        help="leave out fold K of N of the training examples: for a teacher (distill.py)")  # fmt: skip
+    add("--fold", type=fold, default=None, metavar="K/N", help="leave out fold K of N: for a teacher (distill.py)")
     add("--skip_test", action="store_true", help="leave the test files alone: no predictions for them")
     for task in tasks.values():
         for split in splits:
@@ -270,3 +265,36 @@ def check_simcse(args, longest):
         raise UserError(f"--max_tokens {args.max_tokens} is more than the {longest} positions of BERT")
     if (args.layers is None) != (args.hidden is None) or (args.hidden or 0) % 32:
         raise UserError("a random start needs both --layers and --hidden, and --hidden a multiple of 32")
+
+
+# ----- ensemble.py
+
+
+def parse_ensemble(argv):
+    """The flags of `ensemble.py`, checked."""
+    parser = Parser(prog="ensemble.py", description="Combine finished runs.")
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="folder of a run of multitask.py, or its evidence in results/runs")
+    add("--method", choices=("average", "vote", "soup"), default="average", help="of outputs, of decisions, of weights")
+    add("--greedy", action="store_true", help="only those that improve the ensemble on dev, chosen for each task")
+    add("--weights", "--priors", type=positive(float), nargs="+", metavar="W", help="of the RUNs (default: 1)")
+    add("--tune_weights", "--tune_priors", action="store_true", help="search on half of dev, use if better on the rest")
+    add("--split", choices=("dev", "test"), default="dev", help="what to predict (choices are made on dev)")
+    add("--out", default="runs/ensemble", metavar="DIR", help="for predictions, or the soup (default: runs/ensemble)")
+    add("--data", metavar="DIR", help="folder of the task files (default: the data of the first RUN)")
+    add_device(parser)
+    args = parser.parse_args(argv)
+    folders = [Path(run).resolve() for run in args.runs]
+    for run, folder in zip(args.runs, folders, strict=True):
+        if folders.count(folder) > 1:
+            raise UserError(f"{run} is named twice; name it once, and give it a larger weight with --weights")
+    if args.weights and len(args.weights) != len(args.runs):
+        raise UserError(f"--weights gives {len(args.weights)} weights to {len(args.runs)} runs; give one for each")
+    for flag in ("greedy", "tune_weights"):
+        if getattr(args, flag) and len(args.runs) == 1:
+            raise UserError(f"--{flag} has nothing to choose between with one run; name more of them")
+    if args.tune_weights and (args.weights or args.method == "soup"):
+        raise UserError("--tune_weights finds the weights of --method average or vote; leave out --weights and soups")
+    if any((Path(args.out) / name).exists() for name in ("config.json", "last")):
+        raise UserError(f"{args.out} already holds a run; choose another --out")
+    return args

@@ -44,8 +44,8 @@ def slow_target(task, label, teacher, weight):
 
 def slow_loss(task, logits, target):
     """Of one example; logits, a list, of 2C where predicted twice."""
-    if len(logits) == 2 * task.logits:
-        return sum(slow_loss(task, z, target) for z in (logits[: task.logits], logits[task.logits :])) / 2
+    if len(logits) == 2 * task.n_logits:
+        return sum(slow_loss(task, z, target) for z in (logits[: task.n_logits], logits[task.n_logits :])) / 2
     if not task.classes:
         return (logits[0] - target) ** 2
     if task.classes == 2:

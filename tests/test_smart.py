@@ -26,8 +26,8 @@ def settings(**changes):
 
 def slow_divergence(task, a, b):
     """ℓ_s of one example, a list of logits each, from the definition of the Kullback-Leibler divergence."""
-    if len(a) == 2 * task.logits:  # predicted twice
-        halves = ((z[: task.logits], z[task.logits :]) for z in (a, b))
+    if len(a) == 2 * task.n_logits:  # predicted twice
+        halves = ((z[: task.n_logits], z[task.n_logits :]) for z in (a, b))
         return sum(slow_divergence(task, x, y) for x, y in zip(*halves, strict=True)) / 2
     if not task.classes:
         return (a[0] - b[0]) ** 2
