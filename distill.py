@@ -10,9 +10,7 @@ The target of an example is a mixture of its label and of the mean of its teache
 
     sst      5 logits z       -Σ_c target_c log softmax(z)_c
     para     1 logit z        -(1 - target_1) log(1 - σ(z)) - target_1 log σ(z)
-    sts      1 number z       (z - target)²
-
-With `--use_means` a pair has two predictions, and its loss is the mean of theirs.
+    sts      1 number z       (z - target)²     with --use_means the mean over both predictions z_1 and z_2
 
 These are the losses of `model.py`, where a label may now be a fraction. Their gradients with respect to the logits
 are softmax(z) - target, σ(z) - target_1 and 2 (z - target): linear in the target, so a step goes λ parts of the way
@@ -72,14 +70,12 @@ def mix(task, labels, teacher, weight):
 
 
 def soft_loss(task, logits, targets):
-    """The mean loss of a batch. Args: logits, as in `model.task_loss`; targets, of `mix`. Returns a scalar."""
+    """The mean loss of a batch. Args: logits (B, C), as in `model.task_loss`; targets, of `mix`. Returns a scalar."""
     if not task.classes:
         return task_loss(task, logits, targets)  # any number may be a label there
-    z = logits.reshape(-1, task.n_logits)  # (B, C), or (2B, C) where predicted twice
-    z = z if z.dtype == torch.float64 else z.float()
+    z = logits if logits.dtype == torch.float64 else logits.float()
     if task.classes == 2:
         z = torch.cat((torch.zeros_like(z), z), 1)  # (B, 2): softmax(0, z) = (1 - σ(z), σ(z))
-    targets = targets.repeat_interleave(len(z) // len(targets), 0)
     return -(targets * torch.log_softmax(z, 1)).sum(1).mean()
 
 

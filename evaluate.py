@@ -92,15 +92,14 @@ def dev_metrics(model, datasets):
 def probabilities(task, logits):
     """logits (B, C) -> (B, classes), or (B,) for a real number.
 
-    C is `Task.n_logits`. Of two predictions, logits (B, 2C), it is the mean (`model.py`).
+    C is `Task.n_logits`, and 2 for a number that is predicted twice (`model.py`).
     """
-    z = logits.reshape(len(logits), -1, task.n_logits)  # (B, 1, C) or (B, 2, C)
     if not task.classes:
-        return z.mean((1, 2))
+        return logits.mean(1)
     if task.classes == 2:
-        yes = torch.sigmoid(z).mean(1)  # (B, 1)
+        yes = torch.sigmoid(logits)
         return torch.cat((1 - yes, yes), 1)
-    return torch.softmax(z, 2).mean(1)
+    return torch.softmax(logits, 1)
 
 
 def to_predictions(task, values):

@@ -14,15 +14,16 @@ An encoder like MiniLM was pretrained to compare sentences by the mean of their 
 
   * the head of a task about one sentence reads [CLS] and the mean side by side (2H), the mean brought to mean 0 and
     variance 1 over its H numbers;
-  * a task about a pair encodes three sequences, both sentences joined and each alone, and predicts twice,
+  * a task that predicts a number for a pair (sts) encodes three sequences, both sentences joined and each alone, and
+    predicts twice,
 
-        z_1 = head([CLS] of the joined ones)        z_2 = s cos(u, v) + b        u and v the means of the two alone
+        z_1 = head([CLS] of the joined ones)        z_2 = s cos(u, v)        u and v the means of the two alone
 
-    where s and b are learned: (C,) each for C logits. The loss is the mean of the losses of both, the prediction the
-    mean of both predictions (of probabilities, where there are classes). If the loss were that of the averaged
-    prediction instead, z_2 would explain most of the label, and the head would learn little.
+    where s is a learned scalar that starts at the largest label, 5. The loss is the mean of both squared errors, the
+    prediction the mean of both numbers. If the loss were that of the mean instead, z_2 would explain most of the label,
+    and the head would learn little.
 
-All rows of the last layer are needed then, and a pair takes over twice the time.
+All rows of the last layer are needed then, and an STS pair takes over twice the time.
 
 With `--use_pals` each task also has a small part of every layer of the encoder (`pals.py`).
 """
@@ -69,21 +70,18 @@ class Head(nn.Module):
         return self.output(x)
 
 
-class PairHead(Head):
-    """A head for pairs with means: predicts once more, from the angle between two vectors."""
+class TwofoldHead(Head):
+    """A head that predicts a number of a pair twice: as `Head` does, and from the angle between two vectors."""
 
-    def __init__(self, task, *sizes):
-        """Args: task, its row; sizes, the arguments of `Head`."""
+    def __init__(self, largest, *sizes):
+        """Args: largest, the largest label, where s starts; sizes, the arguments of `Head`."""
         super().__init__(*sizes)
-        # a number starts at its largest label times the cosine; two classes are equally likely at a cosine of 0.75
-        s, b = (12.0, -9.0) if task.classes else (float(task.high), 0.0)
-        self.scale = nn.Parameter(torch.full((task.n_logits,), s))
-        self.offset = nn.Parameter(torch.full((task.n_logits,), b))
+        self.scale = nn.Parameter(torch.tensor([float(largest)]))  # s
 
     def forward(self, x, u, v):
-        """x (B, in), u and v (B, H) -> z_1 and z_2 side by side, (B, 2C)."""
-        z_1 = super().forward(x)  # (B, C)
-        z_2 = self.scale * F.cosine_similarity(u, v)[:, None] + self.offset  # (B, C)
+        """x (B, in), u and v (B, H) -> z_1 and z_2 side by side, (B, 2)."""
+        z_1 = super().forward(x)  # (B, 1)
+        z_2 = self.scale * F.cosine_similarity(u, v)[:, None]  # (B, 1)
         return torch.cat((z_1, z_2), 1)
 
 
@@ -105,8 +103,7 @@ class MultitaskBert(nn.Module):
         """
         super().__init__()
         H, p = bert.config.hidden_size, bert.config.hidden_dropout_prob
-        encoding = "both" if use_means else pair_encoding
-        if encoding != "siamese" and bert.config.type_vocab_size < 2:
+        if (pair_encoding == "joint" or use_means) and bert.config.type_vocab_size < 2:
             remedy = "take --pair_encoding siamese, without --use_means"
             raise UserError(f"--bert has one segment, and a pair in one sequence needs two; {remedy}")
         check_heads(len(TASKS), bert.config, classifier_layers, classifier_size or H, pal_size or 0)
@@ -117,14 +114,16 @@ class MultitaskBert(nn.Module):
             "classifier_layers": classifier_layers,
             "classifier_size": classifier_size or H,
         }
-        self.encoding = encoding  # of pairs: what `DataSet` shall make of them
+        self.encodings = {task.name: task.encoding(pair_encoding, use_means) for task in TASKS.values()}
         self.heads = nn.ModuleDict()
         for task in TASKS.values():
             rest = classifier_size or H, task.n_logits, classifier_layers, p
-            if use_means:
-                self.heads[task.name] = PairHead(task, H, *rest) if task.pair else Head(2 * H, *rest)
+            if not task.pair:
+                self.heads[task.name] = Head(2 * H if use_means else H, *rest)
+            elif self.encodings[task.name] == "both":
+                self.heads[task.name] = TwofoldHead(task.high, H, *rest)
             else:
-                self.heads[task.name] = Head(2 * H if task.pair and pair_encoding == "siamese" else H, *rest)
+                self.heads[task.name] = Head(2 * H if pair_encoding == "siamese" else H, *rest)
         self.pals = None
         if pal_size:
             self.options |= {"pal_size": pal_size, "pal_heads": pal_heads}
@@ -133,13 +132,13 @@ class MultitaskBert(nn.Module):
     def forward(self, task, batch):
         """The name of a task and a `Batch` of its B examples (`DataSet.batch`) -> logits (B, C).
 
-        C is `Task.n_logits`; pairs with means are predicted twice, (B, 2C).
+        C is `Task.n_logits`, and 2 for a number that is predicted twice.
         """
         return self.classify(task, self.bert.embed(batch), batch)
 
     def classify(self, task, x, batch):
         """The rest of `forward`, from the embeddings x (T, H) on."""
-        if self.options["use_means"] and TASKS[task].pair:
+        if self.encodings[task] == "both":
             h = self.bert.encode(x, batch, self.adapter(task))  # (T, H), of 3B sequences
             joint, _, _ = batch.cls_rows.chunk(3)  # (B,) each: joint pairs, first sentences, second ones
             _, u, v = sequence_means(h, batch).chunk(3)  # (B, H) each
@@ -147,16 +146,16 @@ class MultitaskBert(nn.Module):
         return self.heads[task](self.pooled(task, x, batch))
 
     def pooled(self, task, x, batch):
-        """What the head of the task reads, from the embeddings x (T, H) on. (Pairs with means never come here.)
+        """What the head of the task reads, from the embeddings x (T, H) on. (Pairs encoded both ways never come here.)
 
         Returns, for B examples, (B, H); siamese pairs (B, 2H), from 2B sequences; one sentence with means (B, 2H).
         """
-        if self.options["use_means"]:
+        if self.options["use_means"] and not TASKS[task].pair:
             h = self.bert.encode(x, batch, self.adapter(task))
             means = sequence_means(h, batch)
             return torch.cat((self.bert.pool(h[batch.cls_rows]), F.layer_norm(means, means.shape[1:])), 1)
         pooled = self.bert.pool(self.bert.encode(x, batch, self.adapter(task), cls_only=True))
-        siamese = TASKS[task].pair and self.encoding == "siamese"
+        siamese = TASKS[task].pair and self.encodings[task] == "siamese"
         return torch.cat(pooled.chunk(2), 1) if siamese else pooled  # siamese: the first sentences come first
 
     def adapter(self, task):
@@ -208,9 +207,7 @@ def logits_of(model, name, batch):
 
 
 def task_loss(task, logits, labels):
-    """The mean loss of a batch, a float32 scalar. Args: task, its row; labels (B,) float.
-
-    logits, (B, C), or (B, 2C) where each example is predicted twice.
-    """
-    z = logits.reshape(-1, task.n_logits)  # (B, C) or (2B, C): an example's two predictions follow each other
-    return mean_loss(z, labels[:, None].expand(-1, len(z) // len(labels)).reshape(-1), task.classes)
+    """The mean loss of a batch. Args: task, its row; logits (B, C); labels (B,) float. Returns a float32 scalar."""
+    if not task.classes:  # a number, predicted C times
+        logits, labels = logits.reshape(-1, 1), labels.repeat_interleave(logits.shape[1])
+    return mean_loss(logits, labels, task.classes)

@@ -34,7 +34,7 @@ def describe(model, tokenizer, sentences, second_sentences=None):
         if task.pair != (second_sentences is not None):
             continue
         examples = Examples([""] * len(sentences), sentences, second_sentences, None)
-        values = model_outputs(model, task, DataSet(examples, tokenizer, model.encoding))
+        values = model_outputs(model, task, DataSet(examples, tokenizer, model.encodings[task.name]))
         for text, value, decision in zip(texts, values, to_predictions(task, values), strict=True):
             text.append(f"{task.title or task.label}: {in_words(task, value, decision)}")
     return ["; ".join(text) for text in texts]
@@ -126,7 +126,7 @@ def outputs_of(run, examples, split, device):
 
     def compute(names):
         model, tokenizer = MultitaskBert.load(model_folder(run))
-        data = {name: DataSet(examples[name], tokenizer, model.encoding) for name in names}
+        data = {name: DataSet(examples[name], tokenizer, model.encodings[name]) for name in names}
         return {name: model_outputs(model.to(device), TASKS[name], dataset) for name, dataset in data.items()}
 
     return cached_outputs(run, split, {name: fingerprint(these) for name, these in examples.items()}, compute)

@@ -235,14 +235,14 @@ def main(argv=None):
         raise UserError("say which table with --table 1, 2 or 3, or make evidence with --keep RUN --row NAME")
     if args.keep:
         seed = files.read_json(Path(args.keep) / "config.json", {"seed": int})["seed"]
-        for row in [row for row in (*TUNING, *METHODS) if row.name == args.row and row.flags is not None]:
+        for row in [row for row in (*TUNING, *METHODS) if row.name == args.row]:
             check_flags(args, args.keep, row, seed)
         given = {"commit": args.commit or jobs.commit(), "device": args.device or jobs.device_name("cpu")}
-        return keep(args, args.keep, {"row": args.row, "seconds": args.seconds, **given})
-    runnable = [row for row in rows if row.flags is not None]
-    check(args, runnable)
+        keep(args, args.keep, {"row": args.row, "seconds": args.seconds, **given})
+        return
+    check(args, rows)
     if not args.report:
-        run_rows(args, [row for row in runnable if not args.rows or row.name in args.rows])
+        run_rows(args, [row for row in rows if not args.rows or row.name in args.rows])
     report_ensembles(args) if args.table == 3 else report_rows(args, rows)
 
 

@@ -74,15 +74,14 @@ PRESETS = {"weak": {"mu": 0.02, "epsilon": 1e-6}, "strong": {"mu": 2.0, "epsilon
 def divergence(task, a, b):
     """ℓ_s of two outputs of the model, example by example.
 
-    Args: task, its row in tasks.TASKS; a and b, logits (B, C), or (B, 2C) of two predictions, whose ℓ_s are averaged.
-    Returns (B,).
+    Args: task, its row in tasks.TASKS; a and b, logits (B, C), as `evaluate.probabilities` has them. Returns (B,).
     """
-    a, b = (z.float().reshape(len(z), -1, task.n_logits) for z in (a, b))  # (B, 1, C) or (B, 2, C)
+    a, b = a.float(), b.float()
     if task.classes > 2:
-        log_p, log_q = torch.log_softmax(a, 2), torch.log_softmax(b, 2)
-        return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(2).mean(1)
+        log_p, log_q = torch.log_softmax(a, 1), torch.log_softmax(b, 1)
+        return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(1)
     difference = (torch.sigmoid(a) - torch.sigmoid(b)) * (a - b) if task.classes else (a - b) ** 2
-    return difference.mean((1, 2))
+    return difference.mean(1)
 
 
 def project(delta, epsilon, projection):

@@ -81,7 +81,7 @@ def choose_soup(folders, weights, scores, examples, device):
 
 def dev_score_of(model, tokenizer, examples):
     """The dev score of a model on {task: Examples}."""
-    data = {name: DataSet(these, tokenizer, model.encoding) for name, these in examples.items()}
+    data = {name: DataSet(these, tokenizer, model.encodings[name]) for name, these in examples.items()}
     return dev_score(dev_metrics(model, data))
 
 

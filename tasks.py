@@ -39,6 +39,10 @@ class Task:
         """True for a task about two sentences."""
         return len(self.columns) == 2
 
+    def encoding(self, pair_encoding, use_means):
+        """What `DataSet` makes of a pair: with `--use_means` a number is predicted from "both" layouts (`model.py`)."""
+        return "both" if use_means and self.pair and not self.classes else pair_encoding
+
     @property
     def n_logits(self):
         """C: as many as there are classes, but 1 for two classes (of the second one), and 1 for a real number."""
@@ -229,6 +233,6 @@ def load_data(args, tokenizer, splits=SPLITS):
             if not len(files["train"]):
                 raise UserError(f"--fold {args.fold} leaves no training example of {name}; choose another")
             files["train"] = files["train"].sample(args.train_examples)
-        encoding = "both" if args.use_means else args.pair_encoding
+        encoding = TASKS[name].encoding(args.pair_encoding, args.use_means)
         datasets[name] = {split: DataSet(examples, tokenizer, encoding) for split, examples in files.items()}
     return datasets

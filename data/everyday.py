@@ -39,7 +39,7 @@ def read_list(path):
 def ask(model, tokenizer, task, sentences, second_sentences):
     """The model's predictions (n,) for n sentences or pairs."""
     examples = Examples([""] * len(sentences), sentences, second_sentences if task.pair else None, None)
-    return to_predictions(task, model_outputs(model, task, DataSet(examples, tokenizer, model.encoding)))
+    return to_predictions(task, model_outputs(model, task, DataSet(examples, tokenizer, model.encodings[task.name])))
 
 
 @command

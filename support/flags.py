@@ -162,8 +162,6 @@ def check_multitask(args, usual):
     """Raises UserError for flags that make no sense together. Args: usual, all defaults by name."""
     if not (args.epochs or args.resume or args.eval_only):  # a soup is a run of 0 epochs
         raise UserError("--epochs 0 trains nothing; give 1 or more")
-    if args.use_means and args.pair_encoding == "siamese":
-        raise UserError("--use_means encodes pairs together and alone; leave out --pair_encoding siamese")
     if args.gradient_surgery and args.option == "pretrain":
         raise UserError("--gradient_surgery has nothing to do with --option pretrain: no shared parameters train")
     if args.gradient_surgery and args.sampling != "proportional":

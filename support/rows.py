@@ -24,11 +24,9 @@ class Row(NamedTuple):
 BASE_FLAGS = ""  # what all rows but the plain one build on: "" or "--use_means"
 PLAIN = Row("plain", "Finetune base model", "", published=(0.499, 0.862, 0.860, 0.764))
 MEANS = Row("means", "means of hidden states beside [CLS]", "--use_means")
-MEANS_STS = Row("means-sts", "the same, paraphrase by its head alone (until commit 0fbdb72)", None)
 TUNING = [
     PLAIN,
     MEANS,
-    MEANS_STS,
     Row("size-96", "heads 96 wide", "--classifier_size 96"),
     Row("size-1536", "heads 1536 wide", "--classifier_size 1536"),
     Row("layers-1", "heads of one layer", "--classifier_layers 1"),

@@ -278,10 +278,10 @@ def test_a_siamese_pair_is_the_two_vectors_side_by_side():
         assert model("sst", batch).shape == (4, 5)
 
 
-def test_means_stand_beside_cls_for_one_sentence_and_are_compared_by_cosine_for_a_pair():
+def test_means_stand_beside_cls_for_one_sentence_and_are_compared_by_cosine_for_a_number():
     torch.manual_seed(0)
     model = MultitaskBert(Bert(tiny.config(initializer_range=0.3)), use_means=True).eval()
-    batch = random_batch((9, 8, 4, 6, 5, 3))  # two pairs: joint sequences, first sentences, second ones
+    batch = random_batch((9, 8, 4, 6, 5, 3))  # for sts two pairs: joint sequences, first sentences, second ones
     with torch.no_grad():
         hidden, pooled = model.bert(batch)
         starts = batch.cu_seqlens.tolist()
@@ -289,17 +289,12 @@ def test_means_stand_beside_cls_for_one_sentence_and_are_compared_by_cosine_for_
         normed = torch.stack([(m - m.mean()) / m.std(correction=0) for m in means]).float()
         expected = model.heads["sst"](torch.cat((pooled, normed), 1))
         assert torch.allclose(model("sst", batch), expected, atol=1e-4)
+        assert torch.allclose(model("para", batch), model.heads["para"](pooled), atol=1e-5)  # classes: six joint pairs
         cosines = [u @ v / (u.norm() * v.norm()) for u, v in ((means[2], means[4]), (means[3], means[5]))]
-        cosines = torch.stack(cosines).float()[:, None]
-        twice = {}
-        for name, (s, b) in {"sts": (5, 0), "para": (12, -9)}.items():
-            twice[name] = torch.cat((Head.forward(model.heads[name], pooled[:2]), s * cosines + b), 1)
-            assert torch.allclose(model(name, batch), twice[name], atol=1e-5)
-    z, p = twice["sts"], torch.sigmoid(twice["para"])
-    assert torch.allclose(probabilities(TASKS["sts"], z), (z[:, 0] + z[:, 1]) / 2)
-    assert torch.allclose(probabilities(TASKS["para"], twice["para"])[:, 1], (p[:, 0] + p[:, 1]) / 2)
-    squares = [(z[i, j] - label) ** 2 for i, label in enumerate((1.0, 4.0)) for j in range(2)]
-    assert torch.allclose(task_loss(TASKS["sts"], z, torch.tensor([1.0, 4.0])), sum(squares) / 4)
-    likelihoods = [p[0, 0], p[0, 1], 1 - p[1, 0], 1 - p[1, 1]]
-    loss = -sum(map(torch.log, likelihoods)) / 4
-    assert torch.allclose(task_loss(TASKS["para"], twice["para"], torch.tensor([1.0, 0.0])), loss)
+        head = Head.forward(model.heads["sts"], pooled[:2])
+        twice = torch.cat((head, 5 * torch.stack(cosines).float()[:, None]), 1)
+        assert torch.allclose(model("sts", batch), twice, atol=1e-5)
+    assert torch.allclose(probabilities(TASKS["sts"], twice), (twice[:, 0] + twice[:, 1]) / 2)
+    labels = torch.tensor([1.0, 4.0])
+    squares = [(twice[i, j] - labels[i]) ** 2 for i in range(2) for j in range(2)]
+    assert torch.allclose(task_loss(TASKS["sts"], twice, labels), sum(squares) / 4)

@@ -71,9 +71,7 @@ def slow_step(model, average, task, batch, noise, args):
 # ----- each part
 
 
-@pytest.mark.parametrize(
-    ("name", "columns"), [("sst", 5), ("sst", 10), ("para", 1), ("para", 2), ("sts", 1), ("sts", 2)]
-)
+@pytest.mark.parametrize(("name", "columns"), [("sst", 5), ("para", 1), ("sts", 1), ("sts", 2)])
 def test_divergence_is_the_definition(name, columns):
     task = TASKS[name]
     torch.manual_seed(0)
