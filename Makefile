@@ -23,13 +23,13 @@ EVIDENCE ?= results/runs
 WEAK = $(wildcard $(EVIDENCE)/smart-weak-8-*)
 STRONG = $(wildcard $(EVIDENCE)/smart-strong-8-*)
 # five models of one kind for the maps: seeds of one row, as far as they go
-ALIKE = $(wordlist 1,5,$(wildcard $(EVIDENCE)/means-*) $(wildcard $(EVIDENCE)/plain-*))
+ALIKE = $(wordlist 1,5,$(wildcard $(EVIDENCE)/means-*))
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9 _-]+:.*## / {printf "%-24s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 train: $(READY)  ## fine-tune MiniLM on data/sample: some 4 minutes on two cores (DATA=DIR OUT=DIR FLAGS="...")
-	$(RUN) multitask.py --option finetune --data $(DATA) --out $(OUT) --resume $(if $(filter data/sample,$(DATA)),--use_means --epochs 3 --batch_size 16) $(FLAGS)
+	$(RUN) multitask.py --option finetune --use_means --data $(DATA) --out $(OUT) --resume $(if $(filter data/sample,$(DATA)),--epochs 3 --batch_size 16) $(FLAGS)
 
 eval: $(READY)  ## score the trained model again and write its predictions (OUT=DIR)
 	$(RUN) multitask.py --eval_only --out $(OUT)
