@@ -1,4 +1,4 @@
-"""AdamW by hand (Loshchilov & Hutter, 2019, algorithm 2), and the learning-rate schedule.
+"""AdamW by hand (Loshchilov & Hutter, 2019, algorithm 2; its λ is lr · wd here, as in PyTorch), and the schedule.
 
 With gradient g at a parameter's step t = 1, 2, ..., learning rate lr, weight decay wd (0.01), β₁ = 0.9, β₂ = 0.999,
 ε = 1e-8, and θ the parameter:
@@ -11,10 +11,11 @@ With gradient g at a parameter's step t = 1, 2, ..., learning rate lr, weight de
 m and v start at 0, so early values are too small; dividing by 1 - βᵗ corrects that. Before all this, one norm is taken
 over all gradients of the step. If it exceeds `clip`, every g is multiplied by clip / norm.
 
-The parameters, gradients, m and v of a group each live in ONE flat tensor, of which the model's own tensors become
-views. The update is a handful of element-wise operations on 23 million numbers (MiniLM), so its speed is that of
-memory, and `kernels/cpu/optimizer.py` and `kernels/adamw_step.py` go over a flat tensor once. The flat gradient also
-makes zeroing it, its norm, and its sum over several processes one operation each.
+The parameters, gradients, m and v of a group each live in two flat tensors: one for the matrices, which decay, and one
+for the vectors, which do not. The model's own tensors become views of these. The update is a handful of element-wise
+operations on 23 million numbers (MiniLM), so its speed is that of memory, and `kernels/cpu/optimizer.py` and
+`kernels/adamw_step.py` go over a flat tensor once. Flat gradients also take few operations to zero, to measure, and to
+sum over several processes.
 
 A group is what trains together: the encoder is one, and what belongs to one task only is another. A step names the
 groups that took part; the rest stay as they are, as if they had no gradient.

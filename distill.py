@@ -122,6 +122,7 @@ def mean_outputs(runs, examples, device):
         for name, values in outputs_of(run, asked, "train", device).items():
             total.setdefault(name, np.zeros((len(examples[name]), *values.shape[1:])))  # float64
             total[name][rows[name]] += values
+    # each example by its number of teachers: (n, classes) or (n,), turned so that n is last
     return {name: (sums.T / counts[name]).T.astype(np.float32) for name, sums in total.items()}
 
 

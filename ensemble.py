@@ -8,10 +8,11 @@ number. A model has a weight W_i, by default 1. [A] is 1 where A holds, else 0.
                A number has no vote: the weighted median, with as much weight below it as above it
     soup       f(x; Σ W_i θ_i / Σ W_i): one model, of runs with the same --seed (`soup.py` says why)
 
-Average and vote take runs of any kind, each with its own tokenizer. With `--greedy`, each task has its own members
-(but a soup has one set for all tasks): the best model on dev, and then, in the order of the task's metric, each model
-with which the ensemble's metric grows. Choices are made on dev, so the scores there are too good. For table 3
-(`reproduce.py`) `held_out` scores choices on examples that they have not seen.
+Average and vote take runs of any kind, each with its own tokenizer. With `--greedy`, each task has its own members: the
+best model on dev, and then, in the order of the task's metric, each with which the ensemble's metric grows. (A soup has
+one set for all tasks, and keeps each model with which its dev score does not fall.) Choices are made on dev, so the
+scores there are too good. For the table of ensembles (`reproduce.py`) `held_out` scores choices on examples that they
+have not seen.
 
     python ensemble.py runs/a runs/b runs/c                             the average of their outputs, scored on dev
     python ensemble.py runs/a runs/b runs/c --method vote --weights 2 1 1
@@ -26,6 +27,7 @@ import support.interrupt  # noqa: F401, Ctrl-C is one line from here on
 
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -105,15 +107,24 @@ def choose(task, values, labels, weights, method):
     return kept
 
 
+class Tuned(NamedTuple):
+    """What `tune` found."""
+
+    weights: list | dict  # one a model; from `ensemble` by number of the model
+    after: float  # their metric on the other half
+    before: float  # that of equal weights there
+    use: bool
+
+
 def tune(task, values, labels, method):
     """Weights from `GRID`, by coordinate ascent from equal ones on one half of the examples, judged on the other half.
 
-    Returns (weights, their metric on the other half, that of equal weights there, whether to use them). Yes if they are
-    better there, and not worse on all examples: Pearson's r can fall on the whole though it rises on each half.
+    They are to be used if they are better there, and not worse on all examples: Pearson's r can fall on the whole where
+    it rises on each half. Returns `Tuned`.
     """
     if len(labels) < 2:
         raise UserError(f"{task.name} has one dev example, which has no two halves; leave out --tune_weights")
-    searched, held_out = np.array_split(np.random.default_rng(0).permutation(len(labels)), 2)
+    searched, unseen = np.array_split(np.random.default_rng(0).permutation(len(labels)), 2)
     on = lambda rows, w: metric_of(task, [v[rows] for v in values], labels[rows], w, method)  # noqa: E731
     equal = [1.0] * len(values)
     weights, best, improved = equal, on(searched, equal), True
@@ -124,8 +135,8 @@ def tune(task, values, labels, method):
                 trial = [*weights[:i], w, *weights[i + 1 :]]
                 if any(trial) and (metric := on(searched, trial)) > best:
                     weights, best, improved = trial, metric, True
-    after, before, everything = on(held_out, weights), on(held_out, equal), np.arange(len(labels))
-    return weights, after, before, after > before and on(everything, weights) >= on(everything, equal)
+    after, before, everything = on(unseen, weights), on(unseen, equal), np.arange(len(labels))
+    return Tuned(weights, after, before, after > before and on(everything, weights) >= on(everything, equal))
 
 
 def ensemble(labels, found, weights, method="average", greedy=False, tune_weights=False):
@@ -141,10 +152,10 @@ def ensemble(labels, found, weights, method="average", greedy=False, tune_weight
         numbers = choose(task, values, labels[name], weights, method) if greedy else list(range(len(values)))
         kept[name] = {i: weights[i] for i in numbers}
         if tune_weights and len(numbers) > 1:
-            better, *judged = tune(task, [values[i] for i in numbers], labels[name], method)
-            tuned[name] = dict(zip(numbers, better, strict=True)), *judged
-            if judged[-1]:
-                kept[name] = {i: w for i, w in tuned[name][0].items() if w > 0}
+            result = tune(task, [values[i] for i in numbers], labels[name], method)
+            tuned[name] = result._replace(weights=dict(zip(numbers, result.weights, strict=True)))
+            if result.use:
+                kept[name] = {i: w for i, w in tuned[name].weights.items() if w > 0}
         metrics[name] = score(task, combine_kept(task, found, kept[name], method), labels[name])
     return metrics, kept, tuned
 
@@ -227,7 +238,7 @@ def report(args, metrics, kept, tuned):
 
     if tuned:
         print("weights tuned on half of dev; used where they beat equal ones on the other half and are no worse on all")
-        rows = [[t, after, before, "yes" if use else "no", people(w)] for t, (w, after, before, use) in tuned.items()]
+        rows = [[t, of.after, of.before, "yes" if of.use else "no", people(of.weights)] for t, of in tuned.items()]
         print(table(["other half", "tuned", "equal", "used", "tuned weights"], rows))
     for task, members in kept.items():
         alone = ", so no weights to tune" if args.tune_weights and task not in tuned else ""

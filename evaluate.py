@@ -4,9 +4,8 @@
     pearson r    cov(x, y) / (std(x) std(y))                            sts
     dev score    mean over the tasks of accuracy, or of (1 + r) / 2
 
-`alignment`, `uniformity` and `ranks` serve `simcse.py`.
-
 For example sst 0.454, para 0.625 and r = 0.546 for sts, which counts as 0.773: (0.454 + 0.625 + 0.773) / 3 = 0.617.
+`alignment`, `uniformity` and `ranks` are for `simcse.py` alone.
 
 A model that gives one and the same answer to everything can have a respectable accuracy (0.625 on Quora): `score`
 says so when it sees it.
@@ -92,7 +91,7 @@ def dev_metrics(model, datasets):
 def probabilities(task, logits):
     """logits (B, C) -> (B, classes), or (B,) for a real number.
 
-    C is `Task.n_logits`, and 2 for a number that is predicted twice (`model.py`).
+    C as in `MultitaskBert.forward`.
     """
     if not task.classes:
         return logits.mean(1)

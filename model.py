@@ -115,55 +115,49 @@ class MultitaskBert(nn.Module):
             "classifier_size": classifier_size or H,
         }
         self.encodings = {task.name: task.encoding(pair_encoding, use_means) for task in TASKS.values()}
+        widths = {"sentence": H, "sentence and mean": 2 * H, "joint": H, "siamese": 2 * H}  # what a head reads
         self.heads = nn.ModuleDict()
-        for task in TASKS.values():
-            rest = classifier_size or H, task.n_logits, classifier_layers, p
-            if not task.pair:
-                self.heads[task.name] = Head(2 * H if use_means else H, *rest)
-            elif self.encodings[task.name] == "both":
-                self.heads[task.name] = TwofoldHead(task.high, H, *rest)
-            else:
-                self.heads[task.name] = Head(2 * H if pair_encoding == "siamese" else H, *rest)
+        for name, encoding in self.encodings.items():
+            rest = classifier_size or H, TASKS[name].n_logits, classifier_layers, p
+            twice = encoding == "both"
+            self.heads[name] = TwofoldHead(TASKS[name].high, H, *rest) if twice else Head(widths[encoding], *rest)
         self.pals = None
         if pal_size:
             self.options |= {"pal_size": pal_size, "pal_heads": pal_heads}
             self.pals = nn.ModuleDict({name: Pals(bert.config, pal_size, pal_heads) for name in TASKS})
 
-    def forward(self, task, batch):
+    def forward(self, name, batch):
         """The name of a task and a `Batch` of its B examples (`DataSet.batch`) -> logits (B, C).
 
-        C is `Task.n_logits`, and 2 for a number that is predicted twice.
+        C is `Task.n_logits`, but 2 for a number that is predicted twice.
         """
-        return self.classify(task, self.bert.embed(batch), batch)
+        return self.classify(name, self.bert.embed(batch), batch)
 
-    def classify(self, task, x, batch):
+    def classify(self, name, x, batch):
         """The rest of `forward`, from the embeddings x (T, H) on."""
-        if self.encodings[task] == "both":
-            h = self.bert.encode(x, batch, self.adapter(task))  # (T, H), of 3B sequences
-            joint, _, _ = batch.cls_rows.chunk(3)  # (B,) each: joint pairs, first sentences, second ones
-            _, u, v = sequence_means(h, batch).chunk(3)  # (B, H) each
-            return self.heads[task](self.bert.pool(h[joint]), u, v)
-        return self.heads[task](self.pooled(task, x, batch))
+        return self.heads[name](*self.features(name, x, batch))
 
-    def pooled(self, task, x, batch):
-        """What the head of the task reads, from the embeddings x (T, H) on. (Pairs encoded both ways never come here.)
+    def features(self, name, x, batch):
+        """What the task's head reads of B examples, from the embeddings x (T, H) on: a tuple, (B, in) and more."""
+        encoding, adapter = self.encodings[name], self.adapter(name)
+        if encoding in ("sentence", "joint", "siamese"):  # nothing but [CLS]
+            pooled = self.bert.pool(self.bert.encode(x, batch, adapter, cls_only=True))
+            # siamese: 2B sequences, all first sentences before all second ones
+            return (torch.cat(pooled.chunk(2), 1) if encoding == "siamese" else pooled,)
+        h = self.bert.encode(x, batch, adapter)  # (T, H)
+        means = sequence_means(h, batch)
+        if encoding == "sentence and mean":
+            return (torch.cat((self.bert.pool(h[batch.cls_rows]), F.layer_norm(means, means.shape[1:])), 1),)
+        joint, _, _ = batch.cls_rows.chunk(3)  # "both": B joint pairs, B first sentences, B second ones
+        _, u, v = means.chunk(3)  # (B, H) each
+        return self.bert.pool(h[joint]), u, v
 
-        Returns, for B examples, (B, H); siamese pairs (B, 2H), from 2B sequences; one sentence with means (B, 2H).
-        """
-        if self.options["use_means"] and not TASKS[task].pair:
-            h = self.bert.encode(x, batch, self.adapter(task))
-            means = sequence_means(h, batch)
-            return torch.cat((self.bert.pool(h[batch.cls_rows]), F.layer_norm(means, means.shape[1:])), 1)
-        pooled = self.bert.pool(self.bert.encode(x, batch, self.adapter(task), cls_only=True))
-        siamese = TASKS[task].pair and self.encodings[task] == "siamese"
-        return torch.cat(pooled.chunk(2), 1) if siamese else pooled  # siamese: the first sentences come first
-
-    def adapter(self, task):
+    def adapter(self, name):
         """The PALs of the task, for `Bert.encode`, or None."""
-        return None if self.pals is None else self.pals[task]
+        return None if self.pals is None else self.pals[name]
 
     def parameter_groups(self):
-        """What steps together (see `adamw.py`): the encoder on every step, a task's head and PALs when it is drawn."""
+        """What steps together (see `adamw.py`): the encoder on every step, a task's head and PALs when it is taken."""
         groups = {"shared": [(f"bert.{name}", p) for name, p in self.bert.named_parameters()]}
         for task, head in self.heads.items():
             groups[task] = [(f"heads.{task}.{name}", p) for name, p in head.named_parameters()]
@@ -201,7 +195,7 @@ class MultitaskBert(nn.Module):
 
 
 def logits_of(model, name, batch):
-    """The model's logits of a batch, on a GPU computed in 16 bits. Args: name, the task's. Returns what it does."""
+    """`model(name, batch)`, on a GPU with its products in 16 bits."""
     with precision.autocast(batch.ids.device):
         return model(name, batch)
 

@@ -57,8 +57,10 @@ def train(args, model, tokenizer, datasets):
     trainer, plan = Trainer(args, model, datasets), training_plan(args, datasets)
     save = lambda folder: model.save(folder, tokenizer)  # noqa: E731
     lower = "--head_lr" if args.option == "pretrain" else "--lr or --head_lr"  # what to lower if training diverges
-    state = {"extra": trainer.state(), "data": trainer.fingerprints(), "rates": lower}
-    run = TrainingRun(args, plan, model, trainer.optimizer, save_model=save, **state)
+    run = TrainingRun(
+        args, plan, model, trainer.optimizer,
+        extra=trainer.state(), data=trainer.fingerprints(), save_model=save, rate_flags=lower,
+    )  # fmt: skip
     if trainer.smart:
         passes = trainer.smart.passes()
         print("SMART: {} forward and {} backward passes for each batch, in place of 1 and 1".format(*passes))
@@ -137,7 +139,7 @@ class Trainer:
     def backward(self, step, name, indices):
         """Adds the gradient of one task's batch, or of this process's shard of it, to the parameters' gradients.
 
-        Returns the loss, and SMART's penalties by name: tensors (), in the proportion of the shard to the batch.
+        Returns the loss, and SMART's penalties by name, {} without it: tensors (), as the shard's part of the batch.
         """
         task, dataset = TASKS[name], self.datasets[name]["train"]
         if self.graphed:

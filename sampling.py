@@ -1,4 +1,4 @@
-"""Which examples each training step takes: how often a task is drawn, and in which order its examples come.
+"""Which examples each training step takes: how often a task is taken, and in which order its examples come.
 
     p_i ∝ N_i^α        the share of the steps that task i takes, of N_i examples (Stickland & Murray, 2019, section 4)
 

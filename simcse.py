@@ -21,10 +21,11 @@ the mean of all rows (`mean`).
 The default corpus leaves out what also stands in a dev file. Of the CS224N files it would otherwise hold both sentences
 of 52 of the 863 dev pairs of `sts` (without labels).
 
-Three numbers say what became of the embeddings f(x) = h / ‖h‖, all on the dev pairs of `sts`:
+What became of the embeddings f(x) = h / ‖h‖, on the dev pairs of `sts` (Wang & Isola, 2020; of the first two, lower is
+better):
 
-    alignment     mean ‖f(x) - f(y)‖² of the pairs with a label above 4: alike should be close   (Wang & Isola, 2020)
-    uniformity    log mean e^{-2 ‖f(x) - f(y)‖²} of all sentences: they should fill the sphere   lower is better, both
+    alignment     mean ‖f(x) - f(y)‖² of the pairs with a label above 4: alike should be close
+    uniformity    log mean e^{-2 ‖f(x) - f(y)‖²} of all sentences: they should fill the sphere
     zero-shot     Pearson's and Spearman's r between cos(h_a, h_b) and the label
 """
 
@@ -92,7 +93,8 @@ def contrastive_loss(a, b, tau, negatives="cross", hard=None):
 def views(rows, tokenizer, args):
     """B rows of a corpus to one packed `Batch`: B first views, then B second ones, then B hard negatives if any.
 
-    A row of one sentence gives the same sentence twice: dropout makes the difference.
+    A row of one sentence gives the same sentence twice: dropout makes the difference. `--normalize_length` cuts each to
+    that many characters, so that its length does not give a sentence away.
     """
     columns = list(zip(*rows, strict=True))
     columns = columns * 2 if len(columns) == 1 else columns
@@ -163,8 +165,8 @@ def train(args, model, config, tokenizer, corpus, examples):
     plan = corpora.CorpusPlan(len(corpus), args.batch_size, args.epochs, args.seed)
     scaler = scaler_for(model.bert.word.weight.device)
     save = lambda folder: save_encoder(model.bert, config, tokenizer, folder)  # noqa: E731
-    state = {"data": corpora.fingerprint(corpus), "extra": scaler.state(), "best": "encoder"}
-    with TrainingRun(args, plan, model, optimizer, save_model=save, **state) as run:
+    data, extra = corpora.fingerprint(corpus), scaler.state()
+    with TrainingRun(args, plan, model, optimizer, extra=extra, data=data, save_model=save, best="encoder") as run:
         assessed = run.position.setdefault("assessed", {})  # saved with the run
         assessed["before"] = assessed.get("before") or assess(model, tokenizer, examples, args.max_tokens)
         for step, _, indices in run.steps():
@@ -208,8 +210,8 @@ def main(argv=None):
     distributed.start(args.batch_size)
     with distributed.rank_0_first():
         folder = run_folder.best_folder(args.out, "encoder") if args.eval_only else find_model(args.bert)
-    limits = BertConfig.load(folder) if args.eval_only or args.layers is None else BertConfig()
-    tokenizer = Tokenizer(folder, limits.max_position_embeddings, None if args.layers else limits.vocab_size)
+    start = BertConfig.load(folder) if args.eval_only or args.layers is None else BertConfig()  # or random weights
+    tokenizer = Tokenizer(folder, start.max_position_embeddings, None if args.layers else start.vocab_size)
     with distributed.only_rank_0_warns():
         examples = read_examples(data_path(args.data, TASKS["sts"], "dev"), TASKS["sts"])
         corpus = None if args.eval_only else open_corpus(args)
@@ -220,8 +222,8 @@ def main(argv=None):
         distributed.stop()
         return
     bert = start_encoder(args, folder, tokenizer.wordpiece.get_vocab_size())
-    dropout = {name: getattr(limits, name) for name in ("hidden_dropout_prob", "attention_probs_dropout_prob")}
-    config = dataclasses.replace(bert.config, **dropout)
+    dropout = {name: getattr(start, name) for name in ("hidden_dropout_prob", "attention_probs_dropout_prob")}
+    config = dataclasses.replace(bert.config, **dropout)  # to be saved: the usual dropout, not SimCSE's
     model = SentenceEncoder(bert, args.pooling).to(device)
     count = sum(p.numel() for p in bert.parameters())
     print(f"encoder {count:,} parameters; {len(corpus):,} lines; on {device}, processes: {distributed.world()}")

@@ -38,9 +38,10 @@ almost 1: six orders of magnitude more. This table shows both on sst, and what o
     other dropout masks     0                                     1.5e-3
 
 `ball`: R_s is 1e-14, below what float32 resolves, so it adds nothing to the loss. `unit`: R_s is 1e-4, a tenth of what
-a change of the dropout masks does. After full training the two are alike: 0.15 and 0.13 for sst, 0.28 and 0.30 for
-para, 0.12 and 0.14 for sts. At the default σ and η, η g is far smaller than ν (the cosine is 1.000): x̃ - x is scaled
-noise, a random direction and not an adversarial one. A larger `--eta` lets the gradient steer.
+a change of the dropout masks does. After full training R_s of `unit` is about as large as that: 0.15 beside 0.13 for
+sst, 0.28 beside 0.30 for para, 0.12 beside 0.14 for sts. At the default σ and η, η g is far smaller than ν (the cosine
+is 1.000): x̃ - x is scaled noise, a random direction and not an adversarial one. A larger `--eta` lets the gradient
+steer.
 
 The authors' released code detaches p in each term KL(p‖q), so no gradient passes through it. For a small perturbation
 each term then loses half of its gradient. So at equal λ_s and μ the gradient of the penalties is half of ours for
@@ -94,9 +95,10 @@ def project(delta, epsilon, projection):
 def normal_noise(batch, width, seed, first, examples):
     """ν / σ: standard normal noise (T, width) for a batch, drawn on its device.
 
-    The noise of a sentence depends on `seed` (a list of int) and on its place in the whole batch of the step only, so
-    it does not matter over how many processes that is spread. Args: first, the place of the batch's first example;
-    examples, how many it has: a pair may have several sequences (`DataSet.batch`), all first ones before all others.
+    A sentence's noise depends on nothing but `seed` (a list of int) and its place in the whole batch of the step, so it
+    is the same however many processes share that batch. Args: first, the place of this batch's first example; examples,
+    how many it has. The sequences of pairs stand in this order (`DataSet.batch`): those of all examples, then, where an
+    example has a second and a third one, those of all examples again.
     """
     rows, device = [], batch.cu_seqlens.device
     for i, length in enumerate(batch.cu_seqlens.diff().tolist()):

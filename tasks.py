@@ -32,7 +32,7 @@ class Task:
     metric: str  # what the dev score counts: "accuracy" or "pearson"
     output: str  # the name of the value in prediction files
     names: tuple = ()  # of the classes, for people
-    title: str = ""  # of the label, for people; its column's name where there is none
+    title: str = ""  # what predict.py calls the label; by default as its column
 
     @property
     def pair(self):
@@ -40,8 +40,14 @@ class Task:
         return len(self.columns) == 2
 
     def encoding(self, pair_encoding, use_means):
-        """What `DataSet` makes of a pair: with `--use_means` a number is predicted from "both" layouts (`model.py`)."""
-        return "both" if use_means and self.pair and not self.classes else pair_encoding
+        """How an example is encoded, by the flags `--pair_encoding` and `--use_means`.
+
+        one sentence    "sentence"; "sentence and mean" where its mean is read, too (`model.py`)
+        a pair          "joint", one sequence; "siamese", each sentence a sequence of its own; "both", all three
+        """
+        if not self.pair:
+            return "sentence and mean" if use_means else "sentence"
+        return "both" if use_means and not self.classes else pair_encoding
 
     @property
     def n_logits(self):
@@ -172,15 +178,13 @@ def fingerprint(examples):
 class DataSet:
     """Examples with their token ids: what training and evaluation draw batches from."""
 
-    def __init__(self, examples, tokenizer, pair_encoding="joint"):
-        """Args: pair_encoding, what becomes of a pair: "joint", one sequence; "siamese", each sentence a sequence of
-        its own; "both", all three of these. Sentences that are no pairs are one sequence each.
-        """
+    def __init__(self, examples, tokenizer, encoding="joint"):
+        """Args: encoding, as `Task.encoding` says."""
         self.examples = examples
         self.encoded = []  # one list of n encoded sequences for each sequence that an example has
-        if examples.second_sentences is None or pair_encoding != "siamese":
+        if examples.second_sentences is None or encoding != "siamese":
             self.encoded.append(tokenizer.encode(examples.sentences, examples.second_sentences))
-        if examples.second_sentences is not None and pair_encoding != "joint":
+        if encoding in ("siamese", "both"):
             self.encoded += [tokenizer.encode(examples.sentences), tokenizer.encode(examples.second_sentences)]
 
     def __len__(self):
@@ -228,7 +232,7 @@ def load_data(args, tokenizer, splits=SPLITS):
     splits = [split for split in splits if split != "test" or not args.skip_test]
     datasets = {}
     for name, files in load_examples(args, splits).items():
-        if "train" in files:  # without a fold, if --fold says so: a teacher shall not have seen it (distill.py)
+        if "train" in files:  # --fold K/N leaves part K out, so that this run can later teach on it (distill.py)
             files["train"] = files["train"].take(np.flatnonzero(~in_fold(files["train"].ids, args.fold)))
             if not len(files["train"]):
                 raise UserError(f"--fold {args.fold} leaves no training example of {name}; choose another")

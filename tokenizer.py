@@ -79,20 +79,6 @@ def pack(encoded):
     )
 
 
-def from_padded(input_ids, attention_mask, token_type_ids=None):
-    """Padded tensors, as other libraries have them, to a `Batch`.
-
-    Args: input_ids, attention_mask and token_type_ids (B, L), int or bool; the mask is 1 on tokens, 0 on padding.
-    """
-    mask = attention_mask.bool()
-    lengths = mask.sum(1)
-    cu_seqlens = torch.cat((lengths.new_zeros(1), lengths.cumsum(0))).int()
-    segments = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
-    positions = mask.long().cumsum(1) - 1
-    longest = int(lengths.max()) if len(lengths) else 0
-    return Batch(input_ids[mask].long(), positions[mask], segments[mask].long(), cu_seqlens, longest)
-
-
 def to_padded(batch, rows, fill=0):
     """Rows of a packed batch to a padded rectangle: rows (T, ...) -> (B, L, ...), and its mask (B, L) bool.
 

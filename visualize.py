@@ -79,7 +79,7 @@ def look(model, dataset, batch_size=64):
     for numbers in dataset.by_length(batch_size):
         batch = dataset.batch(numbers).to(device)
         with precision.autocast(device):
-            h = model.pooled(SST.name, model.bert.embed(batch), batch)
+            (h,) = model.features(SST.name, model.bert.embed(batch), batch)
             logits = model.heads[SST.name](h)
         order += numbers
         pooled.append(h.float().cpu())

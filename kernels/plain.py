@@ -82,8 +82,8 @@ def attention(qkv, cu_seqlens, max_seqlen, heads, p=0.0):
 def cls_attention(h, weight, bias, cu_seqlens, max_seqlen, heads, p=0.0):
     """`attention` of each sequence's first token only, [CLS], with the product before it.
 
-    The product belongs to it because a fast form never computes it: `cpu/cls_attention.py` multiplies the one query of
-    a sequence with the map to its keys, in place of all keys with the query. Args: h (T, H), of sequences with at least
+    The product belongs to it because a fast form never computes all keys: with the one query q of a sequence,
+    (q W_k) hᵀ is q (h W_kᵀ)ᵀ without them (`cpu/cls_attention.py`). Args: h (T, H), of sequences with at least
     one token each; weight (3H, H) and bias (3H,), the map from h to q, k and v. Returns (B, H).
     """
     qkv = linear(h, weight, bias)  # (T, 3H)

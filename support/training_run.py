@@ -31,13 +31,13 @@ READ_EVERY = 20  # steps; reading a loss waits for the GPU
 class TrainingRun:
     """One run of a training command, new or resumed."""
 
-    def __init__(self, args, plan, model, optimizer, *, data, save_model, extra=None, best="best", rates="--lr"):
+    def __init__(self, args, plan, model, optimizer, *, data, save_model, extra=None, best="best", rate_flags="--lr"):
         """Args: args, the command's flags; plan, its steps: `len(plan)`, `plan.epoch_steps`, `plan.steps(done)`, as
         `sampling.Plan` has them; optimizer, an `AdamW`; data, a JSON value that changes with the training data;
         save_model, a function that writes the model into a folder; extra, more tensors that belong to the state, by
-        name; best, the name of the best model's folder; rates, the flags of the learning rates, for messages.
+        name; best, the name of the best model's folder; rate_flags, what to lower if training diverges, for messages.
         """
-        self.args, self.plan, self.rates, self.save_model = args, plan, rates, save_model
+        self.args, self.plan, self.rate_flags, self.save_model = args, plan, rate_flags, save_model
         self.folder, self.best = Path(args.out), Path(args.out) / best
         self.state = model, optimizer, extra or {}, vars(args)  # as `run_folder` takes it
         # beside the tensors: steps done, best dev score, which data, {pair: [steps in conflict, steps]} of this epoch
@@ -170,7 +170,7 @@ class TrainingRun:
     def _remedy(self, step):
         if step == 1:
             return "no weight has moved yet, so look at the data, the weights of --bert and the flags of methods"
-        return f"start again with a lower {self.rates} and another --out"
+        return f"start again with a lower {self.rate_flags} and another --out"
 
 
 class Interrupt:
