@@ -152,7 +152,7 @@ def test_siamese_batches_have_the_first_sentences_and_then_the_second(tmp_path, 
     assert joint.labels([3, 1]).tolist() == examples.labels[[3, 1]].tolist()
     both = DataSet(examples, tokenizer, "both")
     assert both.batch([3, 1]).ids.tolist() == joint.batch([3, 1]).ids.tolist() + batch.ids.tolist()
-    assert [TASKS[name].encoding("joint", True) for name in ("sst", "para", "sts")] == ["sentence and mean", "joint", "both"]
+    assert [task.encoding("joint", True) for task in TASKS.values()] == ["sentence and mean", "joint", "both"]
     for dataset in (joint, siamese, both):
         numbers = [i for part in dataset.by_length(5) for i in part]
         assert sorted(numbers) == list(range(len(dataset)))
