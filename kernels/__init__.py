@@ -11,14 +11,12 @@ what each operation takes and returns.
 import contextlib
 import functools
 import importlib
-import os
 
 import torch
 
 from kernels import cpu, plain
-from kernels.precision import half_dtype, runs_triton
+from kernels.precision import INTERPRET, half_dtype, runs_triton
 
-INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"  # tests run the GPU's kernels in Triton's interpreter
 CHOICES = ("auto", "plain")
 _choice = "auto"
 

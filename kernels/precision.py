@@ -11,9 +11,11 @@ bfloat16 has float32's range and 8 bits of precision. float16 has 11 bits, but e
 """
 
 import contextlib
+import os
 
 import torch
 
+INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"  # tests run the GPU's kernels in Triton's interpreter
 _pretended = None
 
 

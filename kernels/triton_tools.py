@@ -1,7 +1,7 @@
 """What the Triton kernels share, and how to read one.
 
     @jit
-    def add(x, b, y, T, H: tl.constexpr, BLOCK: tl.constexpr):       y = x + b, row by row
+    def add(x, b, y, H: tl.constexpr, BLOCK: tl.constexpr):          y = x + b, row by row
         row = tl.program_id(0)                                        which of the programs this is
         column = tl.arange(0, BLOCK)                                  a block: 0, 1, ..., BLOCK - 1
         inside = column < H                                           BLOCK is a power of two, H need not be one
@@ -9,36 +9,39 @@
         value += tl.load(b + column, mask=inside, other=0.0)
         tl.store(y + row * H + column, value.to(y.dtype.element_ty), mask=inside)
 
-    add[(T,)](x, b, y, T, H=768, BLOCK=1024, num_warps=4)             T programs
+    add[(T,)](x, b, y, H=768, BLOCK=1024, num_warps=4)                T programs, one for each of the T rows
 
 A kernel is a function that runs many times at once, on a grid of one or two dimensions; each run is a *program* and
 knows its place in the grid. A program works on *blocks*, small arrays in registers whose sizes are powers of two (a
 two-dimensional one is a *tile*). A torch tensor arrives as a pointer to its first element; `x += offset` moves it for
 this program only. `tl.dot` multiplies tiles of at least 16 x 16 on the tensor cores. `tl.constexpr` arguments are
 compiled in, so an `if` on one, or on a pointer that is None, is decided at compile time. Nothing is said of threads:
-`num_warps` times 32 of them share the work of a program, in `num_stages` the loads run ahead of the arithmetic, and
-`maxnreg` limits the registers of a thread, so that more programs fit. Programs run in any order and cannot wait for
-each other. What sums over several of them is left in `partial`, one part for each program, and added up afterwards,
-always in the same order (`weight_gradients.py`).
+`num_warps` times 32 of them share the work of a program. With `num_stages` = n the loads of the next n - 1 turns of a
+loop are under way during this turn. `maxnreg` limits the registers of a thread, so that more programs fit.
 
-Triton compiles a kernel anew for each new set of constexprs, and also for numbers that are 1 or divisible by 16. That
-lets it load 16 bytes at once where a row's length allows. T, the number of tokens, changes with every batch, so
-specializing on it would only cause recompilation: `do_not_specialize` names such arguments.
+Programs run in any order and cannot wait for each other. The launches of one stream run one after another, and that is
+the only barrier there is. What sums over several programs is left in `partial`, one part for each program, and the next
+launch adds it up, always in the same order (`weight_gradients.py`).
+
+Triton compiles a kernel anew for each new set of constexprs, and also for numbers that are 1, and for numbers and
+addresses that 16 divides. That lets it load 16 bytes at once where a row's length allows. T, the number of tokens,
+changes with every batch, so specializing on it would only cause recompilation: `do_not_specialize` names such
+arguments.
+
+The sizes of blocks stand beside each kernel: in `launch_options`, or in a constant (LAUNCH, CHUNK, ROWS and COLUMNS).
+`rows_per_program` and PROGRAMS say how many programs share the rows.
 
 Every GPU time in these files comes from the roofline model of `make launches` (`results/gpu-model.md`), good to about
 20 %. None was measured on a GPU.
 """
 
-import os
-
 import torch
 import triton
 import triton.language as tl
 
+from kernels.precision import INTERPRET
+
 jit = triton.jit
-
-
-INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def matmul_dtype(dtype):
@@ -53,7 +56,10 @@ def matmul_dtype(dtype):
 
 @jit
 def load_tile(matrix, first, m, stride: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, BLOCK: tl.constexpr):
-    """Rows first .. first + BLOCK of a matrix (m, D), as a tile (BLOCK, D_PAD) with zeros beyond its edges."""
+    """Rows first .. first + BLOCK - 1 of a matrix (m, D), as a tile (BLOCK, D_PAD) with zeros beyond its edges.
+
+    Its rows lie `stride` numbers apart.
+    """
     row, column = first + tl.arange(0, BLOCK), tl.arange(0, D_PAD)
     inside = (row < m)[:, None] & (column < D)[None, :]
     return tl.load(matrix + row[:, None] * stride + column[None, :], mask=inside, other=0.0)
