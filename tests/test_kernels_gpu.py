@@ -33,7 +33,7 @@ TRITON = kernels.triton_backend() is not None
 if TRITON:
     from kernels.bias_gelu import bias_gelu
     from kernels.random_bits import new_seed, threshold
-    from kernels.weight_gradients import rounded
+    from kernels.weight_gradients import rounded, sums_into_float32
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRET else "cpu")
 HERE = TRITON and (DEVICE.type == "cuda" or INTERPRET)  # the kernels run in this process
@@ -89,8 +89,8 @@ def mask(seed, rows, columns, p):
         return x
 
     low, high = int(seed) & 0xFFFFFFFF, int(seed) >> 32
-    key = mix(mix((rows + low) & 0xFFFFFFFF) ^ high)
-    bits = mix((key[:, None] + columns[None, :] * 0x9E3779B9) & 0xFFFFFFFF)
+    stream = mix(mix((rows + low) & 0xFFFFFFFF) ^ high)
+    bits = mix((stream[:, None] + columns[None, :] * 0x9E3779B9) & 0xFFFFFFFF)
     return (bits >= threshold(p)).double() / (1 - p)
 
 
@@ -494,6 +494,16 @@ def test_linear_adds_its_gradients_to_those_that_stand(number):
         assert_near(p.grad, wanted[p.dim()] + (0 if grad is None else grad), p.dtype)
         assert stands is None or p.grad is stands
     assert weight.requires_grad or weight.grad is None
+
+
+@pytest.mark.skipif(not TRITON, reason="Triton is not installed")
+@pytest.mark.parametrize("error", [TypeError, RuntimeError, NotImplementedError])
+def test_a_product_that_knows_no_float32_sum_is_noticed(error, monkeypatch):
+    def addmm(*_, **__):
+        raise error("out_dtype")
+
+    monkeypatch.setattr(torch, "addmm", addmm)
+    assert not sums_into_float32.__wrapped__(torch.device("cpu"))
 
 
 @runs_kernels
