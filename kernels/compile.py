@@ -54,6 +54,7 @@ LENGTHS = (12, 24, 60, 512)  # tokens of the longest sentence
 def calls(dtype):
     """All operations in all shapes: (name, a function without arguments that calls it forward and backward)."""
     from kernels import fused as gpu
+    from kernels.bias_gelu import bias_gelu
 
     bounds = torch.zeros(SENTENCES + 1, dtype=torch.int32)
     labels = torch.empty(SENTENCES)
@@ -93,7 +94,7 @@ def calls(dtype):
             continue
         yield (
             f"GELU, {model}, F {wide}",
-            lambda wide=wide: both(gpu.bias_gelu(new(T, wide), *standing(new(wide, kind=torch.float32)))),
+            lambda wide=wide: both(bias_gelu(new(T, wide), *standing(new(wide, kind=torch.float32)))),
         )
 
         def embed(H=H):

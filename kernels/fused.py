@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from kernels.adamw_step import adamw
-from kernels.bias_gelu import bias_gelu, feed_forward, linear_gelu
+from kernels.bias_gelu import feed_forward, linear_gelu
 from kernels.embedding import embed
 from kernels.flash_attention import attention
 from kernels.losses import mean_loss
@@ -20,13 +20,13 @@ __all__ = [
     "adamw",
     "add_norm",
     "attention",
-    "bias_gelu",
     "cls_attention",
     "dropout",
     "dropout_seeds",
     "embed",
     "feed_forward",
     "keep_copies",
+    "layer_norm",
     "linear",
     "linear_gelu",
     "mean_loss",
@@ -44,6 +44,6 @@ def dropout(x, p):
 
 
 def cls_attention(h, weight, bias, cu_seqlens, max_seqlen, heads, p=0.0):
-    """The GPU's form of `plain.cls_attention`: the fused kernel pads nothing, so the whole result costs little more."""
+    """The GPU's form of `plain.cls_attention`, which computes all rows, as that does, and keeps the first ones."""
     out = attention(linear(h, weight, bias), cu_seqlens, max_seqlen, heads, p)
     return out.index_select(0, cu_seqlens[:-1].long())

@@ -24,6 +24,7 @@ OPERATIONS = [
     "linear_gelu",
     "feed_forward",
     "dropout",
+    "layer_norm",
     "embed",
     "attention",
     "cls_attention",
@@ -105,6 +106,26 @@ def test_a_fast_adamw_is_the_plain_one(forms, clip):
         torch.testing.assert_close(x.double(), y, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("forms", FAST)
+def test_a_gradient_that_is_no_number_reaches_the_same_parameters_as_in_the_plain_form(forms, bad, clip):
+    """With clipping a NaN norm makes every parameter NaN; without, only the parameter of that gradient is lost."""
+    fast = tensors((4, 5), (4, 5000))
+    for x in fast:
+        x[2:] = 0
+    fast[1][1, 17] = bad
+    exact = [x.double() for x in fast]
+    numbers = 1e-3, 1e-9, 1.0
+    norm = forms.adamw([Update(*x, *numbers) for x in fast], clip, (0.9, 0.999))
+    wanted = plain.adamw([Update(*x, *numbers) for x in exact], clip, (0.9, 0.999))
+    torch.testing.assert_close(norm.double(), wanted, equal_nan=True)
+    for x, y in zip(fast, exact, strict=True):
+        torch.testing.assert_close(x.double(), y, rtol=1e-5, atol=1e-6, equal_nan=True)
+    lost = sum(int(x[0].isnan().sum()) for x in fast)
+    assert lost == (5005 if clip and math.isnan(bad) else 1)
+
+
 @pytest.mark.parametrize("forms", [*FAST, pytest.param(plain, id="plain")])
 def test_dropout_keeps_the_right_share_scales_it_and_follows_the_seed(forms):
     x, p = torch.ones(400, 500, device=DEVICE), 0.3
@@ -123,6 +144,7 @@ def test_all_forms_have_the_same_names_and_arguments():
         assert list(inspect.signature(getattr(kernels, name)).parameters) == wanted
         for param in FAST:
             assert list(inspect.signature(getattr(param.values[0], name)).parameters) == wanted, name
+            assert name in param.values[0].__all__
 
 
 def test_the_switch_chooses_plain_where_it_is_told_to(monkeypatch):

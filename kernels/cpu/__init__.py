@@ -18,8 +18,10 @@ __all__ = [
     "dropout",
     "embed",
     "feed_forward",
+    "layer_norm",
     "linear",
     "linear_gelu",
+    "mean_loss",
 ]
 
 
