@@ -8,7 +8,9 @@ T is the number of tokens, H the hidden size; γ and β are learned.
 Backward. `row_norm.py` derives dz, dγ and dβ from dy, the gradient of a scalar loss with respect to y. A row of a
 table stands in z once for each token that looked it up, so its gradient sums over these:
 
-    dword[i] = Σ_t dz_t [ids_t = i]                               dposition and dsegment likewise
+    dword[i] = Σ_t dz_t 1[ids_t = i]                              dposition and dsegment likewise
+
+1[...] is 1 where the condition holds, else 0.
 
 Which tokens share a row is known only when the batch is there. Programs that each took a token and added its dz to the
 row would need atomic additions, in an order that changes from run to run. Instead the ids are sorted, those of equal
@@ -17,8 +19,9 @@ value in the order in which they came: then the tokens of a row stand next to ea
     ids       7 3 9 3 7 3        sorted ids    3 3 3 7 7 9        tokens    1 3 5 0 4 2
 
 and the program at the first place of each value sums up that row alone, always in the same order. Positions are sorted
-beside the ids, in one call. There are only two segments, each with many tokens: each program of the first pass takes
-the rows of one segment, and leaves its share of that sum beside those of dγ and dβ.
+beside the ids, in one call. So there are two passes: `_backward` makes dz, then `_add_rows` makes these sums. There are
+only two segments, each with many tokens: a program of `_backward` takes the rows of one segment, and leaves its share
+of that sum beside those of dγ and dβ.
 
 The table of words has 30,522 rows and a batch touches a few hundred. Where a dense gradient already stands in the
 parameter (`adamw.py` keeps one), the kernel adds to just those rows, in place, and tells autograd that nothing is left
@@ -26,8 +29,8 @@ to add; a gradient of its own would be 94 MB of zeros for BERT-base, made and ad
 `torch.autograd.grad` finds no gradient of such a table: use `backward`.)
 
 The encoder goes on with dropout of y and its cast to 16 bits. These stay PyTorch's, four launches forward and backward:
-20 µs of BERT-base's step in the model and 12 of MiniLM's, 0.4 and 0.8 %. SMART (`smart.py`) needs y before dropout, in
-float32.
+20 µs of BERT-base's step and 12 of MiniLM's by the roofline of `make launches`, 0.4 and 0.8 %. SMART (`smart.py`) needs
+y before dropout, in float32.
 """
 
 from __future__ import annotations
@@ -123,7 +126,7 @@ def _backward(
 @jit(do_not_specialize=["T"])
 def _add_rows(
     dz,  # (T, H) float32
-    keys,  # (2, T) int64: the ids, sorted, and the positions, sorted
+    values,  # (2, T) int64: the ids, sorted, and the positions, sorted
     tokens,  # (2, T) int64: where each stood before
     dword,  # (V, H): added to
     dposition,  # (P, H): added to
@@ -134,24 +137,24 @@ def _add_rows(
 ):
     """One program: one place among the sorted ids (or positions). Where a new value starts there, all its tokens."""
     first = tl.program_id(0)
-    keys += tl.program_id(1) * T
+    values += tl.program_id(1) * T
     tokens += tl.program_id(1) * T
-    key = tl.load(keys + first)
-    if tl.load(keys + first - 1, mask=first > 0, other=-1) == key:
+    value = tl.load(values + first)
+    if tl.load(values + first - 1, mask=first > 0, other=-1) == value:
         return
     column = tl.arange(0, BLOCK)
     inside = column < H
     total = tl.zeros([BLOCK], tl.float32)
     place = first + tl.arange(0, CHUNK)
-    same = tl.load(keys + place, mask=place < T, other=-1) == key
+    same = tl.load(values + place, mask=place < T, other=-1) == value
     while tl.max(same.to(tl.int32), 0) > 0:
         row = tl.load(tokens + place, mask=same, other=0)
         block = dz + row[:, None] * H + column[None, :]
         total += tl.sum(tl.load(block, mask=same[:, None] & inside[None, :], other=0.0), 0)
         place += CHUNK
-        same = tl.load(keys + place, mask=place < T, other=-1) == key
+        same = tl.load(values + place, mask=place < T, other=-1) == value
     table = dword if tl.program_id(1) == 0 else dposition
-    target = table + key * H + column
+    target = table + value * H + column
     before = tl.load(target, mask=inside, other=0.0).to(tl.float32)
     tl.store(target, (before + total).to(table.dtype.element_ty), mask=inside)
 
@@ -164,7 +167,7 @@ class _FusedEmbed(torch.autograd.Function):
         mean, rstd = torch.empty(T, device=word.device), torch.empty(T, device=word.device)
         where = (ids, positions, segments, word, position, segment, gamma)
         _forward[(T,)](*where, beta, y, mean, rstd, eps, **launch_options(H))
-        ctx.beta = beta
+        ctx.beta = beta  # only its `.grad` is needed, not its value
         ctx.save_for_backward(*where, mean, rstd)
         return y
 
@@ -181,12 +184,12 @@ class _FusedEmbed(torch.autograd.Function):
         _backward[(programs, S)](*ctx.saved_tensors, dy.contiguous(), dz, partial, T, rows, **options)
         dgamma, dbeta = add_sums(partial.view(-1, 3, H), (gamma, ctx.beta), ctx.needs_input_grad[6:8])
         dsegment = partial[:, :, 2].sum(0).to(segment.dtype)  # (S, H)
-        keys, tokens = torch.stack((ids, positions)).sort(dim=1, stable=True)
+        values, tokens = torch.stack((ids, positions)).sort(dim=1, stable=True)
         targets, left = standing((word, position), ctx.needs_input_grad[3:5])
-        _add_rows[(T, 2)](dz, keys, tokens, *targets, T, CHUNK=CHUNK, **options)
+        _add_rows[(T, 2)](dz, values, tokens, *targets, T, CHUNK=CHUNK, **options)
         return None, None, None, *left, dsegment, dgamma, dbeta, None
 
 
 def embed(ids, positions, segments, tables, norm):
-    """The GPU's form of `plain.embed`. The result has the dtype of the tables."""
+    """The GPU's form of `plain.embed`, in the dtype of the tables. ids, positions, segments, tables: contiguous."""
     return _FusedEmbed.apply(ids, positions, segments, *tables, norm.weight, norm.bias, norm.eps)

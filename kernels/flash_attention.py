@@ -1,27 +1,26 @@
 """Self-attention over a packed batch (Vaswani et al., 2017, section 3.2), forward and backward.
 
-A packed batch is one long row of T tokens; sentence b owns the tokens cu_seqlens[b] .. cu_seqlens[b + 1] - 1. Each
-token attends to the tokens of its own sentence, in each of `heads` heads of size d separately:
+A packed batch is one long row of T tokens; sequence b owns the tokens cu_seqlens[b] .. cu_seqlens[b + 1] - 1. Each
+token attends to the tokens of its own sequence, in each of `heads` heads of size d separately:
 
-    S = q kᵀ / √d        P = softmax(S), row by row        o = M v,   M = P · keep / (1 - p)
+    S = q kᵀ / √d        P = softmax(S), row by row        o = M v,   M = P ⊙ keep / (1 - p)
 
-where q, k and v (m, d) are the queries, keys and values of the sentence's m tokens in one head, three linear maps of
+where q, k and v (m, d) are the queries, keys and values of the sequence's m tokens in one head, three linear maps of
 the hidden states which the caller has computed, S (m, m) are the scores of each query with each key, and keep is
-dropout's mask of ones and zeros, each 0 with probability p.
+dropout's mask of ones and zeros, each 0 with probability p. ⊙ is the element-wise product and a · between two rows
+their dot product; i counts queries, j and n keys; 1[...] is 1 where the condition holds, else 0.
 
 Backward. Given do, the gradient of a scalar loss with respect to o, the chain rule gives, line by line:
 
     dv = Mᵀ do           o = M v is linear in v
     dM = do vᵀ           ... and in M
-    dP = dM · keep / (1 - p)                         dropout is an element-wise product
+    dP = dM ⊙ keep / (1 - p)                         dropout is an element-wise product
     dS = P ⊙ (dP - δ),   δ_i = Σ_j P_ij dP_ij        softmax: ∂P_ij / ∂S_in = P_ij (1[j = n] - P_in)
     dq = dS k / √d       dk = dSᵀ q / √d             S is linear in q and in k
 
-(⊙ is the element-wise product. 1[...] is 1 where the condition holds, else 0; i counts queries, j and n keys.)
-
 On a GPU, S and P would be written to memory and read back several times, and that traffic takes longer than the
 arithmetic. The Triton kernels keep them on the chip (FlashAttention; Dao et al., 2022). Each program takes one
-sentence, one head and a tile of rows (`triton_tools.py` says what programs and tiles are); it finds them by cu_seqlens
+sequence, one head and a tile of rows (`triton_tools.py` says what programs and tiles are); it finds them by cu_seqlens
 and by strides, so nothing is copied or padded.
 
 Forward. A program holds a tile of queries and walks over the keys, a tile at a time. Softmax needs the whole row, but
@@ -37,7 +36,7 @@ the sum of its exponentials, lse_i = t + log l, from which P_ij = exp(S_ij - lse
 Backward. dv and dk of a key sum over all queries, dq of a query over all keys. Programs that added to each other's
 sums would need atomic additions, in an order that changes from run to run; instead each program owns a tile of rows
 and walks twice: first these rows are keys, and dk and dv grow as queries pass by; then they are queries, and dq grows.
-The scores are computed twice, the result is the same bits every time. A sentence that fits one tile (most do) needs
+The scores are computed twice, the result is the same bits every time. A sequence that fits one tile (most do) needs
 only the first walk, because there all keys of its queries are at hand. And δ needs no row of P: since
 P_ij dP_ij = P_ij dM_ij keep_ij / (1 - p) = M_ij dM_ij, and dM_ij = do_i · v_j,
 
@@ -50,8 +49,8 @@ import math
 
 import torch
 
-from kernels.precision import capability
-from kernels.random_bits import dropout_keep, dropout_key, new_seed, threshold
+from kernels import precision
+from kernels.random_bits import dropout_keep, dropout_stream, new_seed, threshold
 from kernels.triton_tools import jit, load_tile, matmul_dtype, store_tile, tl, triton
 
 
@@ -59,7 +58,7 @@ from kernels.triton_tools import jit, load_tile, matmul_dtype, store_tile, tl, t
 def _load_keys(
     qkv, first, m, HEADS: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, ROWS: tl.constexpr, MATMUL: tl.constexpr
 ):
-    """k and v of a sentence's rows first .. first + ROWS in one head, (ROWS, D_PAD) each."""
+    """k and v of rows first .. first + ROWS - 1, (ROWS, D_PAD) each. qkv points at this sequence and head already."""
     k = load_tile(qkv + HEADS * D, first, m, 3 * HEADS * D, D, D_PAD, ROWS)
     v = load_tile(qkv + 2 * HEADS * D, first, m, 3 * HEADS * D, D, D_PAD, ROWS)
     return k.to(MATMUL), v.to(MATMUL)
@@ -79,7 +78,10 @@ def _load_queries(
     ROWS: tl.constexpr,
     MATMUL: tl.constexpr,
 ):
-    """What the backward pass needs of queries: q and do (ROWS, D_PAD), δ and lse (ROWS,)."""
+    """What the backward pass needs of queries: q and do (ROWS, D_PAD), δ and lse (ROWS,).
+
+    qkv, out, dout and lse point at this sequence and head already.
+    """
     q = load_tile(qkv, first, m, 3 * HEADS * D, D, D_PAD, ROWS)
     o = load_tile(out, first, m, HEADS * D, D, D_PAD, ROWS)
     do = load_tile(dout, first, m, HEADS * D, D, D_PAD, ROWS)
@@ -105,17 +107,17 @@ def _forward(
     MATMUL: tl.constexpr,  # the type of the operands of matrix products
     PRECISION: tl.constexpr,
 ):
-    """One program: one sentence, one head, BLOCK queries; it walks over the keys, INNER at a time."""
-    sentence, head, first = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS, tl.program_id(1) * BLOCK
-    start = tl.load(cu_seqlens + sentence)
-    m = tl.load(cu_seqlens + sentence + 1) - start
+    """One program: one sequence, one head, BLOCK queries; it walks over the keys, INNER at a time."""
+    sequence, head, first = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS, tl.program_id(1) * BLOCK
+    start = tl.load(cu_seqlens + sequence)
+    m = tl.load(cu_seqlens + sequence + 1) - start
     if first >= m:
         return
     qkv += start.to(tl.int64) * (3 * HEADS * D) + head * D
     out += start.to(tl.int64) * (HEADS * D) + head * D
     i = first + tl.arange(0, BLOCK)
     if DROP:
-        key = dropout_key(seed, (start + i) * HEADS + head)
+        stream = dropout_stream(seed, (start + i) * HEADS + head)
 
     q = load_tile(qkv, first, m, 3 * HEADS * D, D, D_PAD, BLOCK).to(MATMUL)
     top = tl.full([BLOCK], -float("inf"), tl.float32)  # the largest score of each row so far
@@ -131,7 +133,7 @@ def _forward(
         e = tl.exp2(s - new_top[:, None])
         total = total * shrink + tl.sum(e, 1)
         if DROP:
-            e = tl.where(dropout_keep(key[:, None], j[None, :], DROP), e, 0.0)
+            e = tl.where(dropout_keep(stream[:, None], j[None, :], DROP), e, 0.0)
         acc = acc * shrink[:, None] + tl.dot(e.to(MATMUL), v, input_precision=PRECISION)
         top = new_top
     acc = acc / (total * (1 - DROP / 4294967296))[:, None]
@@ -158,10 +160,10 @@ def _backward(
     MATMUL: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One program: one sentence, one head, BLOCK rows; first dk and dv of these rows as keys, then dq as queries."""
-    sentence, head, first = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS, tl.program_id(1) * BLOCK
-    start = tl.load(cu_seqlens + sentence)
-    m = tl.load(cu_seqlens + sentence + 1) - start
+    """One program: one sequence, one head, BLOCK rows; first dk and dv of these rows as keys, then dq as queries."""
+    sequence, head, first = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS, tl.program_id(1) * BLOCK
+    start = tl.load(cu_seqlens + sequence)
+    m = tl.load(cu_seqlens + sequence + 1) - start
     if first >= m:
         return
     qkv += start.to(tl.int64) * (3 * HEADS * D) + head * D
@@ -180,21 +182,22 @@ def _backward(
     for other in range(0, m, INNER):
         q, do, delta, row_lse = _load_queries(qkv, out, dout, lse, other, m, HEADS, D, D_PAD, INNER, MATMUL)
         i = other + tl.arange(0, INNER)
-        s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale  # (BLOCK, INNER)
+        s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale  # Sᵀ log₂(e), (BLOCK, INNER)
+        # A key beyond m would have s = 0. There 2^(0 - lse) may overflow, and inf · 0 = NaN would reach dq. A query
+        # beyond m cannot overflow, since 0 was loaded for its lse; its q, do and δ are 0, so it adds 0 to dv and dk.
         s = tl.where((j < m)[:, None], s, -float("inf"))
-        # query rows beyond m need no mask: q and do are 0 there, so they add 0 to dv and dk, and dq is not stored
-        prob = tl.exp2(s - row_lse[None, :])
-        dprob = tl.dot(v, tl.trans(do), input_precision=PRECISION)  # (BLOCK, INNER)
-        dropped = prob
+        prob = tl.exp2(s - row_lse[None, :])  # Pᵀ
+        dprob = tl.dot(v, tl.trans(do), input_precision=PRECISION)  # dMᵀ, (BLOCK, INNER)
+        dropped = prob  # Mᵀ, where nothing is dropped
         if DROP:
-            key = dropout_key(seed, (start + i) * HEADS + head)
-            keep = dropout_keep(key[None, :], j[:, None], DROP)
-            dropped = tl.where(keep, prob * rescale, 0.0)
-            dprob = tl.where(keep, dprob * rescale, 0.0)
+            stream = dropout_stream(seed, (start + i) * HEADS + head)
+            keep = dropout_keep(stream[None, :], j[:, None], DROP)
+            dropped = tl.where(keep, prob * rescale, 0.0)  # Mᵀ
+            dprob = tl.where(keep, dprob * rescale, 0.0)  # dPᵀ
         dv += tl.dot(dropped.to(MATMUL), do, input_precision=PRECISION)  # (BLOCK, D_PAD)
-        ds = (prob * (dprob - delta[None, :])).to(MATMUL)  # (BLOCK, INNER)
+        ds = (prob * (dprob - delta[None, :])).to(MATMUL)  # dSᵀ, (BLOCK, INNER)
         dk += tl.dot(ds, q, input_precision=PRECISION)  # (BLOCK, D_PAD)
-        if m <= BLOCK:  # these are all keys of a short sentence, so dq of the queries at hand is complete
+        if m <= BLOCK:  # these are all keys of a short sequence, so dq of the queries at hand is complete
             dq = tl.dot(tl.trans(ds), k, input_precision=PRECISION)  # (INNER, D_PAD)
             store_tile(dqkv, dq * root, other, m, 3 * HEADS * D, D, D_PAD, INNER)
     store_tile(dqkv + HEADS * D, dk * root, first, m, 3 * HEADS * D, D, D_PAD, BLOCK)
@@ -206,17 +209,18 @@ def _backward(
     q, do, delta, row_lse = _load_queries(qkv, out, dout, lse, first, m, HEADS, D, D_PAD, BLOCK, MATMUL)
     i = first + tl.arange(0, BLOCK)
     if DROP:
-        key = dropout_key(seed, (start + i) * HEADS + head)
+        stream = dropout_stream(seed, (start + i) * HEADS + head)
     dq = tl.zeros([BLOCK, D_PAD], tl.float32)
     for other in range(0, m, INNER):
         k_other, v_other = _load_keys(qkv, other, m, HEADS, D, D_PAD, INNER, MATMUL)
         j_other = other + tl.arange(0, INNER)
-        s = tl.dot(q, tl.trans(k_other), input_precision=PRECISION) * scale  # (BLOCK, INNER)
-        prob = tl.exp2(tl.where((j_other < m)[None, :], s, -float("inf")) - row_lse[:, None])
-        dprob = tl.dot(do, tl.trans(v_other), input_precision=PRECISION)  # (BLOCK, INNER)
+        s = tl.dot(q, tl.trans(k_other), input_precision=PRECISION) * scale  # S log₂(e), (BLOCK, INNER)
+        s = tl.where((j_other < m)[None, :], s, -float("inf"))  # or a key beyond m might overflow, as above
+        prob = tl.exp2(s - row_lse[:, None])  # P
+        dprob = tl.dot(do, tl.trans(v_other), input_precision=PRECISION)  # dM, (BLOCK, INNER)
         if DROP:
-            dprob = tl.where(dropout_keep(key[:, None], j_other[None, :], DROP), dprob * rescale, 0.0)
-        ds = (prob * (dprob - delta[:, None])).to(MATMUL)  # (BLOCK, INNER)
+            dprob = tl.where(dropout_keep(stream[:, None], j_other[None, :], DROP), dprob * rescale, 0.0)  # dP
+        ds = (prob * (dprob - delta[:, None])).to(MATMUL)  # dS, (BLOCK, INNER)
         dq += tl.dot(ds, k_other, input_precision=PRECISION)  # (BLOCK, D_PAD)
     store_tile(dqkv, dq * root, first, m, 3 * HEADS * D, D, D_PAD, BLOCK)
 
@@ -224,15 +228,21 @@ def _backward(
 def launch_options(d, max_seqlen, dtype, capability, backward=False):
     """How the kernels are cut for heads of size d: their constexprs by name, num_warps, num_stages and maxnreg.
 
-    BLOCK       As large as fits into registers, but no larger than the longest sentence. A short sentence is one tile
-                of one program; a batch of them is heads times sentences small programs, several on a multiprocessor.
-    INNER       32 where that fits. Backward 16, so that three programs or more run at once.
-    num_stages  2 loads the next tile during the products of this one. Backward, other programs fill that time.
-    maxnreg     Left alone, ptxas takes more than 168 registers for blocks of 64 on some cards, so that only two
-                programs run at once, and on others fewer than it needs. Cards with less memory on the chip (sm_86,
-                sm_89) do better without. Heads whose size 16 does not divide need more, for the edges of tiles.
+    BLOCK       As large as fits into registers, but no larger than the longest sequence, rounded up to a power of two,
+                at least 16. A short sequence is one tile of one program; a batch of them is heads times sequences
+                small programs, several on a multiprocessor. Turing (sm_75) takes 32: its backward pass spills
+                registers with 64 rows, and with 16, too.
+    INNER       32; 16 for float32, whose tiles are twice as large, and on Turing. Backward 16, so that three programs
+                or more run at once.
+    num_stages  2 loads the next tile during the products of this one. Backward, other programs fill that time. Within
+                one block there are at most two turns, and little to load ahead.
+    maxnreg     ptxas, which assigns the registers, aims at a number of its own: for blocks of 64 at 224 on sm_80, so
+                that only two programs run at once, and at 96 on sm_100, which spills. Given a limit it takes what it
+                needs up to that. Three programs of 128 threads share 65,536 registers, 170 each; these come in eights:
+                168. On sm_86, sm_87 and sm_89 ptxas aims at 168 itself, and spills under a limit. The edges of heads
+                whose size 16 does not divide take more registers: 255, the most that a thread can have.
     """
-    half, turing = dtype != torch.float32, (7, 0) <= capability < (8, 0)
+    half, turing = dtype != torch.float32, capability == (7, 5)
     least, largest = (32, 32) if turing else (16, 64) if half else (16, 32)
     if d > 64:
         largest //= 2
@@ -250,16 +260,16 @@ def launch_options(d, max_seqlen, dtype, capability, backward=False):
     }
     if backward and block > 16 and d % 16:
         options["maxnreg"] = 255
-    elif backward and block == 64 and capability[1] == 0:
+    elif backward and block == 64 and capability in ((8, 0), (9, 0), (10, 0), (10, 3), (12, 0)):
         options["maxnreg"] = 168
     return options
 
 
 def _launch(kernel, tensors, cu_seqlens, max_seqlen, heads, p):
-    """tensors start with qkv (T, 3H); the kernel's other pointer arguments follow cu_seqlens and the seed."""
+    """tensors: qkv (T, 3H), seed, then the kernel's other pointers in its order; cu_seqlens goes in second."""
     qkv, seed, *others = tensors
     d = qkv.shape[1] // 3 // heads
-    options = launch_options(d, max_seqlen, qkv.dtype, capability(qkv.device), kernel is _backward)
+    options = launch_options(d, max_seqlen, qkv.dtype, precision.capability(qkv.device), kernel is _backward)
     grid = ((len(cu_seqlens) - 1) * heads, triton.cdiv(max_seqlen, options["BLOCK"]))
     scale = math.log2(math.e) / math.sqrt(d)
     kernel[grid](qkv, cu_seqlens, seed, *others, scale, HEADS=heads, DROP=threshold(p), **options)

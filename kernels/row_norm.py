@@ -5,8 +5,9 @@
 with mean and (biased) variance over the H numbers of a row z. γ and β (H,) are learned, and ε avoids a division by 0.
 
 Backward. Let dy be the gradient of a scalar loss with respect to y, and dx̂ = dy γ. All H numbers of a row share one μ
-and one r, so each z_i acts on every x̂_j:
+and one r, so each z_i acts on every x̂_j. 1[i = j] is 1 where i = j, else 0.
 
+    ∂μ / ∂z_i   = 1/H          ∂r / ∂z_i = -r² x̂_i / H
     ∂x̂_j / ∂z_i = r (1[i = j] - 1/H - x̂_i x̂_j / H)          the 1/H comes from μ, the last term from r
 
     dz = r (dx̂ - mean(dx̂) - x̂ mean(dx̂ x̂))                    the product of dx̂ with this matrix, row by row
@@ -60,7 +61,10 @@ def normalize_row_backward(z, gamma_row, dy, mean, rstd, row, column, H: tl.cons
 
 @jit
 def store_sums(partial, program, first, second, third, column, H: tl.constexpr):
-    """Writes a program's three sums (BLOCK,) into its part of partial (programs, 3, H)."""
+    """Writes three sums over a program's rows, (BLOCK,) each, into its part of partial (programs, 3, H).
+
+    In `residual_norm.py` they are db, dγ and dβ, in `embedding.py` dγ, dβ and a row of dsegment.
+    """
     store_row(partial + (3 * program) * H, first, column, H)
     store_row(partial + (3 * program + 1) * H, second, column, H)
     store_row(partial + (3 * program + 2) * H, third, column, H)
