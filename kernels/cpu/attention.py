@@ -4,8 +4,8 @@
 similar length are gathered into a group and padded to the longest of the group, so that a batch of 32 sentences takes 3
 to 5 products. Nothing else of the model is padded. The backward pass is written out, which saves autograd's copies:
 
-    M = P · keep / (1 - p)     o = M v      P = softmax(q kᵀ / √d), keep dropout's mask
-    dv = Mᵀ do     dM = do vᵀ     dP = dM · keep / (1 - p)     dS = P ⊙ (dP - Σ_j P_ij dP_ij)
+    M = P ⊙ keep / (1 - p)     o = M v      P = softmax(q kᵀ / √d), keep dropout's mask
+    dv = Mᵀ do     dM = do vᵀ     dP = dM ⊙ keep / (1 - p)     dS = P ⊙ (dP - Σ_j P_ij dP_ij)
     dq = dS k / √d                dk = dSᵀ q / √d
 
 (`flash_attention.py` derives it.)
@@ -58,7 +58,7 @@ def groups_of(cu_seqlens):
 
 
 @functools.lru_cache(maxsize=4)
-@torch.inference_mode(False)
+@torch.inference_mode(False)  # what stays in the cache may be saved for a backward pass later
 def _groups(bounds, similar=0.6):
     """`Groups` of sentences at least `similar` times as long as their group's longest. Args: bounds, cu_seqlens."""
     order = sorted(range(len(bounds) - 1), key=lambda b: bounds[b] - bounds[b + 1])  # longest first
@@ -93,7 +93,7 @@ def rows_of(groups, heads):
         take[row.flatten()] = (groups.token[:, None] * heads + head).flatten()
         put = row[groups.place]  # (T, heads)
         part = torch.arange(3, device=head.device)[:, None]
-        take_qkv = take + take // heads * (2 * heads) + part * heads  # (3, R)
+        take_qkv = take + take // heads * (2 * heads) + part * heads  # token · 3 heads + part · heads + head, (3, R)
         put_qkv = put[:, None] + part * row.numel()  # (T, 3, heads)
         bias = torch.zeros(len(groups.token), device=head.device).masked_fill(groups.padding, -torch.inf)
         biases = bias.split([n * m for n, m in groups.shapes])

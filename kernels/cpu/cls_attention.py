@@ -1,7 +1,7 @@
 """Self-attention of each sentence's first token, [CLS], alone: the last layer of a model that reads nothing else.
 
-`kernels/plain.py` has the formula and the letters: in one head, q, k and v (m, d), P = softmax(q kᵀ / √d), D = P with
-dropout, o = D v. With one query q (d,), P and D have one row, with an entry for each of the sentence's m tokens. The
+`kernels/plain.py` has the formula and the letters: in one head, q, k and v (m, d), P = softmax(q kᵀ / √d), M = P with
+dropout, o = M v. With one query q (d,), P and M have one row, with an entry for each of the sentence's m tokens. The
 keys and values are linear in the hidden states h_j (H,) of the tokens j = 1 .. m,
 
     k_j = W_k h_j + b_k          v_j = W_v h_j + b_v          W_k and W_v (d, H)
@@ -9,7 +9,7 @@ keys and values are linear in the hidden states h_j (H,) of the tokens j = 1 .. 
 so no key and no value of any token is ever computed:
 
     q · k_j     = (W_kᵀ q) · h_j + q · b_k            the same q · b_k for all j: softmax does not see it
-    Σ_j D_j v_j = W_v (Σ_j D_j h_j) + (Σ_j D_j) b_v   Σ_j D_j is 1 only without dropout
+    Σ_j M_j v_j = W_v (Σ_j M_j h_j) + (Σ_j M_j) b_v   Σ_j M_j is 1 only without dropout
 
 The matrices act on one vector for each sentence and head instead of one for each token; in return the h_j, which have H
 numbers where keys and values have d, stand in both sums of every head. A sentence so takes 2 H² + 2 m heads H
@@ -38,9 +38,9 @@ def cls_attention(h, weight, bias, cu_seqlens, max_seqlen, heads, p=0.0):
     for q_part, token, minus_inf, (n, m) in zip(*parts, strict=True):
         x = h.index_select(0, token).view(n, m, H).to(q.dtype)
         scores = torch.baddbmm(minus_inf.view(n, heads, m).to(q.dtype), q_part, x.mT, alpha=d**-0.5)  # (n, heads, m)
-        probs = dropout(torch.softmax(scores, -1), p).to(q.dtype)  # the rows D
-        sums.append(torch.bmm(probs, x))  # Σ_j D_j h_j, (n, heads, H)
-        totals.append(probs.sum(-1, keepdim=True))  # Σ_j D_j, (n, heads, 1)
+        probs = dropout(torch.softmax(scores, -1), p).to(q.dtype)  # the rows M
+        sums.append(torch.bmm(probs, x))  # Σ_j M_j h_j, (n, heads, H)
+        totals.append(probs.sum(-1, keepdim=True))  # Σ_j M_j, (n, heads, 1)
     out = torch.einsum("bhc,hdc->bhd", torch.cat(sums), w_v.view(heads, d, H))
     out = (out + torch.cat(totals) * b_v.view(heads, d)).flatten(1)  # (B, H), by group
     return out.new_zeros(len(starts), H).index_copy(0, groups.sentences, out)

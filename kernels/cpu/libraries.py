@@ -44,7 +44,10 @@ def processor():
 
 
 def usual():
-    """The choice where nothing was measured: MKL on Intel's processors, oneDNN on others but for wide `dw`."""
+    """The choice where nothing was measured: MKL on Intel's processors, oneDNN on others but for wide `dw`.
+
+    A first guess, which `choose` corrects: on the AMD processor of the table above MKL wins some of the others, too.
+    """
     mkl = not AVAILABLE or "intel" in processor()[0].lower()
     return {name: "mkl" if mkl or name == "dw wide" else "onednn" for name in PRODUCTS}
 
@@ -66,7 +69,7 @@ def use(wanted):
 
 def multiply(kind, a, b, bias=None):
     """One of the products: "forward" x (T, in), W (out, in) -> (T, out); "dx" dy (T, out), W -> (T, in); "dw" dy, x ->
-    (out, in). float32 or bfloat16, contiguous. bfloat16 is oneDNN's either way; only wide `dw` is taken by `torch.mm`.
+    (out, in). float32 or bfloat16, contiguous. bfloat16 is oneDNN's either way: for wide `dw` `torch.mm` calls it.
     """
     out, size_in = b.shape if kind != "dw" else (a.shape[1], b.shape[1])
     width = "wide" if out >= size_in else "narrow"

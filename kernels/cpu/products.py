@@ -3,8 +3,9 @@
 A processor with bfloat16 instructions (Intel since Cooper Lake, AMD since Zen 4) multiplies faster still. With `--bf16`
 numbers are rounded to bfloat16 on their way into a product, and summed in float32 as before (MiniLM's whole step is 1.4
 times as fast on a Xeon core with AMX, its evaluation 1.8 times). What the model keeps and hands on stays float32. Where
-the processor has AMX (Intel's unit for small matrix products), oneDNN rounds inside every product. Elsewhere oneDNN
-would leave float32 as it is, so `linear` rounds its operands itself and keeps them so for the backward pass.
+the processor has AMX (Intel's unit for small matrix products), oneDNN rounds inside every product; PyTorch then takes
+oneDNN for its own products as well, also where `libraries.py` chose MKL. Elsewhere oneDNN would leave float32 as it is,
+so `linear` rounds its operands itself and keeps them so for the backward pass.
 
 Backward. With dy (T, out) the gradient of a scalar loss with respect to y, and t counting rows:
 
