@@ -15,8 +15,8 @@ each dz is divided by B.
 
 There is next to nothing to compute, 160 numbers in a batch of 32, but PyTorch takes about eight launches for it,
 forward and backward: the conversion to float32, the softmax, the mean of what it picks, the gradients of all three.
-Each takes 2 µs of a step, gap included, and the host longer. The Triton form is one program that leaves the loss and dz
-at once; the backward pass multiplies dz with the gradient that comes in.
+Each takes 2.4 µs of a step, with the gap before the next launch, and the host longer. The Triton form is one program
+that leaves the loss and dz at once; the backward pass multiplies dz with the gradient that comes in.
 """
 
 from __future__ import annotations

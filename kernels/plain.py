@@ -117,7 +117,10 @@ def mean_loss(logits, labels, classes):
 
 
 class Update(NamedTuple):
-    """One flat tensor's part of an AdamW step. The four tensors are (n,) float32."""
+    """One flat tensor's part of an AdamW step.
+
+    A flat tensor holds many parameters, laid end to end (`adamw.py`). The four tensors are (n,) float32.
+    """
 
     param: torch.Tensor
     grad: torch.Tensor
