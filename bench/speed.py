@@ -136,7 +136,9 @@ def batches_of(side, batch_size):
     if isinstance(side, Grouped):
         parts = [order[i : i + 50 * batch_size] for i in range(0, len(order), 50 * batch_size)]
         order = [i for part in parts for i in sorted(part, key=lengths.__getitem__, reverse=True)]
-    return [order[i : i + batch_size] for i in range(0, len(order) - batch_size + 1, batch_size)]
+    batches = [order[i : i + batch_size] for i in range(0, len(order) - batch_size + 1, batch_size)]
+    np.random.default_rng(1).shuffle(batches)  # so that a few of them are not the longest sentences
+    return batches
 
 
 def load(args, task):
