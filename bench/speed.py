@@ -137,8 +137,7 @@ def batches_of(side, batch_size):
         parts = [order[i : i + 50 * batch_size] for i in range(0, len(order), 50 * batch_size)]
         order = [i for part in parts for i in sorted(part, key=lengths.__getitem__, reverse=True)]
     batches = [order[i : i + batch_size] for i in range(0, len(order) - batch_size + 1, batch_size)]
-    np.random.default_rng(1).shuffle(batches)  # so that a few of them are not the longest sentences
-    return batches
+    return np.random.default_rng(1).permutation(batches).tolist()  # a few of them are not the longest sentences then
 
 
 def load(args, task):
