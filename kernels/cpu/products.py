@@ -1,5 +1,7 @@
 """y = x Wᵀ + b and what stands around it, through the library that `libraries.py` measured to be the faster one.
 
+A feed-forward layer so takes 37 ms in place of 57, the product to queries, keys and values 13.7 in place of 16.5.
+
 A processor with bfloat16 instructions (Intel since Cooper Lake, AMD since Zen 4) multiplies faster still. With `--bf16`
 numbers are rounded to bfloat16 on their way into a product, and summed in float32 as before (MiniLM's whole step is 1.4
 times as fast on a Xeon core with AMX, its evaluation 1.8 times). What the model keeps and hands on stays float32. Where
