@@ -5,7 +5,7 @@ With gradient g at a parameter's step t = 1, 2, ..., learning rate lr, weight de
 
     m ← β₁ m + (1 - β₁) g            running mean of the gradient
     v ← β₂ v + (1 - β₂) g²           running mean of its square
-    θ ← θ - lr · wd · θ              weight decay, decoupled from the gradient; none on biases and LayerNorms
+    θ ← θ - lr · wd · θ              weight decay, decoupled from the gradient; none on biases, LayerNorms, scalars
     θ ← θ - lr · m̂ / (√v̂ + ε)        m̂ = m / (1 - β₁ᵗ), v̂ = v / (1 - β₂ᵗ)
 
 m and v start at 0, so early values are too small; dividing by 1 - βᵗ corrects that. Before all this, one norm is taken

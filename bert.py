@@ -7,9 +7,10 @@
     pool  = tanh(W h_[CLS] + b)                                              pool:    (B, H) -> (B, H)
 
 SA is multi-head self-attention with an output projection. FFN is Linear (from H to F numbers), GELU, Linear (from F to
-H). LN is LayerNorm. `adapter` is a small network that a method may add in parallel with the feed-forward half of a
-layer (`pals.py` has one); without it this is plain BERT. T is the number of tokens in the batch, B of sequences, H the
-hidden size, L the number of layers. `kernels/plain.py` defines every operation that is called here.
+H). LN is LayerNorm. `adapter` is a small network beside the whole layer: it reads the layer's input, and its output is
+added before the last LayerNorm (`pals.py` has one). Without it this is plain BERT. T is the number of tokens in the
+batch, B of sequences, H the hidden size, L the number of layers. `kernels/plain.py` defines every operation that is
+called here.
 
 Three things differ from the formulas or from other implementations. The results are the same:
 
@@ -105,7 +106,7 @@ def parameter(*shape):
 
 
 def initialize(module, std):
-    """Matrices ~ N(0, std²), biases 0, LayerNorms 1 and 0, as BERT starts its pretraining."""
+    """Matrices ~ N(0, std²), biases 0, LayerNorms 1 and 0."""
     for part in module.modules():
         if isinstance(part, Linear | Embedding):
             nn.init.normal_(part.weight, std=std)

@@ -7,7 +7,9 @@ with GELU and dropout, then a linear layer) maps its input to
 
     sst      5 logits z       cross-entropy           -log softmax(z)[label]
     para     1 logit z        binary cross-entropy    -log σ(z) if label = 1, -log(1 - σ(z)) if 0
-    sts      1 number z       squared error           (z - label)²             σ(z) = 1 / (1 + exp(-z))
+    sts      1 number z       squared error           (z - label)²
+
+with σ(z) = 1 / (1 + exp(-z)).
 
 An encoder like MiniLM was pretrained to compare sentences by the mean of their hidden states (Reimers & Gurevych,
 2019). Before fine-tuning that mean holds more than [CLS] does. With `--use_means`
@@ -23,7 +25,8 @@ An encoder like MiniLM was pretrained to compare sentences by the mean of their 
     prediction the mean of both numbers. If the loss were that of the mean instead, z_2 would explain most of the label,
     and the head would learn little.
 
-All rows of the last layer are needed then, and an STS pair takes over twice the time.
+A task that names a class for a pair (para) stays as it is. The others then need all rows of the last layer, and an STS
+pair takes over twice the time.
 
 With `--use_pals` each task also has a small part of every layer of the encoder (`pals.py`).
 """

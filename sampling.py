@@ -35,7 +35,7 @@ def task_counts(sizes, sampling, epoch, epochs, steps):
     """How many of the `steps` steps of an epoch each task takes: p_i · steps, to the nearest whole one, at least 1.
 
     A task of 12 examples beside one of 14,000 has its step too, at the cost of the task with the most steps. There must
-    be as many steps as tasks. Returns a dict of int that sum to `steps`.
+    be at least as many steps as tasks. Returns a dict of int that sum to `steps`.
     """
     names = list(sizes)
     if sampling == "round_robin":

@@ -4,8 +4,8 @@
     cpu      cpu/        the same numbers on a CPU, faster
     gpu      fused.py    the same numbers on a GPU: fused Triton kernels, a file each
 
-`backend_of(x)` chooses by where the tensor x lives. Everything else in this file is the list of names. `plain.py` says
-what each operation takes and returns.
+`backend_of(x)` chooses by where the tensor x lives. The rest of this file is the list of names, and what
+only a GPU needs (`dropout_seeds`, `copy_for_products`). `plain.py` says what each operation takes and returns.
 """
 
 import contextlib

@@ -80,11 +80,11 @@ def attention(qkv, cu_seqlens, max_seqlen, heads, p=0.0):
 
 
 def cls_attention(h, weight, bias, cu_seqlens, max_seqlen, heads, p=0.0):
-    """`attention` of each sequence's first token only, [CLS], with the product before it.
+    """`attention` of each sequence's first token only, [CLS], from h on: the map to q, k and v is included.
 
-    The product belongs to it because a fast form never computes all keys: with the one query q of a sequence,
-    (q W_k) hᵀ is q (h W_kᵀ)ᵀ without them (`cpu/cls_attention.py`). Args: h (T, H), of sequences with at least
-    one token each; weight (3H, H) and bias (3H,), the map from h to q, k and v. Returns (B, H).
+    A fast form can then avoid the keys. With W_k the key rows of `weight`, q (h W_kᵀ)ᵀ = (q W_k) hᵀ, and the right side
+    needs none (`cpu/cls_attention.py`). Args: h (T, H), of sequences with at least one token each; weight (3H, H) and
+    bias (3H,), the map from h to q, k and v. Returns (B, H).
     """
     qkv = linear(h, weight, bias)  # (T, 3H)
     return attention(qkv, cu_seqlens, max_seqlen, heads, p)[cu_seqlens[:-1].long()]
@@ -119,7 +119,8 @@ def mean_loss(logits, labels, classes):
 class Update(NamedTuple):
     """One flat tensor's part of an AdamW step.
 
-    A flat tensor holds many parameters, laid end to end (`adamw.py`). The four tensors are (n,) float32.
+    A flat tensor holds many parameters, laid end to end (`adamw.py`). The first four tensors are (n,) float32; t is the
+    number of the step, θ the parameters (`param`).
     """
 
     param: torch.Tensor
@@ -133,7 +134,7 @@ class Update(NamedTuple):
 
 
 def adamw(updates, clip, betas):
-    """One step of AdamW in place (Loshchilov & Hutter, 2019, algorithm 2): with g scaled down to the norm `clip`,
+    """One step of AdamW in place (Loshchilov & Hutter, 2019, algorithm 2), g scaled down where its norm exceeds `clip`:
 
         m ← β₁ m + (1 - β₁) g        v ← β₂ v + (1 - β₂) g²        θ ← decay · θ - step_size · m / (√v + eps)
 
