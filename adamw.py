@@ -9,7 +9,7 @@ With gradient g at a parameter's step t = 1, 2, ..., learning rate lr, weight de
     θ ← θ - lr · m̂ / (√v̂ + ε)        m̂ = m / (1 - β₁ᵗ), v̂ = v / (1 - β₂ᵗ)
 
 m and v start at 0, so early values are too small; dividing by 1 - βᵗ corrects that. Before all this, one norm is taken
-over all gradients of the step. If it exceeds `clip`, every g is multiplied by clip / norm.
+over all gradients of the step. If it exceeds `clip`, every g is multiplied by clip / (norm + 1e-6).
 
 The parameters, gradients, m and v of a group each live in two flat tensors: one for the matrices, which decay, and one
 for the vectors, which do not. The model's own tensors become views of these. The update is a handful of element-wise

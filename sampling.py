@@ -32,7 +32,7 @@ def task_probabilities(sizes, sampling, epoch, epochs):
 
 
 def task_counts(sizes, sampling, epoch, epochs, steps):
-    """How many of the `steps` steps of an epoch each task takes: p_i · steps, to the nearest whole one, at least 1.
+    """How many of the `steps` steps of an epoch each task takes: p_i · steps, rounded to sum to `steps`, at least 1.
 
     A task of 12 examples beside one of 14,000 has its step too, at the cost of the task with the most steps. There must
     be at least as many steps as tasks. Returns a dict of int that sum to `steps`.

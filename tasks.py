@@ -42,7 +42,7 @@ class Task:
     def encoding(self, pair_encoding, use_means):
         """How an example is encoded, by the flags `--pair_encoding` and `--use_means`.
 
-        one sentence    "sentence"; "sentence and mean" where its mean is read, too (`model.py`)
+        one sentence    "sentence"; "sentence and mean" where the mean of its hidden states is read, too
         a pair          "joint", one sequence; "siamese", each sentence a sequence of its own; "both", all three
         """
         if not self.pair:
@@ -51,7 +51,7 @@ class Task:
 
     @property
     def n_logits(self):
-        """C: as many as there are classes, but 1 for two classes (of the second one), and 1 for a real number."""
+        """C: as many as there are classes, but 1 for two classes (the logit of the second), and 1 for a real number."""
         return self.classes if self.classes > 2 else 1
 
 

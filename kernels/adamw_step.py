@@ -1,6 +1,6 @@
 """The AdamW update of flat tensors (Loshchilov & Hutter, 2019, algorithm 2), its share in clipping included.
 
-    g ← g · min(1, clip / (‖g‖ + 1e-6))          ‖g‖ is that of all flat tensors of the step together
+    g ← g · min(1, clip / (‖g‖ + 1e-6))          ‖g‖ of all flat tensors of the step; not where clip = 0
     m ← β₁ m + (1 - β₁) g
     v ← β₂ v + (1 - β₂) g²
     θ ← decay · θ - step_size · m / (√v + ε')
@@ -49,7 +49,7 @@ def _squares(
     tl.store(partial + tl.program_id(0), tl.sum(total, 0))
 
 
-@jit(do_not_specialize=["parts"])  # parts changes with the groups that step; a flat tensor's n never does
+@jit(do_not_specialize=["parts"])  # parts depends on which flat tensors step together
 def _update(
     param,  # (n,)
     grad,  # (n,)
@@ -79,10 +79,12 @@ def _update(
     m_old = tl.load(m + place, mask=inside, other=0.0)
     v_old = tl.load(v + place, mask=inside, other=0.0)
 
+    # the norm of all gradients: every program adds up all partial sums for itself
     part = tl.arange(0, PARTS_PAD)
     total = tl.sqrt(tl.sum(tl.load(partial + part, mask=part < parts, other=0.0), 0))
     if tl.program_id(0) == 0:
         tl.store(norm, total)
+    # a norm that is NaN makes every parameter NaN, as in plain.py; by default the minimum would be 1
     scale = tl.minimum(1.0, clip / (total + 1e-6), propagate_nan=tl.PropagateNan.ALL)
     g *= tl.where(clip > 0, scale, 1.0)
 

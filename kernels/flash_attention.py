@@ -96,7 +96,7 @@ def _forward(
     cu_seqlens,  # (B + 1,) int32
     seed,  # (1,) int64, or None without dropout
     out,  # (T, HEADS, D)
-    lse,  # (T, HEADS) float32: log₂ Σ_j 2^s_ij, for the backward pass
+    lse,  # (T, HEADS) float32: log₂ Σ_j 2^s_ij with s = S log₂(e), which is log₂(e) times the lse of the text
     scale,  # log₂(e) / √d: exponentials are taken to base 2, which is what the hardware computes
     HEADS: tl.constexpr,
     D: tl.constexpr,
@@ -105,7 +105,7 @@ def _forward(
     INNER: tl.constexpr,  # rows that it takes at a time on its walk
     DROP: tl.constexpr,  # p · 2³², see `random_bits.py`; 0 for no dropout
     MATMUL: tl.constexpr,  # the type of the operands of matrix products
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr,  # of products of float32
 ):
     """One program: one sequence, one head, BLOCK queries; it walks over the keys, INNER at a time."""
     sequence, head, first = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS, tl.program_id(1) * BLOCK
@@ -136,7 +136,7 @@ def _forward(
             e = tl.where(dropout_keep(stream[:, None], j[None, :], DROP), e, 0.0)
         acc = acc * shrink[:, None] + tl.dot(e.to(MATMUL), v, input_precision=PRECISION)
         top = new_top
-    acc = acc / (total * (1 - DROP / 4294967296))[:, None]
+    acc = acc / (total * (1 - DROP / 4294967296))[:, None]  # o = a / l, and dropout's 1 / (1 - p) once, here
     store_tile(out, acc, first, m, HEADS * D, D, D_PAD, BLOCK)
     tl.store(lse + (start + i) * HEADS + head, top + tl.log2(total), mask=i < m)
 
@@ -188,7 +188,7 @@ def _backward(
         s = tl.where((j < m)[:, None], s, -float("inf"))
         prob = tl.exp2(s - row_lse[None, :])  # Pᵀ
         dprob = tl.dot(v, tl.trans(do), input_precision=PRECISION)  # dMᵀ, (BLOCK, INNER)
-        dropped = prob  # Mᵀ, where nothing is dropped
+        dropped = prob  # Mᵀ without dropout
         if DROP:
             stream = dropout_stream(seed, (start + i) * HEADS + head)
             keep = dropout_keep(stream[None, :], j[:, None], DROP)
@@ -228,19 +228,19 @@ def _backward(
 def launch_options(d, max_seqlen, dtype, capability, backward=False):
     """How the kernels are cut for heads of size d: their constexprs by name, num_warps, num_stages and maxnreg.
 
-    BLOCK       As large as fits into registers, but no larger than the longest sequence, rounded up to a power of two,
-                at least 16. A short sequence is one tile of one program; a batch of them is heads times sequences
-                small programs, several on a multiprocessor. Turing (sm_75) takes 32: its backward pass spills
-                registers with 64 rows, and with 16, too.
-    INNER       32; 16 for float32, whose tiles are twice as large, and on Turing. Backward 16, so that three programs
-                or more run at once.
-    num_stages  2 loads the next tile during the products of this one. Backward, other programs fill that time. Within
-                one block there are at most two turns, and little to load ahead.
-    maxnreg     ptxas, which assigns the registers, aims at a number of its own: for blocks of 64 at 224 on sm_80, so
-                that only two programs run at once, and at 96 on sm_100, which spills. Given a limit it takes what it
-                needs up to that. Three programs of 128 threads share 65,536 registers, 170 each; these come in eights:
-                168. On sm_86, sm_87 and sm_89 ptxas aims at 168 itself, and spills under a limit. The edges of heads
-                whose size 16 does not divide take more registers: 255, the most that a thread can have.
+    BLOCK       The longest sequence rounded up to a power of two, from 16 to what registers hold: 64 rows in 16 bits,
+                32 in float32, half of that for d > 64. A batch of short sequences is heads times sequences small
+                programs, several on a multiprocessor. Turing (sm_75) takes 32 (16 for d > 64): its backward pass
+                spills registers with 64 rows, and a few with 16.
+    INNER       32; 16 for float32, whose tiles are twice as large, on Turing, and backward, so that three programs or
+                more run at once.
+    num_stages  2: the next tile is loaded during the products of this one. 1 backward, where other programs fill that
+                time; 1 where the longest sequence is one block; 1 on Turing, which cannot load ahead.
+    maxnreg     Backward only. Left alone, ptxas, which assigns the registers, aims at a number of its own: for blocks
+                of 64 at 224 on sm_80, so that only two programs run at once, and at 96 on sm_100, which spills. With a
+                limit it takes what it needs up to that. Three programs of 128 threads share 65,536 registers, 170 each;
+                these come in eights: 168, on the cards where that does not spill. Where 16 does not divide d, the masks
+                of the columns beyond D take more registers: 255, the most that a thread can have.
     """
     half, turing = dtype != torch.float32, capability == (7, 5)
     least, largest = (32, 32) if turing else (16, 64) if half else (16, 32)

@@ -33,7 +33,7 @@ def linear_gelu(x, weight, bias):
 
 
 def feed_forward(x, up, bias, down):
-    """x (T, H), up (F, H), bias (F,), down (H, F) -> GELU(x upᵀ + b) downᵀ, (T, H)."""
+    """x (T, H), up (F, H), bias (F,), down (H, F) -> GELU(x upᵀ + b) downᵀ, (T, H), without the bias of `down`."""
     return linear(linear_gelu(x, up, bias), down)
 
 
@@ -80,11 +80,11 @@ def attention(qkv, cu_seqlens, max_seqlen, heads, p=0.0):
 
 
 def cls_attention(h, weight, bias, cu_seqlens, max_seqlen, heads, p=0.0):
-    """`attention` of each sequence's first token only, [CLS], from h on: the map to q, k and v is included.
+    """The rows of `attention` for each sequence's first token, [CLS]. Takes h: the map to q, k and v happens here.
 
     A fast form can then avoid the keys. With W_k the key rows of `weight`, q (h W_kᵀ)ᵀ = (q W_k) hᵀ, and the right side
-    needs none (`cpu/cls_attention.py`). Args: h (T, H), of sequences with at least one token each; weight (3H, H) and
-    bias (3H,), the map from h to q, k and v. Returns (B, H).
+    has no keys. (Their bias adds the same number to all scores of a query; softmax does not see it.) Args: h
+    (T, H), of sequences with at least one token each; weight (3H, H) and bias (3H,). Returns (B, H).
     """
     qkv = linear(h, weight, bias)  # (T, 3H)
     return attention(qkv, cu_seqlens, max_seqlen, heads, p)[cu_seqlens[:-1].long()]
@@ -120,7 +120,7 @@ class Update(NamedTuple):
     """One flat tensor's part of an AdamW step.
 
     A flat tensor holds many parameters, laid end to end (`adamw.py`). The first four tensors are (n,) float32; t is the
-    number of the step, θ the parameters (`param`).
+    number of the step, θ the parameters (`param`), the other letters as in `adamw.py`.
     """
 
     param: torch.Tensor
