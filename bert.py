@@ -19,10 +19,11 @@ Three things differ from the formulas or from other implementations. The results
   * where the caller needs only the [CLS] rows, the last layer computes only those (`Layer.forward_cls`). On a CPU that
     saves nearly all of its work, 1/6 of MiniLM's.
 
-A pre-norm BERT takes four changes. `forward` and `forward_cls` give `attention_norm(h)` to the map to query, key and
-value, and hand h itself to `after_attention`. There h_att = h + dropout(a + b), `feed_forward` takes `output_norm` of
-that, and the layer returns h_att + dropout(f + b) + adapted. `Bert` has one more `LayerNorm` at the end of `encode`,
-with a row in `_OUTER` of `weights.py`. Published weights do not fit: `simcse.py --layers 6 --hidden 384` needs none.
+A pre-norm BERT takes four changes (a, f, biases and `adapted` as in `Layer`). `forward` and `forward_cls` give
+`attention_norm(h)` to the map to query, key and value, and hand h itself to `after_attention`. There h_att is h +
+dropout(a + bias), `feed_forward` takes `output_norm(h_att)`, and h_att + dropout(f + bias) is returned, with `adapted`
+added where there is one. `Bert.encode` ends with one more `LayerNorm`, which has a row in `_OUTER` of `weights.py`.
+Published weights do not fit: `simcse.py --layers 6 --hidden 384` needs none.
 """
 
 from dataclasses import asdict, dataclass, fields

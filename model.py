@@ -22,8 +22,8 @@ An encoder like MiniLM was pretrained to compare sentences by the mean of their 
         z_1 = head([CLS] of the joined ones)        z_2 = s cos(u, v)        u and v the means of the two alone
 
     where s is a learned scalar that starts at the largest label, 5. The loss is the mean of both squared errors, the
-    prediction the mean of both numbers. If the loss were that of the mean instead, z_2 would explain most of the label,
-    and the head would learn little.
+    prediction the mean of both numbers. If the loss were that of the averaged prediction instead, z_2 would explain
+    most of the label, and the head would learn little.
 
 A task that names a class for a pair (para) stays as it is. The others then need all rows of the last layer, and an STS
 pair takes over twice the time.
@@ -198,7 +198,7 @@ class MultitaskBert(nn.Module):
 
 
 def logits_of(model, name, batch):
-    """`model(name, batch)`, on a GPU with its products in 16 bits."""
+    """`model(name, batch)`, on a GPU with its matrix products in 16 bits."""
     with precision.autocast(batch.ids.device):
         return model(name, batch)
 

@@ -17,8 +17,8 @@ by AdamW (`adamw.py`). Without the methods and without several processes, `Train
 After each epoch the model is scored on the dev files, and the best one so far is kept.
 
 A run may be killed at any instant. After each epoch, and every `--save_every` steps, it writes its state to `last/`:
-weights, AdamW's m and v, the number of steps. `--resume` loads that. No more is needed, because the batches of a step
-are a function of its number (`sampling.py`), and so are its dropout masks (`distributed.seed_step`).
+weights, AdamW's m and v, the number of steps, and what a method keeps. `--resume` loads that. No more is needed: the
+batches of a step are a function of its number (`sampling.py`), and so are its dropout masks (`distributed.seed_step`).
 
 `pals.py`, `smart.py`, `surgery.py` and `distill.py` explain `--use_pals`, `--use_smart`, `--gradient_surgery` and
 `--teacher`. Machinery stands apart: `support/training_run.py` resumes, records and saves, `support/distributed.py`

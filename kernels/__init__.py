@@ -5,7 +5,8 @@
     gpu      fused.py    the same numbers on a GPU: fused Triton kernels, a file each
 
 `backend_of(x)` chooses by where the tensor x lives. The rest of this file is the list of names, and what
-only a GPU needs (`dropout_seeds`, `copy_for_products`). `plain.py` says what each operation takes and returns.
+only a GPU needs (`dropout_seeds`, `copy_for_products`, `keep_copies`). `plain.py` says what each operation takes and
+returns.
 """
 
 import contextlib

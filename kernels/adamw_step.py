@@ -20,7 +20,7 @@ Clipping needs the norm of everything before the first update. A first kernel le
 program. They are complete when the second kernel starts, since launches run one after another. Each of its programs
 adds all of them up for itself, always in the same order. That costs it at most 2 KB out of the cache for each flat
 tensor, of which a step has four (matrices and vectors, of the encoder and of the task's head). It saves a launch, and
-nobody waits for the norm.
+the CPU never waits for the norm.
 """
 
 from __future__ import annotations

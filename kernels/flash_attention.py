@@ -183,8 +183,8 @@ def _backward(
         q, do, delta, row_lse = _load_queries(qkv, out, dout, lse, other, m, HEADS, D, D_PAD, INNER, MATMUL)
         i = other + tl.arange(0, INNER)
         s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale  # Sᵀ log₂(e), (BLOCK, INNER)
-        # A key beyond m would have s = 0. There 2^(0 - lse) may overflow, and inf · 0 = NaN would reach dq. A query
-        # beyond m cannot overflow, since 0 was loaded for its lse; its q, do and δ are 0, so it adds 0 to dv and dk.
+        # A key beyond m would have s = 0. There 2^(0 - lse) may overflow, and inf · k = inf · 0 = NaN would reach dq. A
+        # query beyond m cannot: 0 was loaded for its lse. Its q, do and δ are 0, so it adds 0 to dv and dk.
         s = tl.where((j < m)[:, None], s, -float("inf"))
         prob = tl.exp2(s - row_lse[None, :])  # Pᵀ
         dprob = tl.dot(v, tl.trans(do), input_precision=PRECISION)  # dMᵀ, (BLOCK, INNER)
@@ -230,24 +230,24 @@ def launch_options(d, max_seqlen, dtype, capability, backward=False):
 
     BLOCK       The longest sequence rounded up to a power of two, from 16 to what registers hold: 64 rows in 16 bits,
                 32 in float32, half of that for d > 64. A batch of short sequences is heads times sequences small
-                programs, several on a multiprocessor. Turing (sm_75) takes 32 (16 for d > 64): its backward pass
-                spills registers with 64 rows, and a few with 16.
-    INNER       32; 16 for float32, whose tiles are twice as large, on Turing, and backward, so that three programs or
-                more run at once.
+                programs, several on a multiprocessor. On Turing (sm_75) the backward pass spills registers with any
+                number but 32, so it is 32, and 16 where d > 64 leaves no room for that.
+    INNER       32. It is 16 in float32, whose tiles are twice as large. It is 16 on Turing. And it is 16 backward, so
+                that three programs or more run at once.
     num_stages  2: the next tile is loaded during the products of this one. 1 backward, where other programs fill that
-                time; 1 where the longest sequence is one block; 1 on Turing, which cannot load ahead.
-    maxnreg     Backward only. Left alone, ptxas, which assigns the registers, aims at a number of its own: for blocks
-                of 64 at 224 on sm_80, so that only two programs run at once, and at 96 on sm_100, which spills. With a
-                limit it takes what it needs up to that. Three programs of 128 threads share 65,536 registers, 170 each;
-                these come in eights: 168, on the cards where that does not spill. Where 16 does not divide d, the masks
-                of the columns beyond D take more registers: 255, the most that a thread can have.
+                time; 1 where all sequences fit one block (two turns at most); 1 on Turing, which cannot load ahead.
+    maxnreg     Backward only: the most registers a thread may take. ptxas, which assigns them, takes 224 on sm_80 for
+                blocks of 64, so that only two programs run at once: 168 makes it three (65,536 registers for 3 · 128
+                threads are 170 each, and they come in eights). On sm_100 it settles for 96 and spills, unless a limit
+                is given, up to which it then goes. For sizes d that 16 does not divide, loads cannot take 16 bytes
+                under one mask, and the masks need registers: blocks above 16 rows may take 255, the most there are.
     """
-    half, turing = dtype != torch.float32, capability == (7, 5)
-    least, largest = (32, 32) if turing else (16, 64) if half else (16, 32)
+    is_16_bit, turing = dtype != torch.float32, capability == (7, 5)
+    least, largest = (32, 32) if turing else (16, 64) if is_16_bit else (16, 32)
     if d > 64:
         largest //= 2
     block = min(largest, max(least, triton.next_power_of_2(max_seqlen)))
-    inner = 16 if backward or turing or not half else 32
+    inner = 16 if backward or turing or not is_16_bit else 32
     options = {
         "D": d,
         "D_PAD": max(16, triton.next_power_of_2(d)),  # 16 is the least that tl.dot takes

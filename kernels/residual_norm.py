@@ -3,7 +3,7 @@
     z = residual + dropout(x + b) (+ extra)
     y = LN(z) = γ x̂ + β,   x̂ = (z - mean(z)) / √(var(z) + ε)          see `row_norm.py`
 
-b is the bias of the linear layer that made x, and dropout multiplies with keep / (1 - p), a mask of ones and zeros.
+b is the bias of the linear layer that made x, dropout multiplies with keep / (1 - p), and keep is a mask of 1 and 0.
 `extra`, if there is one, is what an adapter such as PALs adds here (`bert.py`).
 
 Backward. `row_norm.py` derives dz, dγ and dβ from dy, the gradient of a scalar loss with respect to y. z is a sum, so
