@@ -11,11 +11,11 @@ With gradient g at a parameter's step t = 1, 2, ..., learning rate lr, weight de
 m and v start at 0, so early values are too small; dividing by 1 - βᵗ corrects that. Before all this, one norm is taken
 over all gradients of the step. If it exceeds `clip`, every g is multiplied by clip / (norm + 1e-6).
 
-The parameters, gradients, m and v of a group each live in two flat tensors: one for the matrices, which decay, and one
-for the vectors, which do not. The model's own tensors become views of these. The update is a handful of element-wise
-operations on 23 million numbers (MiniLM), so its speed is that of memory, and `kernels/cpu/optimizer.py` and
-`kernels/adamw_step.py` go over a flat tensor once. Flat gradients also take few operations to zero, to measure, and to
-sum over several processes.
+The parameters of a group (what trains together, see below), their gradients, m and v each live in two flat tensors: one
+for the matrices, which decay, and one for the vectors, which do not. The model's own tensors become views of these. The
+update is a handful of element-wise operations on 23 million numbers (MiniLM), so its speed is that of memory, and
+`kernels/cpu/optimizer.py` and `kernels/adamw_step.py` go over a flat tensor once. Flat gradients also take few
+operations to zero, to measure, and to sum over several processes.
 
 A group is what trains together: the encoder is one, and what belongs to one task only is another. A step names the
 groups that took part; the rest stay as they are, as if they had no gradient.
@@ -73,7 +73,7 @@ class AdamW:
         for group, named in groups.items():
             named = [(name, p) for name, p in named if p.requires_grad]
             matrices = [(name, p) for name, p in named if p.dim() >= 2]
-            vectors = [(name, p) for name, p in named if p.dim() < 2]  # biases, LayerNorms
+            vectors = [(name, p) for name, p in named if p.dim() < 2]  # biases, LayerNorms, scalars
             self.groups[group] = [FlatParameters(part, part is matrices) for part in (matrices, vectors) if part]
             self.steps[group] = 0
 

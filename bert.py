@@ -17,7 +17,7 @@ Three things differ from the formulas or from other implementations. The results
   * query, key and value are one matrix (3H, H) instead of three, so one larger product instead of three;
   * `add_norm` adds the bias of the product before it, in one pass over memory with dropout, residual and LayerNorm;
   * where the caller needs only the [CLS] rows, the last layer computes only those (`Layer.forward_cls`). On a CPU that
-    saves nearly all of its work, 1/6 of MiniLM's.
+    saves nearly all of that layer's work, 1/6 of MiniLM's.
 
 A pre-norm BERT takes four changes (a, f, biases and `adapted` as in `Layer`). `forward` and `forward_cls` give
 `attention_norm(h)` to the map to query, key and value, and hand h itself to `after_attention`. There h_att is h +

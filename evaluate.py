@@ -7,7 +7,7 @@
 For example sst 0.454, para 0.625 and r = 0.546 for sts, which counts as 0.773: (0.454 + 0.625 + 0.773) / 3 = 0.617.
 `alignment`, `uniformity` and `ranks` are for `simcse.py` alone.
 
-A model that gives one and the same answer to everything can have a respectable accuracy (0.625 on Quora): `score`
+A model that gives one and the same answer to everything can have a respectable accuracy (0.627 on para): `score`
 says so when it sees it.
 """
 

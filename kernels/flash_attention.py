@@ -183,8 +183,8 @@ def _backward(
         q, do, delta, row_lse = _load_queries(qkv, out, dout, lse, other, m, HEADS, D, D_PAD, INNER, MATMUL)
         i = other + tl.arange(0, INNER)
         s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale  # Sᵀ log₂(e), (BLOCK, INNER)
-        # A key beyond m would have s = 0. There 2^(0 - lse) may overflow, and inf · k = inf · 0 = NaN would reach dq. A
-        # query beyond m cannot: 0 was loaded for its lse. Its q, do and δ are 0, so it adds 0 to dv and dk.
+        # A key beyond m would have s = 0. There 2^(0 - lse) may overflow, so dS too, and dS · k = inf · 0 = NaN would
+        # reach dq. A query beyond m does not overflow: 0 was loaded for its lse. Its q, do and δ are 0: it adds 0.
         s = tl.where((j < m)[:, None], s, -float("inf"))
         prob = tl.exp2(s - row_lse[None, :])  # Pᵀ
         dprob = tl.dot(v, tl.trans(do), input_precision=PRECISION)  # dMᵀ, (BLOCK, INNER)
@@ -236,11 +236,11 @@ def launch_options(d, max_seqlen, dtype, capability, backward=False):
                 that three programs or more run at once.
     num_stages  2: the next tile is loaded during the products of this one. 1 backward, where other programs fill that
                 time; 1 where all sequences fit one block (two turns at most); 1 on Turing, which cannot load ahead.
-    maxnreg     Backward only: the most registers a thread may take. ptxas, which assigns them, takes 224 on sm_80 for
-                blocks of 64, so that only two programs run at once: 168 makes it three (65,536 registers for 3 · 128
-                threads are 170 each, and they come in eights). On sm_100 it settles for 96 and spills, unless a limit
-                is given, up to which it then goes. For sizes d that 16 does not divide, loads cannot take 16 bytes
-                under one mask, and the masks need registers: blocks above 16 rows may take 255, the most there are.
+    maxnreg     Backward only: a limit on the registers of a thread, which can have 255. With a limit, even one above
+                its own choice, ptxas (which assigns registers) chooses anew. The values are found by compiling, not
+                derived: with them no variant spills (`make kernels`). 168, for blocks of 64 on the cards in the list,
+                lets three programs run at once (65,536 registers / 384 threads = 170, in eights); ptxas alone takes 224
+                on sm_80, and spills on sm_100. 255 is for d not a multiple of 16, in blocks above 16 rows.
     """
     is_16_bit, turing = dtype != torch.float32, capability == (7, 5)
     least, largest = (32, 32) if turing else (16, 64) if is_16_bit else (16, 32)
