@@ -144,13 +144,14 @@ class MultitaskBert(nn.Module):
         """What the task's head reads of B examples, from the embeddings x (T, H) on: a tuple, (B, in) and more."""
         encoding, adapter = self.encodings[name], self.adapter(name)
         if encoding in ("sentence", "joint", "siamese"):  # nothing but [CLS]
-            pooled = self.bert.pool(self.bert.encode(x, batch, adapter, cls_only=True))
-            # siamese: 2B sequences, all first sentences before all second ones
+            pooled = self.bert.pool(self.bert.encode(x, batch, adapter, cls_only=True))  # (B, H)
+            # siamese: (2B, H), all first sentences before all second ones, to (B, 2H)
             return (torch.cat(pooled.chunk(2), 1) if encoding == "siamese" else pooled,)
         h = self.bert.encode(x, batch, adapter)  # (T, H)
-        means = sequence_means(h, batch)
+        means = sequence_means(h, batch)  # (B, H); "both": (3B, H)
         if encoding == "sentence and mean":
-            return (torch.cat((self.bert.pool(h[batch.cls_rows]), F.layer_norm(means, means.shape[1:])), 1),)
+            pooled = self.bert.pool(h[batch.cls_rows])  # (B, H)
+            return (torch.cat((pooled, F.layer_norm(means, means.shape[1:])), 1),)  # (B, 2H)
         joint, _, _ = batch.cls_rows.chunk(3)  # "both": B joint pairs, B first sentences, B second ones
         _, u, v = means.chunk(3)  # (B, H) each
         return self.bert.pool(h[joint]), u, v

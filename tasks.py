@@ -43,7 +43,7 @@ class Task:
         """How an example is encoded, by the flags `--pair_encoding` and `--use_means`.
 
         one sentence    "sentence"; "sentence and mean" where the mean of its hidden states is read, too
-        a pair          "joint", one sequence; "siamese", each sentence a sequence of its own; "both", all three
+        a pair          "joint", one sequence; "siamese", each sentence a sequence of its own; "both", joint and siamese
         """
         if not self.pair:
             return "sentence and mean" if use_means else "sentence"

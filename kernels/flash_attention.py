@@ -238,7 +238,7 @@ def launch_options(d, max_seqlen, dtype, capability, backward=False):
                 time; 1 where all sequences fit one block (two turns at most); 1 on Turing, which cannot load ahead.
     maxnreg     Backward only: a limit on the registers of a thread, which can have 255. With a limit, even one above
                 its own choice, ptxas (which assigns registers) chooses anew. The values are found by compiling, not
-                derived: with them no variant spills (`make kernels`). 168, for blocks of 64 on the cards in the list,
+                derived: no 16-bit variant spills (`make kernels`). 168, for blocks of 64 on the cards in the list,
                 lets three programs run at once (65,536 registers / 384 threads = 170, in eights); ptxas alone takes 224
                 on sm_80, and spills on sm_100. 255 is for d not a multiple of 16, in blocks above 16 rows.
     """
