@@ -30,9 +30,15 @@ learn beyond the label. So let each teacher leave out a part, a fold, and speak 
     python multitask.py --fold 2/2 --out runs/second
     python multitask.py --teacher runs/first runs/second --out runs/student
 
-Each example then takes the mean of the teachers that have not seen it. Such a teacher knows less, having seen half of
-the data. Teachers without --fold have seen all examples and speak of all: in-sample teachers. How sure the teachers are
-is printed before the training begins, as their metrics on the training examples.
+An example takes the mean of the teachers that have not seen it, or of all of them where all have. A teacher with a fold
+knows less, having seen half of the data. How many examples all teachers have seen, and how right they are on the
+labelled ones, is printed before the training begins.
+
+A student can also learn from examples without a label, which no teacher has seen (Thakur et al., 2021, Augmented
+SBERT). `data/more.py` makes some out of the training sentences. Their target is their teachers' word alone: λ = 0.
+
+    python data/more.py --data DIR --out runs/more
+    python multitask.py --data DIR --unlabelled runs/more --teacher runs/first runs/second --out runs/student
 
 The teachers may be runs of any kind, each with its own tokenizer. They are asked once, before the first step: what they
 say is kept in their folders (`support/output_cache.py`). So a step costs what a plain one does.
@@ -61,11 +67,14 @@ def annealed(step, steps):
 
 
 def mix(task, labels, teacher, weight):
-    """The targets of a batch. Args: task, its row in tasks.TASKS; labels (B,); weight, λ.
+    """The targets of a batch. Args: task, its row in tasks.TASKS; labels (B,), NaN where there is none; weight, λ.
 
     teacher, and what is returned: (B, classes) class probabilities, also for two classes; or (B,) numbers.
     """
-    gold = F.one_hot(labels.long(), task.classes).to(teacher.dtype) if task.classes else labels
+    known, gold = ~labels.isnan(), labels.nan_to_num()
+    if task.classes:
+        known, gold = known[:, None], F.one_hot(gold.long(), task.classes)
+    weight = weight * known.to(teacher.dtype)  # 0 without a label
     return weight * gold + (1 - weight) * teacher
 
 
@@ -92,7 +101,10 @@ class Teachers:
         # loading a model draws its first weights: not from the student's random numbers
         with torch.random.fork_rng(cuda), distributed.only_rank_0_warns():
             found = mean_outputs(args.teacher, examples, device)
-        metrics = {name: score(TASKS[name], values, examples[name].labels) for name, values in found.items()}
+        known = {name: ~np.isnan(these.labels) for name, these in examples.items()}
+        self.all_known = all(rows.all() for rows in known.values())
+        metrics = {name: score(TASKS[name], values[rows], examples[name].labels[rows])
+                   for (name, values), rows in zip(found.items(), map(known.get, found), strict=True)}  # fmt: skip
         print("the teachers on the training examples: " + ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
         self.values = {name: torch.from_numpy(values).to(device) for name, values in found.items()}
         self.digests = {f"teacher {run}": model_digest(model_folder(run)) for run in args.teacher}
@@ -100,7 +112,7 @@ class Teachers:
     def loss_of(self, step, indices):
         """The loss of a step, a function (task, logits, labels) like `task_loss`. Args: indices, the examples'."""
         weight = annealed(step, self.steps) if self.weight == "annealed" else self.weight
-        if weight == 1:
+        if weight == 1 and self.all_known:
             return task_loss
         teacher = lambda task: self.values[task.name][indices]  # noqa: E731, (B, classes) or (B,)
         return lambda task, logits, labels: soft_loss(task, logits, mix(task, labels, teacher(task), weight))
@@ -127,30 +139,19 @@ def mean_outputs(runs, examples, device):
 
 
 def speakers(runs, examples):
-    """Which teachers speak of which examples: for each run {task: bool (n,)}, all True without folds.
+    """Which teachers speak of which examples: for each run {task: bool (n,)}. At least one speaks of each example.
 
-    Raises UserError for a folder that can be no teacher, for teachers with a fold beside teachers without, and for
-    examples of which nobody speaks.
+    Raises UserError for a folder that can be no teacher.
     """
     if len({Path(run).resolve() for run in runs}) < len(runs):
         raise UserError("--teacher names a run twice; name each of them once")
-    folds = [fold_of(run) for run in runs]
-    if None in folds and any(folds):
-        seen, other = runs[folds.index(None)], runs[next(i for i, fold in enumerate(folds) if fold)]
-        raise UserError(f"--teacher {seen} has seen every example, {other} left out a fold; name runs of one kind")
-    parts = [
-        {name: in_fold(these.ids, fold) if fold else np.ones(len(these), bool) for name, these in examples.items()}
-        for fold in folds
-    ]
-    for name in examples:
-        silent = int((~np.any([part[name] for part in parts], 0)).sum())
-        if silent:
-            own = ", ".join(sorted(set(folds)))
-            raise UserError(
-                f"{silent} training examples of {name} were seen by all teachers, which left out {own}; "
-                "name teachers with the other folds as well"
-            )
-    return parts
+    folds, parts, known = [fold_of(run) for run in runs], {}, 0
+    for name, these in examples.items():
+        unseen = np.array([np.isnan(these.labels) | in_fold(these.ids, fold) for fold in folds])  # (runs, n)
+        seen_by_all = ~unseen.any(0)
+        parts[name], known = unseen | seen_by_all, known + int(seen_by_all.sum())
+    print(f"{known} of {sum(map(len, examples.values()))} training examples were seen by all teachers")
+    return [{name: rows[i] for name, rows in parts.items()} for i in range(len(runs))]
 
 
 def fold_of(run):

@@ -106,7 +106,7 @@ class Examples:
     ids: list  # n str
     sentences: list  # n str
     second_sentences: list | None  # n str, the second sentences of pairs
-    labels: np.ndarray | None  # (n,) float32; None where the file has no labels (test)
+    labels: np.ndarray | None  # (n,) float32, NaN for one that nobody knows; None where the file has none (test)
 
     def __len__(self):
         return len(self.ids)
@@ -122,6 +122,12 @@ class Examples:
         pick = lambda values: None if values is None else [values[i] for i in rows]  # noqa: E731
         labels = None if self.labels is None else self.labels[rows]
         return Examples(pick(self.ids), pick(self.sentences), pick(self.second_sentences), labels)
+
+    def with_unlabelled(self, other):
+        """These and the ones of `other`, whose labels are NaN."""
+        second = self.second_sentences and self.second_sentences + other.second_sentences
+        labels = np.append(self.labels, np.full(len(other), np.nan, np.float32))
+        return Examples(self.ids + other.ids, self.sentences + other.sentences, second, labels)
 
 
 def read_examples(path, task, labelled=True):
@@ -141,9 +147,7 @@ def fault_of(values, task, labelled):
     """Why a row cannot be used, or None. Args: values, the texts of its id, sentences and, where labelled, label."""
     if not all(values[1 : 1 + len(task.columns)]):
         return "an empty sentence"
-    if labelled and (fault := label_fault(values[-1], task)):
-        return fault
-    return task_files.id_fault(values[0])
+    return (label_fault(values[-1], task) if labelled else None) or task_files.id_fault(values[0])
 
 
 def label_fault(text, task):
@@ -161,8 +165,8 @@ def label_fault(text, task):
 
 
 def data_path(folder, task, split):
-    """Where a split's file stands in a data folder: `split` is train, dev or test."""
-    return Path(folder) / task.file.format(split=SPLITS[split])
+    """Where a split's file stands in a data folder: `split` is train, dev or test; or unlabelled (`data/more.py`)."""
+    return Path(folder) / task.file.format(split=SPLITS.get(split, split))
 
 
 def fingerprint(examples):
@@ -233,10 +237,13 @@ def load_data(args, tokenizer, splits=SPLITS):
     datasets = {}
     for name, files in load_examples(args, splits).items():
         if "train" in files:  # --fold K/N leaves part K out, so that this run can later teach on it (distill.py)
-            files["train"] = files["train"].take(np.flatnonzero(~in_fold(files["train"].ids, args.fold)))
-            if not len(files["train"]):
+            rows = np.flatnonzero(~in_fold(files["train"].ids, args.fold))
+            if not len(rows):
                 raise UserError(f"--fold {args.fold} leaves no training example of {name}; choose another")
-            files["train"] = files["train"].sample(args.train_examples)
+            files["train"] = files["train"].take(rows).sample(args.train_examples)
+            if args.unlabelled:
+                new = read_examples(data_path(args.unlabelled, TASKS[name], "unlabelled"), TASKS[name], labelled=False)
+                files["train"] = files["train"].with_unlabelled(new)
         encoding = TASKS[name].encoding(args.pair_encoding, args.use_means)
         datasets[name] = {split: DataSet(examples, tokenizer, encoding) for split, examples in files.items()}
     return datasets

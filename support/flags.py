@@ -116,6 +116,7 @@ def multitask_parser(tasks, splits, samplings, presets):
     add("--beta", type=fraction, default=0.99, help="momentum of the averaged weights, 0 for the plain Bregman term")
     add("--smart_projection", choices=("unit", "ball"), default="unit", help="see the text of smart.py")
     add("--teacher", nargs="+", metavar="RUN", help="finished runs, whose ensemble this run learns from (distill.py)")
+    add("--unlabelled", metavar="DIR", help="more examples, which the teachers label (data/more.py)")
     add("--distill_lambda", type=share, default="annealed", metavar="NUMBER",
         help="weight of the labels, beside the teachers' outputs (default: annealed, from 0 to 1)")  # fmt: skip
 
@@ -144,13 +145,16 @@ def parse_multitask(argv, *tables):
     args = parser.parse_args(argv)
     parser.set_defaults(out=f"runs/{args.option}", **presets[args.smart or "weak"])
     args = run_folder.parse_flags(parser, argv)
-    check_places(args, tables[0])
     check_multitask(args, vars(multitask_parser(*tables).parse_args([])) | presets["weak"])
+    check_places(args, tables[0])
     return args
 
 
 def check_places(args, tasks):
-    """Raises UserError where a prediction file could not be written, before the training that it would crown."""
+    """Raises UserError where a file is missing or a prediction file could not be written, before the training."""
+    for path in (Path(args.unlabelled or "", task.file.format(split="unlabelled")) for task in tasks.values()):
+        if args.unlabelled and not path.exists():
+            raise UserError(f"{path} does not exist; `python data/more.py --out DIR` writes files for --unlabelled DIR")
     for flag in (f"{name}_{split}_out" for name in tasks for split in ("dev", "test")):
         path = Path(args.out) / getattr(args, flag)
         above = next((folder for folder in path.parents if os.path.exists(folder)), "")  # False for what is too long
@@ -172,7 +176,7 @@ def check_multitask(args, usual):
     args.cuda_graphs = args.cuda_graphs != "off" and not refused
     needs = dict.fromkeys(("pal_size", "pal_heads", "pal_lr"), "use_pals")
     needs |= dict.fromkeys(("smart", "lambda_s", "mu", "epsilon", "sigma", "eta", "T_x", "S", "beta"), "use_smart")
-    needs |= {"smart_projection": "use_smart", "distill_lambda": "teacher"}
+    needs |= {"smart_projection": "use_smart", "distill_lambda": "teacher", "unlabelled": "teacher"}
     for name, switch in needs.items():
         if getattr(args, name) != usual[name] and not getattr(args, switch):
             raise UserError(f"--{name} does nothing alone; add --{switch}")
@@ -212,12 +216,7 @@ def simcse_parser():
     parser = Parser(prog="simcse.py", description="Contrastive pretraining of a sentence encoder.")
     add = parser.add_argument
     add("--bert", default=MINILM, help="the encoder to start from: a folder or a name")
-    add(
-        "--layers",
-        type=positive(int, most=LAYERS),
-        default=None,
-        help="start from a random encoder of so many layers instead",
-    )
+    add("--layers", type=positive(int, most=LAYERS), help="start from a random encoder of so many layers instead")
     add("--hidden", type=positive(int, most=WIDTH), default=None,
         help="and of this width, a multiple of 32 (--bert: tokenizer only)")  # fmt: skip
     add("--out", default="runs/simcse", help="folder of the run")
@@ -225,12 +224,7 @@ def simcse_parser():
     add("--eval_only", action="store_true", help="assess the encoder of the run in --out again")
     add("--save_every", type=positive(int), default=1000, metavar="N", help="save every N steps, besides epoch ends")
 
-    add(
-        "--corpus",
-        default=None,
-        metavar="FILE",
-        help="one sentence a line (default: training sentences of all tasks)",
-    )
+    add("--corpus", metavar="FILE", help="one sentence a line (default: training sentences of all tasks)")
     add("--pairs", default=None, metavar="FILE", help="supervised: 'para', or a file of 2 or 3 tab-separated columns")
     add("--data", default="data/sample", metavar="DIR", help="folder of the task files")
     add("--normalize_length", type=positive(int), default=None, metavar="N",

@@ -18,7 +18,7 @@ from sampling import in_fold
 from support import flags as flags_of_run
 from support.output_cache import model_folder
 from support.safetensors import read_safetensors
-from tasks import SPLITS, TASKS, DataSet, load_examples
+from tasks import SPLITS, TASKS, DataSet, data_path, load_examples
 
 TABLES = TASKS, SPLITS, multitask.SAMPLINGS, multitask.PRESETS  # what the flags depend on
 
@@ -36,7 +36,9 @@ def random_batch(task, n=6, seed=0):
 
 
 def slow_target(task, label, teacher, weight):
-    """Of one example: a list with the target of each class, or a number."""
+    """Of one example: a list with the target of each class, or a number. Without a label the teacher's word."""
+    if math.isnan(label):
+        return teacher
     if not task.classes:
         return weight * label + (1 - weight) * teacher
     return [weight * (c == label) + (1 - weight) * teacher[c] for c in range(task.classes)]
@@ -59,9 +61,11 @@ def slow_loss(task, logits, target):
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("unknown", [[], [1, 4]])
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
-def test_targets_and_losses_are_those_of_a_loop_over_examples(task, weight):
+def test_targets_and_losses_are_those_of_a_loop_over_examples(task, weight, unknown):
     logits, labels, teacher = random_batch(task)
+    labels[unknown] = math.nan
     if not task.classes:
         logits = torch.cat((logits, logits + 0.5), 1)  # predicted twice, as with --use_means
     targets = distill.mix(task, labels, teacher, weight)
@@ -194,6 +198,22 @@ def test_with_folds_an_example_takes_the_mean_of_those_that_have_not_seen_it(wor
             assert np.allclose(value, mean, atol=1e-5)
 
 
+def test_who_has_seen_an_example_is_silent_where_somebody_has_not(world, capsys):
+    """Run a has seen all labelled examples, b those outside its fold."""
+    with_fold(world, "b", "1/2")
+    _, examples = asked(world, "a")
+    examples["sst"].labels[[2, 7]] = math.nan
+    capsys.readouterr()
+    a, b = distill.speakers([world / "a", world / "b"], examples)
+    silent = 0
+    for name, these in examples.items():
+        for i, (label, left_out) in enumerate(zip(these.labels, in_fold(these.ids, "1/2"), strict=True)):
+            wanted = (True, True) if math.isnan(label) else (False, True) if left_out else (True, True)
+            silent += not math.isnan(label) and not left_out
+            assert (a[name][i], b[name][i]) == wanted
+    assert capsys.readouterr().out == f"{silent} of 30 training examples were seen by all teachers\n"
+
+
 def test_a_run_with_a_fold_trains_on_the_others_only(world):
     args = ["--data", str(world / "data"), "--out", str(world / "none")]
     _, tokenizer = MultitaskBert.load(model_folder(world / "a"))
@@ -259,8 +279,39 @@ def test_with_lambda_1_a_run_is_bit_for_bit_the_plain_run(world, methods):
                                      "--pair_encoding siamese --distill_lambda 0.5 --fold 1/4"])  # fmt: skip
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(world, monkeypatch, methods):
     methods += " --epochs 4" if "surgery" in methods else " --epochs 2"
+    methods += f" --unlabelled {unlabelled(world)}" if "smart" in methods else ""
     whole, parts = tiny.last_states(world, command(world, f"--teacher {world}/a {world}/d {methods}"), monkeypatch)
     assert equal(whole, parts)
+
+
+def unlabelled(folder):
+    """A folder for --unlabelled: the test files, under other names."""
+    (folder / "more").mkdir()
+    for task in TASKS.values():
+        shutil.copy(data_path(folder / "data", task, "test"), data_path(folder / "more", task, "unlabelled"))
+    return folder / "more"
+
+
+def test_examples_without_a_label_are_learnt_from_the_teachers_even_at_lambda_1(world, capsys):
+    more = f"--teacher {world}/a {world}/d --distill_lambda 1"
+    multitask.main(command(world, f"{more} --unlabelled {unlabelled(world)} --out {world}/student"))
+    said = capsys.readouterr().out
+    assert "training examples: sst 32, para 32, sts 32; on cpu" in said
+    assert "48 of 96 training examples were seen by all teachers" in said
+    lines = [line for line in tiny.metrics(world / "student") if line["kind"] == "train"]
+    assert all(math.isfinite(line[name]) for line in lines for name in TASKS.keys() & line.keys())
+    args = flags_of_run.parse_multitask(["--out", str(world / "student"), "--resume"], *TABLES)
+    _, tokenizer = MultitaskBert.load(model_folder(world / "student"))
+    data = multitask.load_data(args, tokenizer)
+    teachers = distill.Teachers(args, data, range(4), torch.device("cpu"))
+    for name, task in TASKS.items():
+        examples = data[name]["train"].examples
+        assert np.isnan(examples.labels).tolist() == [False] * 16 + [True] * 16
+        logits, labels = random_batch(task, 2)[0], torch.from_numpy(examples.labels[[3, 20]])
+        targets = torch.stack([distill.mix(task, labels[:1].double(), teachers.values[name][[3]], 1.0)[0],
+                               teachers.values[name][20].double()])  # fmt: skip
+        expected = distill.soft_loss(task, logits, targets)
+        assert torch.allclose(teachers.loss_of(1, [3, 20])(task, logits, labels), expected, atol=1e-6)
 
 
 def test_a_resumed_run_needs_the_teachers_that_it_began_with(world, monkeypatch, refused):
@@ -290,13 +341,12 @@ def test_what_can_be_no_teacher_gets_one_sentence(world, refused):
     (world / "evidence").mkdir()
     (world / "evidence" / "record.json").write_text("{}")
     refuse(f"--teacher {world}/evidence", "evidence of a run", "name the run itself")
-    with_fold(world, "b", "1/2")
-    refuse(f"--teacher {world}/a {world}/b", "has seen every example", "name runs of one kind")
-    refuse(f"--teacher {world}/b", "were seen by all teachers", "1/2")
     config = json.loads((world / "d" / "config.json").read_text())
     (world / "d" / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "sts_train"}))
     refuse(f"--teacher {world}/d", "no run of multitask.py on the tasks")
     refuse("--distill_lambda 0.5", "add --teacher")
+    refuse(f"--unlabelled {world}", "add --teacher")
+    refuse(f"--teacher {world}/a --unlabelled {world}/data", "ids-sst-unlabelled.csv does not exist", "data/more.py")
     refuse(f"--teacher {world}/a --distill_lambda 1.5", "1.5 is too large; 1 is the most")
     refuse(f"--teacher {world}/a --cuda_graphs", "cannot record a step with --teacher")
     for fold in ("0/2", "3/2", "1/1", "1", "half"):

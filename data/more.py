@@ -1,0 +1,118 @@
+"""More examples, without labels, out of the training sentences: a student's teachers label them (`distill.py`).
+
+    python data/more.py --data DIR --out runs/more
+
+Pairs: each sentence beside one of its nearest neighbours, by the cosine of the means of their hidden states. Two
+sentences taken at random are nearly always unlike, which teaches little. Neighbours are alike, or differ in what
+matters ("semantic search sampling", Thakur et al., 2021, Augmented SBERT). Single sentences: their clauses, cut at
+punctuation and at conjunctions. "A clever film, but far too long" gives two, of which a reader thinks differently.
+
+Writes TASK-unlabelled.csv, in the format of the test files, with at most as many lines as the training file has. Pairs
+and sentences that stand in a task file of DIR, dev and test included, are left out.
+"""
+
+import csv
+import io
+import itertools
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+
+from bert import Bert
+from simcse import SentenceEncoder, embeddings
+from support.console import Parser, command
+from support.downloads import MINILM, find_model
+from support.files import replacing
+from support.flag_types import positive
+from support.flags import add_device, choose_device
+from tasks import SPLITS, TASKS, data_path, read_examples
+from tokenizer import MAX_TOKENS, Tokenizer
+
+AND = r"(?:and|but|yet|while|though|although|because)\s+"
+CUTS = re.compile(rf"\s*(?:[,;:]|--|\.\.\.)\s+(?:{AND})?|\s+{AND}")
+SHORTEST = 3  # words of a clause
+
+
+def clauses(sentences):
+    """The clauses of n sentences, each once: a list of tuples (str,)."""
+    parts = (part.strip(" .,;:-`'") for sentence in sentences for part in CUTS.split(sentence))
+    return list(dict.fromkeys((part,) for part in parts if len(part.split()) >= SHORTEST))
+
+
+def neighbours(sentences, h, k, rng):
+    """A pair for each sentence, with one of its k nearest neighbours, drawn at random: a list of tuples (str, str).
+
+    Args: sentences, n str, all different; h, their embeddings, (n, H), of length 1. A pair may come twice.
+    """
+    h, pairs = torch.from_numpy(h), []
+    for rows in torch.arange(len(h)).split(512):
+        cosines = h[rows] @ h.T  # (512, n)
+        cosines[torch.arange(len(rows)), rows] = -1
+        nearest = cosines.topk(min(k, len(h) - 1)).indices.numpy()  # (512, k)
+        chosen = nearest[np.arange(len(rows)), rng.integers(nearest.shape[1], size=len(rows))]
+        pairs += [(sentences[i], sentences[j]) for i, j in zip(rows.tolist(), chosen, strict=True)]
+    return pairs
+
+
+def known(folder, task):
+    """All sentences, or pairs, that stand in a task's files: a set of frozensets of str."""
+    found = set()
+    for split in SPLITS:
+        path = data_path(folder, task, split)
+        if split != "test" or path.exists():
+            examples = read_examples(path, task, labelled=split != "test")
+            columns = [examples.sentences] + [examples.second_sentences] * task.pair
+            found |= set(map(frozenset, zip(*columns, strict=True)))
+    return found
+
+
+def more(folder, task, embed, k, rng):
+    """New examples of a task: a list of tuples of one or two sentences. Args: embed, a function n str -> (n, H)."""
+    examples = read_examples(data_path(folder, task, "train"), task)
+    if task.pair:
+        sentences = list(dict.fromkeys(itertools.chain(examples.sentences, examples.second_sentences)))
+        found = neighbours(sentences, embed(sentences), k, rng)
+    else:
+        found = clauses(examples.sentences)
+    old, new = known(folder, task), {}
+    for i in rng.permutation(len(found)):
+        if (key := frozenset(found[i])) not in old and len(new) < len(examples):
+            new.setdefault(key, found[i])
+    return list(new.values())
+
+
+@command
+def main(argv=None):
+    parser = Parser(prog="data/more.py", description="Unlabelled examples out of the training sentences.")
+    add = parser.add_argument
+    add("--data", default="data/sample", metavar="DIR", help="folder of the task files (default: data/sample)")
+    add("--out", default="runs/more", metavar="DIR", help="where the new files go (default: runs/more)")
+    add("--bert", default=MINILM, help="the encoder that finds neighbours: a folder or a name")
+    add("--neighbours", type=positive(int), default=6, metavar="K", help="a pair is drawn from the K nearest")
+    add("--seed", type=positive(int, 0), default=11711)
+    add_device(parser)
+    args = parser.parse_args(argv)
+    folder = find_model(args.bert)
+    model, tokenizer = SentenceEncoder(Bert.load(folder), "mean").to(choose_device(args)), Tokenizer(folder)
+
+    def embed(sentences):
+        h = embeddings(model, tokenizer, sentences, MAX_TOKENS)
+        return h / np.linalg.norm(h, axis=1, keepdims=True)
+
+    for task in TASKS.values():
+        found = more(args.data, task, embed, args.neighbours, np.random.default_rng(args.seed))
+        path = Path(args.out, task.file.format(split="unlabelled"))
+        with replacing(path) as file, io.TextIOWrapper(file, encoding="utf-8", newline="") as text:
+            writer = csv.writer(text, delimiter="\t", lineterminator="\n")
+            writer.writerow(["id", *task.columns])
+            writer.writerows([f"more-{i}", *sentences] for i, sentences in enumerate(found))
+        print(f"{path}: {len(found)} lines")
+
+
+if __name__ == "__main__":
+    main()

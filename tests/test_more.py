@@ -1,0 +1,68 @@
+"""New examples without labels: clauses, pairs of neighbours, and the files of `data/more.py`."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+import tiny
+from tiny import ROOT
+
+from tasks import TASKS, data_path, read_examples
+
+spec = importlib.util.spec_from_file_location("more", ROOT / "data" / "more.py")
+more = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(more)
+
+
+def test_clauses_are_cut_at_punctuation_and_conjunctions_each_once():
+    sentences = ["A clever film, but far too long.", "It 's slow -- and I did not mind it at all .", "Far too long"]
+    found = [clause for (clause,) in more.clauses(sentences)]
+    assert found == ["A clever film", "far too long", "It 's slow", "I did not mind it at all", "Far too long"]
+    assert more.clauses(["Wonderful", "a, b, c"]) == []  # fewer than three words
+
+
+@pytest.mark.parametrize("k", [1, 3, 50])
+def test_a_neighbour_is_one_of_the_k_nearest(k):
+    rng = np.random.default_rng(0)
+    h = rng.normal(size=(30, 8))
+    h /= np.linalg.norm(h, axis=1, keepdims=True)
+    sentences = [f"s{i}" for i in range(30)]
+    drawn = set()
+    for _ in range(20):
+        pairs = more.neighbours(sentences, h, k, rng)
+        assert [a for a, _ in pairs] == sentences
+        drawn |= set(pairs)
+    for i in range(30):
+        order = sorted((j for j in range(30) if j != i), key=lambda j: -float(h[i] @ h[j]))
+        chosen = {b for a, b in drawn if a == f"s{i}"}
+        assert chosen <= {f"s{j}" for j in order[:k]}
+        assert len(chosen) > 1 or k == 1
+
+
+def test_the_files_hold_no_more_lines_than_train_and_none_that_a_task_file_has(tmp_path, tiny_encoder):
+    data = tiny.task_files(tmp_path / "data", n=20)
+    flags = ["--data", data, "--bert", tiny_encoder]
+    done = tiny.run("data/more.py", *flags, "--out", tmp_path / "a")
+    assert done.returncode == 0, done.stderr
+    again = tiny.run("data/more.py", *flags, "--out", tmp_path / "b")
+    other = tiny.run("data/more.py", *flags, "--out", tmp_path / "c", "--seed", "3", "--neighbours", "1")
+    assert again.returncode == other.returncode == 0
+    for task in TASKS.values():
+        paths = [data_path(tmp_path / name, task, "unlabelled") for name in "abc"]
+        assert paths[0].read_bytes() == paths[1].read_bytes()
+        if not task.pair:
+            continue
+        assert paths[0].read_bytes() != paths[2].read_bytes()
+        new = read_examples(paths[0], task, labelled=False)
+        assert 0 < len(new) <= 20
+        found = [frozenset(pair) for pair in zip(new.sentences, new.second_sentences, strict=True)]
+        assert len(set(found)) == len(found)
+        for split in ("train", "dev", "test"):
+            old = read_examples(data_path(data, task, split), task, labelled=split != "test")
+            assert not set(found) & set(map(frozenset, zip(old.sentences, old.second_sentences, strict=True)))
+
+
+def test_a_folder_without_task_files_gets_one_sentence(tmp_path, tiny_encoder):
+    done = tiny.run("data/more.py", "--data", tmp_path, "--bert", tiny_encoder, "--out", tmp_path / "out")
+    tiny.assert_refused(done, "does not exist")
+    assert not (tmp_path / "out").exists()
