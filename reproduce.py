@@ -156,10 +156,10 @@ def judge(labels, found, pick, method):
 
 def report_ensembles(args):
     """Writes table 3, and the test predictions of the best ensemble and of the best single model."""
-    every, merged = evidence.find(args.runs), tuple(row.name for row in MERGED)
+    every = evidence.find(args.runs)
     dev = examples_of(every[:1], None, "dev") if every else {}
     labels, said = {task: of.labels for task, of in dev.items()}, {f: outputs_of(f, dev, "dev", None) for f in every}
-    pool = [folder for folder in every if not evidence.record_of(folder)["row"].startswith(merged)]
+    pool = [folder for folder in every if not evidence.record_of(folder)["row"].startswith("soup")]
     plan = [(row.title, [[f] for f in evidence.find(args.runs, row.name)], 1, best(1), "average")
             for row in (PLAIN, *MERGED)]  # fmt: skip
     plan += [(title, [pool], *choice) for title, *choice in CHOICES]
