@@ -163,6 +163,7 @@ def test_table_3_is_what_ensemble_says_of_the_evidence(tmp_path, task_files):
     root = tmp_path / "results" / "runs-sample"
     write_evidence(root, task_files, row="own")
     write_evidence(root, task_files, (8, 9), row="distilled")
+    write_evidence(root, task_files, (10,), row="soup-greedy")
     report = ["--preset", "sample", "--table", "3", "--report", "--results", str(tmp_path / "results")]
     reproduce.main(report)
     results = {r["title"]: r for r in json.loads((tmp_path / "results" / "table3-sample.json").read_text())["results"]}
@@ -171,7 +172,7 @@ def test_table_3_is_what_ensemble_says_of_the_evidence(tmp_path, task_files):
     assert cells["uniform soup"] == ["", "", "", "", "not run yet", "", "", "", "", ""]
     assert cells["best 5 models, vote"][0] == "5"
 
-    folders = evidence.find(root, "own")
+    folders = evidence.find(root, "distilled") + evidence.find(root, "own")  # no soups: made of the others
     scores = {folder: evidence.best_epoch(folder)["score"] for folder in folders}
     ranked = sorted(folders, key=lambda folder: -scores[folder])
     dev = examples_of(ranked, None, "dev")
@@ -190,7 +191,7 @@ def test_table_3_is_what_ensemble_says_of_the_evidence(tmp_path, task_files):
     assert single["unseen"]["score"][0] <= single["score"][0]
 
     about = "\n".join(lines[:10])
-    top = max([*scores, *evidence.find(root, "distilled")], key=lambda folder: evidence.best_epoch(folder)["score"])
+    top = max(evidence.find(root), key=lambda folder: evidence.best_epoch(folder)["score"])
     assert f"predictions-sample/single: {top.name}" in about
     best = max((t for t in results if "models" in t or "greedy" in t), key=lambda t: results[t]["unseen"]["score"])
     assert f"predictions-sample/ensemble: {best}" in about
