@@ -1,32 +1,31 @@
-"""The AdamW update on a CPU: in blocks that stay in the cache.
+"""The AdamW update on a CPU: one pass over memory, by PyTorch's own fused step.
 
 As single operations over everything the update of `plain.adamw` moves its 28 bytes a parameter (four numbers read,
-three written) several times over. Here it walks in blocks of 2¹⁸ parameters. A block is 1 MB of each of the four
-tensors and of a buffer, 5 MB together, which stay in the processor's cache from the first line to the last. The update
-of 10 million parameters takes 16 ms in place of 230.
+three written) several times over. PyTorch's fused step moves them once. It computes, with its own lr, λ, t and ε,
+
+    θ ← (1 - lr λ) θ        θ ← θ - lr / (1 - β₁ᵗ) · m / (√v / √(1 - β₂ᵗ) + ε)
+
+An `Update` has the bias corrections in its step_size and eps already. So lr is step_size, t a number so large that
+βᵗ = 0, and λ = (1 - decay) / step_size. Clipping divides the gradient on the way, and changes it in place. The update of
+10 million parameters takes 6 ms in place of 230.
 """
 
 import torch
 
-CACHED = 1 << 18  # elements of a block
-TINY = 1e-36  # words that never occurred have v = 0, and MKL takes 17 times as long for the root of 0: v is clamped
+BLOCK = 1 << 18  # elements
+LATE = 1e9  # a step at which βᵗ = 0
 
 
 def adamw(updates, clip, betas):
     """The CPU's form of `plain.adamw`."""
-    b1, b2 = betas
-    blocks = [block for u in updates for block in u.grad.split(CACHED)]  # one sum of 10⁷ squares would round badly
+    blocks = [block for u in updates for block in u.grad.split(BLOCK)]  # one sum of 10⁷ squares would round badly
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(blocks)))
-    scale = (clip / (norm + 1e-6)).clamp(max=1.0) if clip else None
+    divisor = ((norm + 1e-6) / clip).clamp(min=1.0) if clip else None
     for u in updates:
-        buffer = torch.empty_like(u.param[:CACHED])
-        for p, g, m, v in zip(*(x.split(CACHED) for x in u[:4]), strict=True):
-            if scale is not None:
-                g = torch.mul(g, scale, out=buffer[: len(g)])
-            m.lerp_(g, 1 - b1)
-            v.mul_(b2).addcmul_(g, g, value=1 - b2)
-            denominator = torch.clamp(v, min=TINY, out=buffer[: len(v)]).sqrt_().add_(u.eps)
-            if u.decay != 1:
-                p.mul_(u.decay)
-            p.addcdiv_(m, denominator, value=-u.step_size)
+        torch._fused_adamw_(
+            [u.param], [u.grad], [u.m], [u.v], [], [torch.tensor(LATE)],
+            lr=u.step_size, beta1=betas[0], beta2=betas[1], eps=u.eps,
+            weight_decay=(1 - u.decay) / u.step_size if u.step_size else 0.0,
+            amsgrad=False, maximize=False, grad_scale=divisor, found_inf=None,
+        )  # fmt: skip
     return norm
