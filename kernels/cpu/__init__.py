@@ -1,7 +1,7 @@
 """The CPU's forms, under the names of `plain.py`. Each file says what it buys.
 
 Its times are of `python -m bench.forms`: forward and backward, MiniLM's shapes, 32 sentences of 25 tokens, two cores of
-an AMD EPYC (Zen 4).
+an AMD EPYC (Zen 5).
 """
 
 import torch

@@ -2,7 +2,7 @@
 
 The table has 30,522 rows and a batch touches a few hundred. Where a dense gradient already stands in the parameter
 (`adamw.py` keeps one), autograd adds a sparse one to just those rows. A dense one would be 47 MB of zeros for MiniLM,
-made and added in every step (2.0 ms in place of 23).
+made and added in every step (1.1 ms in place of 18).
 """
 
 import torch.nn.functional as F
