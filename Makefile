@@ -28,7 +28,7 @@ ALIKE = $(wordlist 1,5,$(wildcard $(EVIDENCE)/means-*))
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9 _-]+:.*## / {printf "%-24s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-train: $(READY)  ## fine-tune MiniLM on data/sample: some 4 minutes on two cores (DATA=DIR OUT=DIR FLAGS="...")
+train: $(READY)  ## fine-tune MiniLM on data/sample: 2 to 4 minutes on two cores (DATA=DIR OUT=DIR FLAGS="...")
 	$(RUN) multitask.py --option finetune --use_means --data $(DATA) --out $(OUT) --resume $(if $(filter data/sample,$(DATA)),--epochs 3 --batch_size 16) $(FLAGS)
 
 eval: $(READY)  ## score the trained model again and write its predictions (OUT=DIR)
