@@ -1,10 +1,12 @@
-"""Sixty everyday sentences and pairs: does a trained model answer sensibly? `make everyday` asks it.
+"""A hundred and twenty everyday sentences and pairs: does a trained model answer sensibly? `make everyday` asks it.
 
     python data/everyday.py --run runs/sample
 
-`everyday.tsv` beside this file was written apart from the sample data, and no model has trained on it. Each line holds
-what is expected and one sentence or two: `negative` or `positive` (the model is right where its likeliest class is on
-that side), 1 or 0 (paraphrase or not), or a similarity from 0 to 5 (together they are scored by Pearson's r).
+Two writers (language models, see `sample/README.md`) wrote `everyday.tsv`, sixty lines each. The first sixty mislead on
+purpose: there, questions that mean the same share fewer words than others. The second sixty were written without a look
+at the sample data or at any model's answer. No model has trained on them. Each line holds what is expected and one
+sentence or two: `negative` or `positive` (the model is right where its likeliest class is on that side), 1 or 0
+(paraphrase or not), or a similarity from 0 to 5 (together they are scored by Pearson's r).
 """
 
 import sys
@@ -44,7 +46,7 @@ def ask(model, tokenizer, task, sentences, second_sentences):
 
 @command
 def main(argv=None):
-    parser = Parser(prog="everyday.py", description="Sixty everyday sentences and pairs.")
+    parser = Parser(prog="everyday.py", description="Everyday sentences and pairs.")
     parser.add_argument("--run", default="runs/sample", metavar="DIR", help="folder of a run (default: runs/sample)")
     args = parser.parse_args(argv)
     model, tokenizer = MultitaskBert.load(run_folder.best_folder(args.run))
