@@ -6,8 +6,8 @@ three written) several times over. PyTorch's fused step moves them once. It comp
     θ ← (1 - lr λ) θ        θ ← θ - lr / (1 - β₁ᵗ) · m / (√v / √(1 - β₂ᵗ) + ε)
 
 An `Update` has the bias corrections in its step_size and eps already. So lr is step_size, t a number so large that
-βᵗ = 0, and λ = (1 - decay) / step_size. Clipping divides the gradient on the way, and changes it in place. The update of
-10 million parameters takes 6 ms in place of 157.
+βᵗ = 0, and λ = (1 - decay) / step_size. Clipping divides the gradient on the way, and changes it in place. The update
+of 10 million parameters takes 6 ms in place of 157.
 """
 
 import torch
