@@ -103,8 +103,7 @@ class Teachers:
             found = mean_outputs(args.teacher, examples, device)
         known = {name: ~np.isnan(these.labels) for name, these in examples.items()}
         self.all_known = all(rows.all() for rows in known.values())
-        metrics = {name: score(TASKS[name], values[rows], examples[name].labels[rows])
-                   for (name, values), rows in zip(found.items(), map(known.get, found), strict=True)}  # fmt: skip
+        metrics = {n: score(TASKS[n], found[n][rows], examples[n].labels[rows]) for n, rows in known.items()}
         print("the teachers on the training examples: " + ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
         self.values = {name: torch.from_numpy(values).to(device) for name, values in found.items()}
         self.digests = {f"teacher {run}": model_digest(model_folder(run)) for run in args.teacher}

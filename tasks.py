@@ -137,7 +137,7 @@ def read_examples(path, task, labelled=True):
     where the file does not exist, is no UTF-8 text, lacks a needed column, or has no usable row.
     """
     needed = ["id", *task.columns] + [task.label] * labelled
-    note = "" if labelled else ", and their ids get no prediction"
+    note = "" if labelled else ", and nothing is said of them"
     columns = task_files.read_columns(path, needed, lambda values: fault_of(values, task, labelled), note)
     labels = np.array(columns[-1], dtype=np.float32) if labelled else None
     return Examples(columns[0], columns[1], columns[2] if task.pair else None, labels)
@@ -241,9 +241,10 @@ def load_data(args, tokenizer, splits=SPLITS):
             if not len(rows):
                 raise UserError(f"--fold {args.fold} leaves no training example of {name}; choose another")
             files["train"] = files["train"].take(rows).sample(args.train_examples)
-            if args.unlabelled:
-                new = read_examples(data_path(args.unlabelled, TASKS[name], "unlabelled"), TASKS[name], labelled=False)
-                files["train"] = files["train"].with_unlabelled(new)
+            path = data_path(args.unlabelled or "", TASKS[name], "unlabelled")
+            if args.unlabelled and path.exists():
+                new = read_examples(path, TASKS[name], labelled=False).sample(args.max_examples)
+                files["train"] = files["train"].with_unlabelled(new.sample(args.train_examples))
         encoding = TASKS[name].encoding(args.pair_encoding, args.use_means)
         datasets[name] = {split: DataSet(examples, tokenizer, encoding) for split, examples in files.items()}
     return datasets

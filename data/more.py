@@ -5,10 +5,11 @@
 Pairs: each sentence beside one of its nearest neighbours, by the cosine of the means of their hidden states. Two
 sentences taken at random are nearly always unlike, which teaches little. Neighbours are alike, or differ in what
 matters ("semantic search sampling", Thakur et al., 2021, Augmented SBERT). Single sentences: their clauses, cut at
-punctuation and at conjunctions. "A clever film, but far too long" gives two, of which a reader thinks differently.
+punctuation and at conjunctions. "A clever film, but far too long" gives two: one praises, one complains.
 
-Writes TASK-unlabelled.csv, in the format of the test files, with at most as many lines as the training file has. Pairs
-and sentences that stand in a task file of DIR, dev and test included, are left out.
+Writes a file `unlabelled` for each task, in the format of the test files, with at most as many lines as the training
+file has. Pairs and sentences that stand in a task file of DIR, dev and test included, are left out. A task for which
+nothing new is found gets no file.
 """
 
 import csv
@@ -25,7 +26,7 @@ import torch
 
 from bert import Bert
 from simcse import SentenceEncoder, embeddings
-from support.console import Parser, command
+from support.console import Parser, UserError, command
 from support.downloads import MINILM, find_model
 from support.files import replacing
 from support.flag_types import positive
@@ -38,9 +39,14 @@ CUTS = re.compile(rf"\s*(?:[,;:]|--|\.\.\.)\s+(?:{AND})?|\s+{AND}")
 SHORTEST = 3  # words of a clause
 
 
+def bare(text):
+    """A sentence or clause without the punctuation around it."""
+    return text.strip(" .,;:!?-`'\"")
+
+
 def clauses(sentences):
     """The clauses of n sentences, each once: a list of tuples (str,)."""
-    parts = (part.strip(" .,;:-`'") for sentence in sentences for part in CUTS.split(sentence))
+    parts = (bare(part) for sentence in sentences for part in CUTS.split(sentence))
     return list(dict.fromkeys((part,) for part in parts if len(part.split()) >= SHORTEST))
 
 
@@ -50,6 +56,8 @@ def neighbours(sentences, h, k, rng):
     Args: sentences, n str, all different; h, their embeddings, (n, H), of length 1. A pair may come twice.
     """
     h, pairs = torch.from_numpy(h), []
+    if len(h) < 2:
+        return pairs
     for rows in torch.arange(len(h)).split(512):
         cosines = h[rows] @ h.T  # (512, n)
         cosines[torch.arange(len(rows)), rows] = -1
@@ -60,14 +68,14 @@ def neighbours(sentences, h, k, rng):
 
 
 def known(folder, task):
-    """All sentences, or pairs, that stand in a task's files: a set of frozensets of str."""
+    """All sentences, or pairs, that stand in a task's files: a set of frozensets of bare str."""
     found = set()
     for split in SPLITS:
         path = data_path(folder, task, split)
         if split != "test" or path.exists():
             examples = read_examples(path, task, labelled=split != "test")
             columns = [examples.sentences] + [examples.second_sentences] * task.pair
-            found |= set(map(frozenset, zip(*columns, strict=True)))
+            found |= {frozenset(map(bare, row)) for row in zip(*columns, strict=True)}
     return found
 
 
@@ -81,7 +89,7 @@ def more(folder, task, embed, k, rng):
         found = clauses(examples.sentences)
     old, new = known(folder, task), {}
     for i in rng.permutation(len(found)):
-        if (key := frozenset(found[i])) not in old and len(new) < len(examples):
+        if (key := frozenset(map(bare, found[i]))) not in old and len(new) < len(examples):
             new.setdefault(key, found[i])
     return list(new.values())
 
@@ -97,6 +105,9 @@ def main(argv=None):
     add("--seed", type=positive(int, 0), default=11711)
     add_device(parser)
     args = parser.parse_args(argv)
+    paths = {task: data_path(args.out, task, "unlabelled") for task in TASKS.values()}
+    if any(path.exists() for path in paths.values()):
+        raise UserError(f"{args.out} holds unlabelled examples already, perhaps of a student; choose another --out")
     folder = find_model(args.bert)
     model, tokenizer = SentenceEncoder(Bert.load(folder), "mean").to(choose_device(args)), Tokenizer(folder)
 
@@ -104,14 +115,15 @@ def main(argv=None):
         h = embeddings(model, tokenizer, sentences, MAX_TOKENS)
         return h / np.linalg.norm(h, axis=1, keepdims=True)
 
-    for task in TASKS.values():
+    for task, path in paths.items():
         found = more(args.data, task, embed, args.neighbours, np.random.default_rng(args.seed))
-        path = Path(args.out, task.file.format(split="unlabelled"))
+        print(f"{path}: {len(found)} lines" if found else f"nothing new for {task.name}")
+        if not found:
+            continue
         with replacing(path) as file, io.TextIOWrapper(file, encoding="utf-8", newline="") as text:
             writer = csv.writer(text, delimiter="\t", lineterminator="\n")
             writer.writerow(["id", *task.columns])
             writer.writerows([f"more-{i}", *sentences] for i, sentences in enumerate(found))
-        print(f"{path}: {len(found)} lines")
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ def multitask_parser(tasks, splits, samplings, presets):
     add("--beta", type=fraction, default=0.99, help="momentum of the averaged weights, 0 for the plain Bregman term")
     add("--smart_projection", choices=("unit", "ball"), default="unit", help="see the text of smart.py")
     add("--teacher", nargs="+", metavar="RUN", help="finished runs, whose ensemble this run learns from (distill.py)")
-    add("--unlabelled", metavar="DIR", help="more examples, which the teachers label (data/more.py)")
+    add("--unlabelled", metavar="DIR", help="more training examples, which the teachers label (data/more.py)")
     add("--distill_lambda", type=share, default="annealed", metavar="NUMBER",
         help="weight of the labels, beside the teachers' outputs (default: annealed, from 0 to 1)")  # fmt: skip
 
@@ -147,19 +147,27 @@ def parse_multitask(argv, *tables):
     args = run_folder.parse_flags(parser, argv)
     check_multitask(args, vars(multitask_parser(*tables).parse_args([])) | presets["weak"])
     check_places(args, tables[0])
+    if args.unlabelled and args.epochs and not args.eval_only:
+        check_unlabelled(args, tables[0])
     return args
 
 
 def check_places(args, tasks):
-    """Raises UserError where a file is missing or a prediction file could not be written, before the training."""
-    for path in (Path(args.unlabelled or "", task.file.format(split="unlabelled")) for task in tasks.values()):
-        if args.unlabelled and not path.exists():
-            raise UserError(f"{path} does not exist; `python data/more.py --out DIR` writes files for --unlabelled DIR")
+    """Raises UserError where a prediction file could not be written, before the training that it would crown."""
     for flag in (f"{name}_{split}_out" for name in tasks for split in ("dev", "test")):
         path = Path(args.out) / getattr(args, flag)
         above = next((folder for folder in path.parents if os.path.exists(folder)), "")  # False for what is too long
         if os.path.isdir(path) or len(path.name) > 200 or not os.path.isdir(above) or not os.access(above, os.W_OK):
             raise UserError(f"--{flag} {getattr(args, flag)!r:.80}: {path!s:.80} cannot be written; name another file")
+
+
+def check_unlabelled(args, tasks):
+    """Raises UserError for --unlabelled without a file in it, or beside --fold."""
+    if args.fold:
+        raise UserError("--fold leaves out examples, and --unlabelled may hold parts of them; drop one of the two")
+    names = [task.file.format(split="unlabelled") for task in tasks.values()]
+    if not any(Path(args.unlabelled, name).exists() for name in names):
+        raise UserError(f"--unlabelled {args.unlabelled} holds none of {', '.join(names)}; data/more.py writes them")
 
 
 def check_multitask(args, usual):

@@ -346,7 +346,8 @@ def test_what_can_be_no_teacher_gets_one_sentence(world, refused):
     refuse(f"--teacher {world}/d", "no run of multitask.py on the tasks")
     refuse("--distill_lambda 0.5", "add --teacher")
     refuse(f"--unlabelled {world}", "add --teacher")
-    refuse(f"--teacher {world}/a --unlabelled {world}/data", "ids-sst-unlabelled.csv does not exist", "data/more.py")
+    refuse(f"--teacher {world}/a --unlabelled {world}/data", "none of ids-sst-unlabelled.csv", "data/more.py")
+    refuse(f"--teacher {world}/a --unlabelled {unlabelled(world)} --fold 1/2", "drop one of the two")
     refuse(f"--teacher {world}/a --distill_lambda 1.5", "1.5 is too large; 1 is the most")
     refuse(f"--teacher {world}/a --cuda_graphs", "cannot record a step with --teacher")
     for fold in ("0/2", "3/2", "1/1", "1", "half"):

@@ -49,10 +49,10 @@ def test_the_files_hold_no_more_lines_than_train_and_none_that_a_task_file_has(t
     assert again.returncode == other.returncode == 0
     for task in TASKS.values():
         paths = [data_path(tmp_path / name, task, "unlabelled") for name in "abc"]
-        assert paths[0].read_bytes() == paths[1].read_bytes()
+        assert paths[0].exists() == paths[1].exists() == task.pair  # no clauses in sentences without punctuation
         if not task.pair:
             continue
-        assert paths[0].read_bytes() != paths[2].read_bytes()
+        assert paths[0].read_bytes() == paths[1].read_bytes() != paths[2].read_bytes()
         new = read_examples(paths[0], task, labelled=False)
         assert 0 < len(new) <= 20
         found = [frozenset(pair) for pair in zip(new.sentences, new.second_sentences, strict=True)]
@@ -60,6 +60,28 @@ def test_the_files_hold_no_more_lines_than_train_and_none_that_a_task_file_has(t
         for split in ("train", "dev", "test"):
             old = read_examples(data_path(data, task, split), task, labelled=split != "test")
             assert not set(found) & set(map(frozenset, zip(old.sentences, old.second_sentences, strict=True)))
+
+
+def test_a_sentence_of_the_files_is_no_clause_of_its_own(tmp_path):
+    data, sst = tiny.task_files(tmp_path / "data", n=4), TASKS["sst"]
+    lines = [
+        "A dull film , with a good dog .",
+        "The cat runs very far !",
+        "The cat runs very far , and with a good dog",
+    ]
+    rows = "".join(f"s{i}\t{line}\t1\n" for i, line in enumerate(lines))
+    data_path(data, sst, "train").write_text("id\tsentence\tsentiment\n" + rows)
+    found = more.more(data, sst, None, 1, np.random.default_rng(0))
+    assert sorted(found) == [("A dull film",), ("with a good dog",)]
+    assert more.neighbours(["alone"], np.ones((1, 3)), 5, np.random.default_rng(0)) == []
+
+
+def test_files_that_are_there_are_not_written_over(tmp_path, tiny_encoder):
+    path = data_path(tmp_path, TASKS["sts"], "unlabelled")
+    path.write_text("precious")
+    done = tiny.run("data/more.py", "--bert", tiny_encoder, "--out", tmp_path)
+    tiny.assert_refused(done, "holds unlabelled examples already")
+    assert path.read_text() == "precious"
 
 
 def test_a_folder_without_task_files_gets_one_sentence(tmp_path, tiny_encoder):

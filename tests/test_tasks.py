@@ -92,7 +92,7 @@ def test_an_id_that_a_prediction_file_cannot_hold_is_reported(tmp_path, capsys):
     assert read_examples(path, TASKS["sst"], labelled=False).ids == ["c,d"]
     said = capsys.readouterr().err
     assert "lines 7-8: the id" in said
-    assert "6 of 7 lines left out, and their ids get no prediction" in said
+    assert "6 of 7 lines left out, and nothing is said of them" in said
 
 
 DIGESTS = {  # rows and fingerprints of the real files as the csv module reads them: none of them has a stray quote
