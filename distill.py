@@ -21,21 +21,24 @@ Teacher annealing (`--distill_lambda annealed`, the default): λ rises in a line
     λ = (t - 1) / (N - 1)                       0 at step 1, 1 at step N
 
 The student first imitates. In the end it follows the labels, so it can become better than its teachers. A number in
-[0, 1] keeps λ where it is. With 1 the loss is that of a plain run, and so are the weights, bit for bit.
+[0, 1] keeps λ where it is. With 1, where all examples have labels, the loss is that of a plain run, and so are the
+weights, bit for bit.
 
 Which teachers? One that was trained on an example is nearly certain of its label, and repeats it: there is little to
 learn beyond the label. So let each teacher leave out a part, a fold, and speak of that part only:
 
-    python multitask.py --fold 1/2 --out runs/first                      trained on all but fold 1 of 2
-    python multitask.py --fold 2/2 --out runs/second
-    python multitask.py --teacher runs/first runs/second --out runs/student
+    python multitask.py --data DIR --fold 1/2 --out runs/first           trained on all but fold 1 of 2
+    python multitask.py --data DIR --fold 2/2 --out runs/second
+    python multitask.py --data DIR --teacher runs/first runs/second --out runs/student
 
 An example takes the mean of the teachers that have not seen it, or of all of them where all have. A teacher with a fold
-knows less, having seen half of the data. How many examples all teachers have seen, and how right they are on the
-labelled ones, is printed before the training begins.
+knows less, having seen half of the data. (The flag --fold alone tells what a teacher has seen: train it on the same
+--data.) How many examples all teachers have seen, and how right they are on the labelled ones, is printed before the
+training begins.
 
-A student can also learn from examples without a label, which no teacher has seen (Thakur et al., 2021, Augmented
-SBERT). `data/more.py` makes some out of the training sentences. Their target is their teachers' word alone: λ = 0.
+A student can also learn from examples without a label (Thakur et al., 2021, Augmented SBERT). `data/more.py` makes
+some out of the training sentences. All teachers speak of them, and their target is that word alone: λ = 0. As many of
+them as labelled ones double the steps.
 
     python data/more.py --data DIR --out runs/more
     python multitask.py --data DIR --unlabelled runs/more --teacher runs/first runs/second --out runs/student

@@ -63,7 +63,7 @@ MERGED = [  # one model each, made of several
     Row("soup-greedy", "greedy soup", None),
     Row("distilled", "distilled student", None),
     Row("distilled-folds", "distilled student of out-of-fold teachers", None),
-    Row("distilled-more", "the same, and unlabelled examples", None),
+    Row("distilled-more", "the same, a third teacher, unlabelled examples", None),
 ]
 PUBLISHED_ENSEMBLE = 0.786  # of 7 models, weighted average, dev score
 ENCODERS = {"simcse": "", "simcse-length": "--normalize_length {length}"}

@@ -1,13 +1,14 @@
 """The AdamW update on a CPU: one pass over memory, by PyTorch's own fused step.
 
 As single operations over everything the update of `plain.adamw` moves its 28 bytes a parameter (four numbers read,
-three written) several times over. PyTorch's fused step moves them once. It computes, with its own lr, λ, t and ε,
+three written) several times over. PyTorch's fused step moves them once, after one pass for the norm. It computes, with
+its own lr, λ, t and ε,
 
     θ ← (1 - lr λ) θ        θ ← θ - lr / (1 - β₁ᵗ) · m / (√v / √(1 - β₂ᵗ) + ε)
 
 An `Update` has the bias corrections in its step_size and eps already. So lr is step_size, t a number so large that
-βᵗ = 0, and λ = (1 - decay) / step_size. Clipping divides the gradient on the way, and changes it in place. The update
-of 10 million parameters takes 6 ms in place of 157.
+βᵗ = 0, and λ = (1 - decay) / step_size. Clipping divides the gradient on the way, and writes it back: 4 bytes more. The
+update of 10 million parameters takes 6 ms in place of the plain form's 157.
 """
 
 import torch
