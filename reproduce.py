@@ -180,7 +180,7 @@ def report_ensembles(args):
         if judged and needed > 1:
             ensembles.append((judged[0][2]["score"], title, judged[0][0], method))
     header = [f"{name}{of}" for of in ("", " unseen") for name in ("SST", "Paraphrase", "STS", "dev score")]
-    note = "Cost: times one model's inference. Unseen: chosen on one half of dev, scored on the other (10 halvings); a given model is scored alike."
+    note = "Cost: times one model's inference. Unseen: chosen on one half of dev, scored on the other (10 halvings)."
     header, records = ["model", "cost", *header, "published"], [evidence.record_of(folder) for folder in every]
     top = max(every, key=lambda folder: evidence.best_epoch(folder)["score"], default=None)
     plans = {"single": ([top], {task: {0: 1.0} for task in TASKS}, "average", top.name)} if top else {}
