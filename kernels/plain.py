@@ -140,7 +140,7 @@ def adamw(updates, clip, betas):
 
     `adamw.py` shows that this is the textbook's step: its bias corrections are in step_size and eps. Args: updates, a
     list of `Update`; clip, the largest norm of all their gradients together, 0 for no limit; betas, (β₁, β₂). Returns
-    that norm before clipping, (). A fast form may scale the gradients in place.
+    that norm before clipping, ().
     """
     norm = torch.sqrt(sum((u.grad**2).sum() for u in updates))
     scale = torch.clamp(clip / (norm + 1e-6), max=1.0) if clip else 1.0

@@ -7,26 +7,28 @@ its own lr, λ, t and ε,
     θ ← (1 - lr λ) θ        θ ← θ - lr / (1 - β₁ᵗ) · m / (√v / √(1 - β₂ᵗ) + ε)
 
 An `Update` has the bias corrections in its step_size and eps already. So lr is step_size, t a number so large that
-βᵗ = 0, and λ = (1 - decay) / step_size. Clipping divides the gradient on the way, and writes it back: 4 bytes more. The
-update of 10 million parameters takes 6 ms in place of the plain form's 157.
+βᵗ = 0, and λ = (1 - decay) / step_size. It walks in blocks of 2¹⁸ parameters: the clipped gradient of a block, 1 MB,
+stays in the processor's cache until the step reads it. The update of 10 million parameters takes 6 ms in place of
+the plain form's 157.
 """
 
 import torch
 
 BLOCK = 1 << 18  # elements
-LATE = 1e9  # a step at which βᵗ = 0
+LATE = torch.tensor(1e9)  # a step at which βᵗ = 0
 
 
 def adamw(updates, clip, betas):
     """The CPU's form of `plain.adamw`."""
     blocks = [block for u in updates for block in u.grad.split(BLOCK)]  # one sum of 10⁷ squares would round badly
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(blocks)))
-    divisor = ((norm + 1e-6) / clip).clamp(min=1.0) if clip else None
+    scale = (clip / (norm + 1e-6)).clamp(max=1.0) if clip else None
     for u in updates:
-        torch._fused_adamw_(
-            [u.param], [u.grad], [u.m], [u.v], [], [torch.tensor(LATE)],
-            lr=u.step_size, beta1=betas[0], beta2=betas[1], eps=u.eps,
-            weight_decay=(1 - u.decay) / u.step_size if u.step_size else 0.0,
-            amsgrad=False, maximize=False, grad_scale=divisor, found_inf=None,
-        )  # fmt: skip
+        decay = (1 - u.decay) / u.step_size if u.step_size else 0.0
+        numbers = {"lr": u.step_size, "beta1": betas[0], "beta2": betas[1], "weight_decay": decay, "eps": u.eps}
+        buffer = torch.empty_like(u.param[:BLOCK])
+        for p, g, m, v in zip(*(x.split(BLOCK) for x in u[:4]), strict=True):
+            if scale is not None:
+                g = torch.mul(g, scale, out=buffer[: len(g)])
+            torch._fused_adamw_([p], [g], [m], [v], [], [LATE], **numbers, amsgrad=False, maximize=False)
     return norm
