@@ -11,6 +11,7 @@ PyTorch's profiler gives each operation the time that it spends in itself. The o
 """
 
 import collections
+from argparse import Namespace
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
@@ -18,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from bench.speed import Grouped, Ours, Padded, batches_of, processor_text
 from support.console import Parser, command, table
 from support.downloads import MINILM
-from support.flags import positive
+from support.flags import choose_kernels, positive
 from tasks import TASKS
 
 PRODUCTS = ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise")
@@ -73,6 +74,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     args.device = "cpu"
     torch.set_num_threads(args.threads)
+    choose_kernels(Namespace(kernels="auto", bf16=False), torch.device("cpu"))
     sides = {"ours": Ours, "transformers, padded": Padded, "transformers, grouped": Grouped}
     rows = []
     for name, kind in sides.items():
