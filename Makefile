@@ -46,7 +46,7 @@ figures: $(READY)  ## draw the figures into results/, from the evidence of runs 
 	$(RUN) visualize.py embeddings --runs $(ALIKE) --method tsne --out results/tsne.png
 	$(RUN) visualize.py curves $(wildcard $(EVIDENCE)/plain-* $(EVIDENCE)/means-*) --out results/curves.png
 
-everyday: $(READY)  ## ask the trained model about 120 everyday sentences and pairs (OUT=DIR)
+everyday: $(READY)  ## ask the trained model about 700 everyday sentences and pairs (OUT=DIR)
 	$(RUN) data/everyday.py --run $(OUT)
 
 test: $(READY)  ## the test suite, some 4 minutes on two cores

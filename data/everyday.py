@@ -1,10 +1,11 @@
-"""A hundred and twenty everyday sentences and pairs: does a trained model answer sensibly? `make everyday` asks it.
+"""Some seven hundred everyday sentences and pairs: does a trained model answer sensibly? `make everyday` asks it.
 
-    python data/everyday.py --run runs/sample
+    python data/everyday.py --run runs/sample --show 1000
 
-Two writers (language models, see `sample/README.md`) wrote `everyday.tsv`, sixty lines each. The first sixty mislead on
-purpose: there, questions that mean the same share fewer words than others. The second sixty were written without a look
-at the sample data or at any model's answer. No model has trained on them. Each line holds what is expected and one
+No model has trained on the lines of `everyday.tsv`. Their writers were language models that worked apart. The first sixty
+mislead on purpose: there, questions that mean the same share fewer words than others. All others were written without a
+look at the sample data or at any model's answer, and labelled again without a look at the labels; the question pairs
+among them are either unlike or, a hundred of them, alike but for a word or two. Each line holds what is expected and one
 sentence or two: `negative` or `positive` (the model is right where its likeliest class is on that side), 1 or 0
 (paraphrase or not), or a similarity from 0 to 5 (together they are scored by Pearson's r).
 """
@@ -20,6 +21,7 @@ from evaluate import model_outputs, pearson, to_predictions
 from model import MultitaskBert
 from support import run_folder
 from support.console import Parser, command, table
+from support.flags import positive
 from tasks import TASKS, DataSet, Examples
 
 GOALS = {"sst": 0.80, "para": 0.85, "sts": 0.85}  # polarity, accuracy, Pearson's r
@@ -48,6 +50,7 @@ def ask(model, tokenizer, task, sentences, second_sentences):
 def main(argv=None):
     parser = Parser(prog="everyday.py", description="Everyday sentences and pairs.")
     parser.add_argument("--run", default="runs/sample", metavar="DIR", help="folder of a run (default: runs/sample)")
+    parser.add_argument("--show", type=positive(int), default=8, help="how many wrong answers of each task to print")
     args = parser.parse_args(argv)
     model, tokenizer = MultitaskBert.load(run_folder.best_folder(args.run))
     rows = []
@@ -59,8 +62,11 @@ def main(argv=None):
             right = np.sign(said - 2) == [1 if e == "positive" else -1 for e in expected]
             right = right if name == "sst" else said == np.array(expected, int)
             score = float(right.mean())
-        for i in np.flatnonzero(~right):
+        wrong = np.flatnonzero(~right)
+        for i in wrong[: args.show]:
             print(f"{name}: {said[i]:.3g} instead of {expected[i]}: {sentences[i]} {second_sentences[i]}".rstrip())
+        if len(wrong) > args.show:
+            print(f"{name}: {len(wrong) - args.show} more wrong answers; --show {len(wrong)} prints them")
         rows.append([name, len(said), score, GOALS[name], "yes" if score >= GOALS[name] else "no"])
     print(table(["task", "lines", "score", "goal", "reached"], rows))
 
