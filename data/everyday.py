@@ -2,12 +2,12 @@
 
     python data/everyday.py --run runs/sample --show 1000
 
-No model has trained on the lines of `everyday.tsv`. Their writers were language models that worked apart. The first sixty
-mislead on purpose: there, questions that mean the same share fewer words than others. All others were written without a
-look at the sample data or at any model's answer, and labelled again without a look at the labels; the question pairs
-among them are either unlike or, a hundred of them, alike but for a word or two. Each line holds what is expected and one
-sentence or two: `negative` or `positive` (the model is right where its likeliest class is on that side), 1 or 0
-(paraphrase or not), or a similarity from 0 to 5 (together they are scored by Pearson's r).
+No model has trained on the lines of `everyday.tsv`. Their writers were language models that worked apart. The first
+sixty mislead on purpose: there, questions that mean the same share fewer words than others. All others were written
+without a look at the sample data or at any model's answer, and labelled again without a look at the labels. A hundred
+of the question pairs are alike but for a word or two. Each line holds what is expected and one sentence or two:
+`negative` or `positive` (the model is right where its likeliest class is on that side), 1 or 0 (paraphrase or not),
+or a similarity from 0 to 5 (together they are scored by Pearson's r).
 """
 
 import sys
