@@ -8,6 +8,7 @@ OPPONENTS = $(if $(VENV),$(VENV)/opponents,models/opponents)
 READY = $(if $(VENV),$(VENV)/ready,models/ready)
 OUT ?= runs/sample
 DATA ?= data/sample
+override DATA := $(patsubst ./%,%,$(DATA:%/=%))
 FLAGS ?=
 BERT ?= $(or $(wildcard models/float16),all-MiniLM-L6-v2)
 GPU ?= runs/gpu
@@ -18,6 +19,7 @@ part-graph-tests = -m pytest -vv tests/test_cuda_graphs.py tests/test_precision.
 part-kernels = -m bench.gpu --kernels $(TOY)
 part-step = -m bench.gpu --step $(TOY)
 part-training = multitask.py --option finetune --bert $(BERT) --data $(DATA) --out $(GPU)/run --resume $(FLAGS)
+TRITON = @$(RUN) -c "import triton" 2>/dev/null || { echo "error: Triton is needed, which exists for Linux only" >&2; exit 2; }
 PRESET ?= sample
 EVIDENCE ?= results/runs
 WEAK = $(wildcard $(EVIDENCE)/smart-weak-8-*)
@@ -29,7 +31,7 @@ help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9 _-]+:.*## / {printf "%-24s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 train: $(READY)  ## fine-tune MiniLM on data/sample: 2 to 4 minutes on two cores (DATA=DIR OUT=DIR FLAGS="...")
-	$(RUN) multitask.py --option finetune --use_means --data $(DATA) --out $(OUT) --resume $(if $(filter data/sample,$(DATA)),--epochs 3 --batch_size 16) $(FLAGS)
+	$(RUN) multitask.py --option finetune --use_means --data $(DATA) --out $(OUT) --resume $(if $(filter $(abspath data/sample),$(abspath $(DATA))),--epochs 3 --batch_size 16) $(FLAGS)
 
 eval: $(READY)  ## score the trained model again and write its predictions (OUT=DIR)
 	$(RUN) multitask.py --eval_only --out $(OUT)
@@ -65,9 +67,11 @@ bench: $(READY) $(OPPONENTS)  ## speed and memory against transformers (DATA=DIR
 	$(RUN) -m bench.speed --data $(DATA) $(FLAGS)
 
 kernels: $(READY)  ## compile every Triton kernel for T4 to Blackwell, no GPU needed: registers, spills, occupancy
+	$(TRITON)
 	$(RUN) -m kernels.compile $(FLAGS)
 
 launches: $(READY)  ## count the launches of a training step and model its time on an H100 and a T4, no GPU needed
+	$(TRITON)
 	$(RUN) -m bench.launches $(FLAGS)
 
 gpu: $(PARTS:%=gpu-%)  ## on a GPU, no network: tests, kernels, step, training, into runs/gpu (VENV= BERT=DIR DATA=DIR)
@@ -94,6 +98,7 @@ clean:  ## remove the runs; the downloads stay
 $(READY): requirements.txt
 	$(PYTHON) support/environment.py $(VENV)
 	$(RUN) -m support.downloads
+	mkdir -p $(@D)
 	touch $@
 
 $(OPPONENTS): $(READY)

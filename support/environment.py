@@ -36,11 +36,12 @@ def check_python():
 def make_environment(folder):
     """A virtual environment in `folder` with all requirements."""
     python = os.path.join(folder, "bin", "python")
-    if not os.path.exists(python):
+    if not os.path.exists(os.path.join(folder, "bin", "pip")):  # the last thing that `venv` makes
         done = subprocess.run([sys.executable, "-m", "venv", folder], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         if done.returncode:
-            remedy = "`apt install python3-venv` mends that on Debian; `make train VENV=` uses the interpreter at hand"
-            stop(f"`python3 -m venv` does not work here; {remedy}")
+            remedy = "`sudo apt install python3-venv` on Debian and Ubuntu, `make train VENV=` on Colab"
+            stop(f"`python3 -m venv` does not work here; what mends that: {remedy}")
+    print("PyTorch and the other packages come now; on Linux they are gigabytes", flush=True)
     install(python, ["-r", os.path.join(ROOT, "requirements.txt")])
 
 
@@ -70,7 +71,7 @@ def will_do(name):
 
 def install(python, what):
     if subprocess.run([python, *PIP, *what]).returncode:
-        stop("the packages could not be installed (why stands above); connect to the network and type the same again")
+        stop("the packages could not be installed; mend what stands above (no network?) and type the same again")
 
 
 if __name__ == "__main__":

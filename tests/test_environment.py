@@ -36,8 +36,18 @@ def test_a_python_without_venv_gets_the_command_that_mends_it(monkeypatch, stopp
     assert "apt install python3-venv" in said and "VENV=" in said
 
 
+def test_an_environment_without_pip_is_made_anew(monkeypatch, tmp_path):
+    """Debian without python3-venv leaves such a one, and so does a set-up that is stopped early."""
+    folder = tmp_path / "venv"
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin" / "python").symlink_to(sys.executable)
+    monkeypatch.setattr(environment, "install", lambda python, what: None)
+    environment.make_environment(str(folder))
+    assert (folder / "bin" / "pip").exists()
+
+
 def test_no_network_is_one_sentence(monkeypatch, stopped):
-    assert "connect to the network" in stopped(lambda: environment.install("false", ["torch"]))
+    assert "no network" in stopped(lambda: environment.install("false", ["torch"]))
 
 
 def test_an_interpreter_keeps_what_will_do_and_gets_only_what_it_lacks(monkeypatch):
