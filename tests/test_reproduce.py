@@ -171,6 +171,10 @@ def test_table_3_is_what_ensemble_says_of_the_evidence(tmp_path, task_files):
     cells = {line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]] for line in lines if "|" in line}
     assert cells["uniform soup"] == ["", "", "", "", "not run yet", "", "", "", "", ""]
     assert cells["best 5 models, vote"][0] == "5"
+    assert all(cells["greedy soup"][:5]) and not any(cells["greedy soup"][5:])  # its members have seen all of dev
+    assert results["greedy soup"]["unseen"] == {name: [] for name in NAMES}
+    assert all(cells["distilled student"][:9])
+    assert any("best epoch was chosen on all of dev" in line for line in lines[:10])
 
     folders = evidence.find(root, "distilled") + evidence.find(root, "own")  # no soups: made of the others
     scores = {folder: evidence.best_epoch(folder)["score"] for folder in folders}
