@@ -49,7 +49,8 @@ def record_of(folder):
 
 def find(root, row=None, seeds=None):
     """The evidence in a folder such as results/runs, a sorted list of Path; of one row, of some seeds, or all."""
-    found = {path.parent: record_of(path.parent) for path in sorted(Path(root).glob("*/record.json"))}
+    folders = [path.parent for path in sorted(Path(root).glob("*/record.json")) if not files.is_left_over(path.parent)]
+    found = {folder: record_of(folder) for folder in folders}
     return [f for f, own in found.items() if row in (None, own["row"]) and (not seeds or own["seed"] in seeds)]
 
 

@@ -146,6 +146,10 @@ def test_evidence_is_found_by_row_and_seed(world):
     assert names("pals") == ["pals-7", "pals-8"]
     assert names("pals", [8]) == ["pals-8"]
     assert names("pals", [9]) == names("none") == []
+    shutil.copytree(world.root / "pals-7", world.root / "pals-7.part")  # as a kill leaves them
+    shutil.copytree(world.root / "pals-7", world.root / "pals-7.old")
+    (world.root / "pals-8").rename(world.root / "pals-8.old")
+    assert names("pals") == ["pals-7", "pals-8.old"]
 
 
 def test_outputs_of_other_examples_are_refused(world):
