@@ -18,6 +18,7 @@ A predicted number is kept as it is, to 3 digits.
 
 import functools
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -28,8 +29,8 @@ from support import files, run_folder
 from support.console import UserError
 from support.safetensors import open_safetensors, write_safetensors
 
-# flags that say where a run stands and how it is started, and those that may differ between runs of one row
-PLACES = ("out", "resume", "eval_only", "skip_test")
+# flags that say where a run stands and how it is started, those of files, those that may differ between runs of one row
+PLACES, FILES = ("out", "resume", "eval_only", "skip_test"), ("_train", "_dev", "_test", "_out")
 FREE = ("data", "device", "save_every", "cuda_graphs", "bf16", "kernels")
 
 
@@ -121,17 +122,17 @@ def write(root, run, record, paths, examples, outputs, more, name=None):
         own = {"flags": portable(files.read_json(stage / "config.json"), name)}
         record["encoder"] = files.read_json(stage / "row.json", {"seconds": (int, float)}) | own
     if members:
-        record["soup"] = {Path(member).name: weight for member, weight in members.items()}
+        record["soup"] = _names_of(members)
     record["examples"] = {split: digest_of_ids(ids) for split, (ids, _) in examples.items()}
     tensors = {split: to_float16(values) for split, values in outputs.items()}
     tensors |= {key: np.asarray(array, dtype=np.float16) for key, array in more.items()}
     folder = Path(root) / f"{record['row']}-{record['seed']}"
-    kept, metrics = folder / "metrics.jsonl", (run / "metrics.jsonl").read_bytes()
-    if kept.exists() and kept.read_bytes() != metrics:
+    metrics = _portable_metrics(run)
+    if folder.exists() and _portable_metrics(folder) != metrics:
         raise UserError(f"{folder} is the evidence of another run; choose another --row, or delete it first")
     with files.replacing_folder(folder) as aside:
         files.write_json(aside / "config.json", portable(config, name))
-        (aside / "metrics.jsonl").write_bytes(metrics)
+        (aside / "metrics.jsonl").write_text(metrics, encoding="utf-8")
         write_safetensors(aside / "outputs.safetensors", {key: torch.from_numpy(t) for key, t in tensors.items()})
         files.write_json(aside / "record.json", record)
     return folder
@@ -151,15 +152,25 @@ def _write_examples(path, ids, labels):
         file.write(("\n".join(lines) + "\n").encode())
 
 
+def _portable_metrics(folder):
+    """The text of a run's metrics.jsonl, or of its evidence's: the members of a soup by names, without paths."""
+    read = run_folder.read_metrics(folder)
+    lines = [line | {"soup": _names_of(line["soup"])} if "soup" in line else line for line in read]
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+def _names_of(members):
+    """The members of a soup, {path: weight}, by names; where two have one name, with their numbers behind it."""
+    names = [_last_name(path) for path in members]
+    apart = [f"{name} ({i})" if names.count(name) > 1 else name for i, name in enumerate(names, 1)]
+    return dict(zip(apart, members.values(), strict=True))
+
+
 def portable(config, data=None):
     """The flags of a run without its paths. Args: config, a dict; data, the name for the data folder."""
-    kept = {key: value for key, value in config.items() if key not in PLACES and not _is_file_flag(key)}
+    kept = {key: value for key, value in config.items() if key not in PLACES and not key.endswith(FILES)}
     kept = {key: [_name(v) for v in value] if isinstance(value, list) else _name(value) for key, value in kept.items()}
     return kept | ({"data": data} if data else {})
-
-
-def _is_file_flag(key):
-    return key.endswith(("_train", "_dev", "_test", "_out"))
 
 
 def _name(value):
@@ -168,7 +179,11 @@ def _name(value):
         return value
     if value[0] not in "./~" and value.count("/") == 1 and not os.path.exists(value):
         return value
-    path = Path(value)
+    return _last_name(value)
+
+
+def _last_name(path):
+    path = Path(path)
     return path.parent.name if path.name in ("encoder", "best") and path.parent.name else path.resolve().name
 
 

@@ -187,6 +187,23 @@ def test_evidence_of_another_run_is_not_overwritten(world):
         world.write()
 
 
+def test_the_members_of_a_soup_are_kept_by_their_names(world, tmp_path):
+    metrics, line = world.run / "metrics.jsonl", {"kind": "dev", "step": 0, "epoch": 2, "sst": 0.5, "score": 0.7}
+    members = {f"{tmp_path}/a/x/": 1.0, "runs/pals-7": 0.5, "../b/x/best": 2.0}
+    metrics.write_text(json.dumps(line | {"soup": members}) + "\n")
+    named = {"x (1)": 1.0, "pals-7": 0.5, "x (3)": 2.0}
+    folder = world.write()
+    assert (folder / "metrics.jsonl").read_text() == json.dumps(line | {"soup": named}) + "\n"
+    assert evidence.best_epoch(folder)["soup"] == evidence.record_of(folder)["soup"] == named
+    world.write()  # the same soup once more, and where its evidence has the paths, as that of earlier versions has
+    shutil.copy(metrics, folder / "metrics.jsonl")
+    world.write()
+    assert evidence.best_epoch(folder)["soup"] == named
+    metrics.write_text(json.dumps(line | {"soup": members | {"runs/pals-7": 0.6}}) + "\n")
+    with pytest.raises(UserError, match="evidence of another run"):
+        world.write()
+
+
 def test_a_run_that_is_not_finished_is_no_evidence(world):
     evidence.check_finished(world.run)
     world.set_config(epochs=3)
