@@ -140,8 +140,9 @@ def write(root, run, record, paths, examples, outputs, more, name=None):
 
 def _write_examples(path, ids, labels):
     if path.exists():
-        if read_examples(path)[0] != ids:
-            raise UserError(f"{path} has the ids of other data; choose another name with --data_name")
+        known, gold = read_examples(path)
+        if known != ids or not np.array_equal(gold, labels):
+            raise UserError(f"{path} has ids or labels of other data; choose another name with --data_name")
         return
     lines = ["id"] if labels is None else ["id\tlabel"]
     if labels is None:

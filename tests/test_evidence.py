@@ -163,8 +163,12 @@ def test_outputs_of_other_examples_are_refused(world):
     with pytest.raises(UserError, match="keeps no other"):
         evidence.more_of(folder, "other")
     world.examples["sst-dev"] = (ids[::-1], world.examples["sst-dev"][1])
-    with pytest.raises(UserError, match="ids of other data"):
+    with pytest.raises(UserError, match="ids or labels of other data"):
         world.write(row="b")
+    for labels in (1 - world.examples["sst-dev"][1], None):
+        world.examples["sst-dev"] = ids, labels
+        with pytest.raises(UserError, match=r"sst-dev\.tsv has ids or labels of other data"):
+            world.write(row="b")
     path = world.root / "data" / "files" / "sts-dev.tsv"
     moved = shutil.copytree(world.root, world.root.with_name("moved")) / "pals-7"  # evidence may move, with its data
     assert evidence.examples_of(moved, "dev").keys() == TASKS.keys()
