@@ -99,7 +99,7 @@ def report_rows(args, rows):
     results, lines, records = [], [], []
     for row in rows:
         folders = evidence.find(args.runs, row.name)
-        metrics = [evidence.best_epoch(folder) for folder in folders]
+        metrics = [evidence.best_epoch(folder, NAMES) for folder in folders]
         values = {name: [of[name] for of in metrics] for name in NAMES}
         published = row.published if rows is METHODS or row is PLAIN else None
         records += [evidence.record_of(folder) for folder in folders]

@@ -55,13 +55,23 @@ def find(root, row=None, seeds=None):
     return [f for f, own in found.items() if row in (None, own["row"]) and (not seeds or own["seed"] in seeds)]
 
 
-def best_epoch(folder):
-    """The dev metrics of a run, or of its evidence, at its best epoch: {task: metric, ..., "score": dev score}."""
-    return max(_dev_lines(folder), key=lambda line: line["score"])
+def best_epoch(folder, names=()):
+    """The dev metrics of a run, or of its evidence, at its best epoch: {task: metric, ..., "score": dev score}.
+
+    Args: names, of the metrics that are needed. Raises UserError where one is missing.
+    """
+    lines = _dev_lines(folder, names)
+    if not lines:
+        raise UserError(f"{Path(folder) / 'metrics.jsonl'} has no dev metrics; fetch or write it again")
+    return max(lines, key=lambda line: line["score"])
 
 
-def _dev_lines(folder):
-    return [line for line in run_folder.read_metrics(folder) if line["kind"] == "dev"]
+def _dev_lines(folder, names=()):
+    lines = [line for line in run_folder.read_metrics(folder) if line["kind"] == "dev"]
+    for name in ("epoch", "score", *names):
+        if not all(name in line for line in lines):
+            raise UserError(f"{Path(folder) / 'metrics.jsonl'} has dev metrics without {name}; fetch or write it again")
+    return lines
 
 
 # ----- float16
@@ -230,14 +240,12 @@ def outputs_of(folder, split, wanted=None):
     Args: wanted, {task: ids}; None for all tasks. Raises UserError where the run speaks of other examples.
     """
     digests = {name: digest_of_ids(ids) for name, ids in (wanted or {}).items()}
-    kept, tensors = record_of(folder)["examples"], _tensors(folder)
-    names = (
-        list(digests) if wanted is not None else [key.rsplit("-", 1)[0] for key in kept if key.endswith(f"-{split}")]
-    )
+    kept, tensors = _digests_of(folder, split), _tensors(folder)
+    names = list(kept) if wanted is None else list(digests)
     for name in names:
         if f"{name}-{split}" not in tensors:
             raise UserError(f"{folder} keeps nothing of {name}-{split}; leave it out")
-        if name in digests and digests[name] != kept[f"{name}-{split}"]:
+        if name in digests and digests[name] != kept[name]:
             raise UserError(f"{folder} speaks of other examples of {name}-{split}; leave it out, or name its --data")
     return {name: from_float16(tensors[f"{name}-{split}"]) for name in names}
 
@@ -250,6 +258,15 @@ def more_of(folder, name):
     return tensors[name].astype(np.float32)
 
 
+def _digests_of(folder, split):
+    """{task: digest of its ids} of a split. Raises UserError where record.json lacks a task that has outputs."""
+    kept, end = record_of(folder)["examples"], f"-{split}"
+    for key in _tensors(folder):
+        if key.endswith(end) and key not in kept:
+            raise UserError(f"{Path(folder) / 'record.json'} has no examples of {key}; fetch or write it again")
+    return {key.removesuffix(end): digest for key, digest in kept.items() if key.endswith(end)}
+
+
 def _tensors(folder):
     tensors, _ = open_safetensors(Path(folder) / "outputs.safetensors")
     return {name: tensor.numpy() for name, tensor in tensors.items()}
@@ -257,22 +274,27 @@ def _tensors(folder):
 
 def examples_of(folder, split):
     """The examples of a run: {task: (ids, labels or None)}. Raises UserError where they are not those it speaks of."""
-    record, found = record_of(folder), {}
-    for key, digest in record["examples"].items():
-        name, of = key.rsplit("-", 1)
-        if of == split:
-            path = Path(folder).parent / "data" / record["data"]["name"] / f"{key}.tsv"
-            if not path.exists():
-                raise UserError(f"{path} is missing, and {folder} needs it; fetch it again")
-            found[name] = read_examples(path)
-            if digest_of_ids(found[name][0]) != digest:
-                raise UserError(f"{path} has other ids than {folder} speaks of; fetch both again")
+    data, found = Path(folder).parent / "data" / record_of(folder)["data"]["name"], {}
+    for name, digest in _digests_of(folder, split).items():
+        path = data / f"{name}-{split}.tsv"
+        if not path.exists():
+            raise UserError(f"{path} is missing, and {folder} needs it; fetch it again")
+        found[name] = read_examples(path)
+        if digest_of_ids(found[name][0]) != digest:
+            raise UserError(f"{path} has other ids than {folder} speaks of; fetch both again")
     return found
 
 
 @functools.cache
 def read_examples(path):
     """A file of ids and labels: (ids, a list of str; labels, float32 (n,), or None where there are none)."""
-    header, *rows = (line.split("\t") for line in Path(path).read_text(encoding="utf-8").splitlines())
-    labels = np.array([row[1] for row in rows], dtype=np.float32) if len(header) > 1 else None
-    return [row[0] for row in rows], labels
+    text = files.read_text(path)
+    try:
+        columns = list(zip(*(line.split("\t") for line in text.splitlines()), strict=True))
+        labels = [np.array(column[1:], dtype=np.float32) for column in columns[1:]]
+        whole = text.endswith("\n") and [name for name, *_ in columns] in (["id"], ["id", "label"])
+    except ValueError:
+        whole = False
+    if not whole or not np.isfinite(labels).all():
+        raise UserError(f"{path} is damaged; fetch or write it again")
+    return list(columns[0][1:]), labels[0] if labels else None

@@ -241,3 +241,47 @@ def test_a_record_that_does_not_say_which_data_it_is_of_is_one_sentence(tmp_path
     (tmp_path / "record.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match="which data it is of"):
         evidence.record_of(tmp_path)
+
+
+DEV = {"kind": "dev", "step": 1, "epoch": 1, "sst": 0.5, "score": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        (None, "metrics.jsonl has no dev metrics"),
+        ([], "metrics.jsonl has no dev metrics"),
+        ([DEV, {k: v for k, v in DEV.items() if k != "score"}], "metrics.jsonl has dev metrics without score"),
+        ([{k: v for k, v in DEV.items() if k != "epoch"}], "metrics.jsonl has dev metrics without epoch"),
+        ([DEV], "metrics.jsonl has dev metrics without para"),
+        ([DEV | {"soup": ["a"]}], "metrics.jsonl has no dev metrics"),
+    ],
+)
+def test_damaged_metrics_are_one_sentence(tmp_path, lines, says):
+    if lines is not None:
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(UserError, match=says):
+        evidence.best_epoch(tmp_path, ("sst", "para"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "id\tlabel\na\t1\nb\t4.", "id\tlabel\na\t1\nb\n", "id\tlabel\na\tone\n", "id\tlabel\na\tnan\n",
+     "a\t1\n", "id\tlabel\tmore\na\t1\t2\n"],
+)  # fmt: skip
+def test_damaged_files_of_examples_are_one_sentence(tmp_path, text):
+    path = tmp_path / "sst-dev.tsv"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"sst-dev\.tsv is damaged"):
+        evidence.read_examples(path)
+
+
+def test_a_record_that_lacks_a_split_is_one_sentence(world):
+    folder = world.write()
+    record = json.loads((folder / "record.json").read_text())
+    del record["examples"]["para-dev"]
+    (folder / "record.json").write_text(json.dumps(record | {"examples": record["examples"] | {"more": 1}}))
+    for read in (evidence.examples_of, evidence.outputs_of):
+        assert read(folder, "test").keys() == TASKS.keys()
+        with pytest.raises(UserError, match=r"record\.json has no examples of para-dev"):
+            read(folder, "dev")
