@@ -5,8 +5,8 @@
     python reproduce.py --table 2 --preset minilm --rows pals smart-weak --seeds 11712 --flags="--data DIR"
     python reproduce.py --preset minilm --keep runs/x --row pals      make evidence of a run that was started by hand
 
-Table 1 has the settings of the plain model, table 2 the methods (PALs, SMART, SimCSE), table 3 many models as one:
-ensembles of all runs that have left evidence, soups, the distilled student. `support/rows.py` lists the rows. A
+Table 1 has the settings of the plain model, table 2 the methods (PALs, SMART, SimCSE). Table 3 has many models as one:
+ensembles of all runs that have left evidence, soups, students. It runs nothing. `support/rows.py` lists the rows. A
 finished row leaves its evidence in results/runs/ROW-SEED (`support/evidence.py`; of other presets than minilm in
 results/runs-PRESET), and is not run again, on no machine. Tables are made from evidence alone: results/tableN-PRESET.md
 and .json. One SimCSE encoder serves all seeds, so their deviation leaves out that stage's.
@@ -14,8 +14,6 @@ and .json. One SimCSE encoder serves all seeds, so their deviation leaves out th
 
 import support.interrupt  # noqa: F401, Ctrl-C is one line from here on
 
-import shlex
-import sys
 from argparse import Namespace
 from pathlib import Path
 from statistics import mean
@@ -27,8 +25,8 @@ from predict import examples_of, outputs_of, paths_of
 from sampling import SAMPLINGS
 from smart import PRESETS as SMART_PRESETS
 from support import evidence, files, flags, jobs, run_folder, tables
-from support.console import Parser, UserError, command
-from support.rows import MERGED, METHODS, PLAIN, PRESETS, PUBLISHED_ENSEMBLE, TUNING, encoder_flags, row_flags
+from support.console import UserError, command
+from support.rows import MERGED, METHODS, PLAIN, PUBLISHED_ENSEMBLE, TUNING, encoder_flags, parse_reproduce, row_flags
 from tasks import SPLITS, TASKS
 from visualize import view
 
@@ -101,7 +99,7 @@ def report_rows(args, rows):
     results, lines, records = [], [], []
     for row in rows:
         folders = evidence.find(args.runs, row.name)
-        metrics = [evidence.best_epoch(folder) for folder in folders]
+        metrics = [evidence.best_epoch(folder, NAMES) for folder in folders]
         values = {name: [of[name] for of in metrics] for name in NAMES}
         published = row.published if rows is METHODS or row is PLAIN else None
         records += [evidence.record_of(folder) for folder in folders]
@@ -143,6 +141,7 @@ def tuned(labels, found):
 CHOICES = [("best single model", 1, best(1), "average")]  # title, how many models it needs, pick, method
 CHOICES += [(f"best {k} models, {method}", k, best(k), method) for k in (2, 5, 7) for method in ("average", "vote")]
 CHOICES += [("best 7 models, tuned weights", 7, tuned, "average"), ("greedy for each task", 2, greedy, "average")]
+CHOSEN_ON_DEV = [row.title for row in MERGED if row.name == "soup-greedy"]  # by all of it, so none is unseen
 
 
 def judge(labels, found, pick, method):
@@ -172,6 +171,8 @@ def report_ensembles(args):
             for group, (kept, *_) in zip(groups, judged, strict=True)
         ]
         chosen, unseen = ({n: [of[place][n] for of in judged] for n in NAMES} for place in (1, 2))
+        if title in CHOSEN_ON_DEV:
+            unseen = {n: [] for n in NAMES}
         published = PUBLISHED_ENSEMBLE if title == "best 7 models, average" else ""
         results.append({"title": title, **chosen, "unseen": unseen, "members": members, "published": published})
         cost = f"{mean(len(of) for of in judged[0][0].values()):.3g}" if judged else ""
@@ -180,7 +181,8 @@ def report_ensembles(args):
         if judged and needed > 1:
             ensembles.append((judged[0][2]["score"], title, judged[0][0], method))
     header = [f"{name}{of}" for of in ("", " unseen") for name in ("SST", "Paraphrase", "STS", "dev score")]
-    note = "Cost: times one model's inference. Unseen: chosen on one half of dev, scored on the other (10 halvings)."
+    note = "Cost: times one model's inference. Unseen: chosen on one half of dev, scored on the other (10 halvings); "
+    note += "but each run's best epoch was chosen on all of dev."
     header, records = ["model", "cost", *header, "published"], [evidence.record_of(folder) for folder in every]
     top = max(every, key=lambda folder: evidence.best_epoch(folder)["score"], default=None)
     plans = {"single": ([top], {task: {0: 1.0} for task in TASKS}, "average", top.name)} if top else {}
@@ -207,32 +209,8 @@ def write_test(out, folders, kept, method):
 
 @command
 def main(argv=None):
-    parser = Parser(prog="reproduce.py", description="The tables, run by run, and the evidence of runs.")
-    add = parser.add_argument
-    add("--table", type=int, choices=(1, 2, 3), help="1 settings, 2 methods, 3 many models as one")
-    add("--preset", choices=tuple(PRESETS), default="sample")
-    add("--rows", nargs="+", metavar="ROW", help="run only these rows (default: all of the table)")
-    add("--seeds", type=int, nargs="+", default=None, help="(default: those of the preset)")
-    add("--flags", default="", metavar="TEXT", help='more flags of multitask.py for every run: --flags="--data DIR"')
-    add("--simcse_flags", default="", metavar="TEXT", help="more flags of simcse.py for its stages, likewise")
-    add("--out", default=None, metavar="DIR", help="folder of the runs (default: runs/tables/PRESET)")
-    add("--results", default="results", metavar="DIR", help="folder of the tables and of the evidence")
-    add("--report", action="store_true", help="write the table from the evidence, and run nothing")
-    add("--keep", metavar="RUN", help="make the evidence of this run, a run of multitask.py or a soup, as --row")
-    add("--row", metavar="NAME", help="with --keep: of which row; one of the tables, or a new name")
-    add("--data", metavar="DIR", help="with --keep: where the task files are (default: where they were in training)")
-    add("--data_name", metavar="NAME", help="with --keep: what to call the data (default: the name of their folder)")
-    add("--commit", help="with --keep: of the code that trained it (default: the one that is checked out)")
-    add("--device", metavar="NAME", help="what to call the machine (default: the name of its processor or GPU)")
-    add("--seconds", type=int, default=0, help="with --keep: how long it took")
-    args = parser.parse_args(argv)
-    args.again = shlex.join(["reproduce.py", *(sys.argv[1:] if argv is None else argv)])
-    args.out, args.seeds = args.out or f"runs/tables/{args.preset}", args.seeds or PRESETS[args.preset][-1]
-    suffix = "" if args.preset == "minilm" else f"-{args.preset}"
-    args.runs, args.predictions = (Path(args.results, f"{name}{suffix}") for name in ("runs", "predictions"))
+    args = parse_reproduce(argv)
     rows = TUNING if args.table == 1 else METHODS
-    if not args.table and not (args.keep and args.row):
-        raise UserError("say which table with --table 1, 2 or 3, or make evidence with --keep RUN --row NAME")
     if args.keep:
         seed = files.read_json(Path(args.keep) / "config.json", {"seed": int})["seed"]
         for row in [row for row in (*TUNING, *METHODS) if row.name == args.row]:
@@ -240,8 +218,11 @@ def main(argv=None):
         given = {"commit": args.commit or jobs.commit(), "device": args.device or jobs.device_name("cpu")}
         keep(args, args.keep, {"row": args.row, "seconds": args.seconds, **given})
         return
+    names = [row.name for row in rows]
+    if unknown := [name for name in args.rows or () if name not in names]:
+        raise UserError(f"table {args.table} has no row {unknown[0]!r:.40}; its rows are {', '.join(names)}")
     check(args, rows)
-    if not args.report:
+    if args.table != 3 and not args.report:
         run_rows(args, [row for row in rows if not args.rows or row.name in args.rows])
     report_ensembles(args) if args.table == 3 else report_rows(args, rows)
 

@@ -18,6 +18,7 @@ A predicted number is kept as it is, to 3 digits.
 
 import functools
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -28,8 +29,8 @@ from support import files, run_folder
 from support.console import UserError
 from support.safetensors import open_safetensors, write_safetensors
 
-# flags that say where a run stands and how it is started, and those that may differ between runs of one row
-PLACES = ("out", "resume", "eval_only", "skip_test")
+# flags that say where a run stands and how it is started, those of files, those that may differ between runs of one row
+PLACES, FILES = ("out", "resume", "eval_only", "skip_test"), ("_train", "_dev", "_test", "_out")
 FREE = ("data", "device", "save_every", "cuda_graphs", "bf16", "kernels")
 
 
@@ -49,17 +50,28 @@ def record_of(folder):
 
 def find(root, row=None, seeds=None):
     """The evidence in a folder such as results/runs, a sorted list of Path; of one row, of some seeds, or all."""
-    found = {path.parent: record_of(path.parent) for path in sorted(Path(root).glob("*/record.json"))}
+    folders = [path.parent for path in sorted(Path(root).glob("*/record.json")) if not files.is_left_over(path.parent)]
+    found = {folder: record_of(folder) for folder in folders}
     return [f for f, own in found.items() if row in (None, own["row"]) and (not seeds or own["seed"] in seeds)]
 
 
-def best_epoch(folder):
-    """The dev metrics of a run, or of its evidence, at its best epoch: {task: metric, ..., "score": dev score}."""
-    return max(_dev_lines(folder), key=lambda line: line["score"])
+def best_epoch(folder, names=()):
+    """The dev metrics of a run, or of its evidence, at its best epoch: {task: metric, ..., "score": dev score}.
+
+    Args: names, of the metrics that are needed. Raises UserError where one is missing.
+    """
+    lines = _dev_lines(folder, names)
+    if not lines:
+        raise UserError(f"{Path(folder) / 'metrics.jsonl'} has no dev metrics; fetch or write it again")
+    return max(lines, key=lambda line: line["score"])
 
 
-def _dev_lines(folder):
-    return [line for line in run_folder.read_metrics(folder) if line["kind"] == "dev"]
+def _dev_lines(folder, names=()):
+    lines = [line for line in run_folder.read_metrics(folder) if line["kind"] == "dev"]
+    for name in ("epoch", "score", *names):
+        if not all(name in line for line in lines):
+            raise UserError(f"{Path(folder) / 'metrics.jsonl'} has dev metrics without {name}; fetch or write it again")
+    return lines
 
 
 # ----- float16
@@ -120,17 +132,17 @@ def write(root, run, record, paths, examples, outputs, more, name=None):
         own = {"flags": portable(files.read_json(stage / "config.json"), name)}
         record["encoder"] = files.read_json(stage / "row.json", {"seconds": (int, float)}) | own
     if members:
-        record["soup"] = {Path(member).name: weight for member, weight in members.items()}
+        record["soup"] = _names_of(members)
     record["examples"] = {split: digest_of_ids(ids) for split, (ids, _) in examples.items()}
     tensors = {split: to_float16(values) for split, values in outputs.items()}
     tensors |= {key: np.asarray(array, dtype=np.float16) for key, array in more.items()}
     folder = Path(root) / f"{record['row']}-{record['seed']}"
-    kept, metrics = folder / "metrics.jsonl", (run / "metrics.jsonl").read_bytes()
-    if kept.exists() and kept.read_bytes() != metrics:
+    metrics = _portable_metrics(run)
+    if folder.exists() and _portable_metrics(folder) != metrics:
         raise UserError(f"{folder} is the evidence of another run; choose another --row, or delete it first")
     with files.replacing_folder(folder) as aside:
         files.write_json(aside / "config.json", portable(config, name))
-        (aside / "metrics.jsonl").write_bytes(metrics)
+        (aside / "metrics.jsonl").write_text(metrics, encoding="utf-8")
         write_safetensors(aside / "outputs.safetensors", {key: torch.from_numpy(t) for key, t in tensors.items()})
         files.write_json(aside / "record.json", record)
     return folder
@@ -138,8 +150,9 @@ def write(root, run, record, paths, examples, outputs, more, name=None):
 
 def _write_examples(path, ids, labels):
     if path.exists():
-        if read_examples(path)[0] != ids:
-            raise UserError(f"{path} has the ids of other data; choose another name with --data_name")
+        known, gold = read_examples(path)
+        if known != ids or not np.array_equal(gold, labels):
+            raise UserError(f"{path} has ids or labels of other data; choose another name with --data_name")
         return
     lines = ["id"] if labels is None else ["id\tlabel"]
     if labels is None:
@@ -150,15 +163,25 @@ def _write_examples(path, ids, labels):
         file.write(("\n".join(lines) + "\n").encode())
 
 
+def _portable_metrics(folder):
+    """The text of a run's metrics.jsonl, or of its evidence's: the members of a soup by names, without paths."""
+    read = run_folder.read_metrics(folder)
+    lines = [line | {"soup": _names_of(line["soup"])} if "soup" in line else line for line in read]
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+def _names_of(members):
+    """The members of a soup, {path: weight}, by names; where two have one name, with their numbers behind it."""
+    names = [_last_name(path) for path in members]
+    apart = [f"{name} ({i})" if names.count(name) > 1 else name for i, name in enumerate(names, 1)]
+    return dict(zip(apart, members.values(), strict=True))
+
+
 def portable(config, data=None):
     """The flags of a run without its paths. Args: config, a dict; data, the name for the data folder."""
-    kept = {key: value for key, value in config.items() if key not in PLACES and not _is_file_flag(key)}
+    kept = {key: value for key, value in config.items() if key not in PLACES and not key.endswith(FILES)}
     kept = {key: [_name(v) for v in value] if isinstance(value, list) else _name(value) for key, value in kept.items()}
     return kept | ({"data": data} if data else {})
-
-
-def _is_file_flag(key):
-    return key.endswith(("_train", "_dev", "_test", "_out"))
 
 
 def _name(value):
@@ -167,7 +190,11 @@ def _name(value):
         return value
     if value[0] not in "./~" and value.count("/") == 1 and not os.path.exists(value):
         return value
-    path = Path(value)
+    return _last_name(value)
+
+
+def _last_name(path):
+    path = Path(path)
     return path.parent.name if path.name in ("encoder", "best") and path.parent.name else path.resolve().name
 
 
@@ -213,14 +240,12 @@ def outputs_of(folder, split, wanted=None):
     Args: wanted, {task: ids}; None for all tasks. Raises UserError where the run speaks of other examples.
     """
     digests = {name: digest_of_ids(ids) for name, ids in (wanted or {}).items()}
-    kept, tensors = record_of(folder)["examples"], _tensors(folder)
-    names = (
-        list(digests) if wanted is not None else [key.rsplit("-", 1)[0] for key in kept if key.endswith(f"-{split}")]
-    )
+    kept, tensors = _digests_of(folder, split), _tensors(folder)
+    names = list(kept) if wanted is None else list(digests)
     for name in names:
         if f"{name}-{split}" not in tensors:
             raise UserError(f"{folder} keeps nothing of {name}-{split}; leave it out")
-        if name in digests and digests[name] != kept[f"{name}-{split}"]:
+        if name in digests and digests[name] != kept[name]:
             raise UserError(f"{folder} speaks of other examples of {name}-{split}; leave it out, or name its --data")
     return {name: from_float16(tensors[f"{name}-{split}"]) for name in names}
 
@@ -233,6 +258,15 @@ def more_of(folder, name):
     return tensors[name].astype(np.float32)
 
 
+def _digests_of(folder, split):
+    """{task: digest of its ids} of a split. Raises UserError where record.json lacks a task that has outputs."""
+    kept, end = record_of(folder)["examples"], f"-{split}"
+    for key in _tensors(folder):
+        if key.endswith(end) and key not in kept:
+            raise UserError(f"{Path(folder) / 'record.json'} has no examples of {key}; fetch or write it again")
+    return {key.removesuffix(end): digest for key, digest in kept.items() if key.endswith(end)}
+
+
 def _tensors(folder):
     tensors, _ = open_safetensors(Path(folder) / "outputs.safetensors")
     return {name: tensor.numpy() for name, tensor in tensors.items()}
@@ -240,22 +274,27 @@ def _tensors(folder):
 
 def examples_of(folder, split):
     """The examples of a run: {task: (ids, labels or None)}. Raises UserError where they are not those it speaks of."""
-    record, found = record_of(folder), {}
-    for key, digest in record["examples"].items():
-        name, of = key.rsplit("-", 1)
-        if of == split:
-            path = Path(folder).parent / "data" / record["data"]["name"] / f"{key}.tsv"
-            if not path.exists():
-                raise UserError(f"{path} is missing, and {folder} needs it; fetch it again")
-            found[name] = read_examples(path)
-            if digest_of_ids(found[name][0]) != digest:
-                raise UserError(f"{path} has other ids than {folder} speaks of; fetch both again")
+    data, found = Path(folder).parent / "data" / record_of(folder)["data"]["name"], {}
+    for name, digest in _digests_of(folder, split).items():
+        path = data / f"{name}-{split}.tsv"
+        if not path.exists():
+            raise UserError(f"{path} is missing, and {folder} needs it; fetch it again")
+        found[name] = read_examples(path)
+        if digest_of_ids(found[name][0]) != digest:
+            raise UserError(f"{path} has other ids than {folder} speaks of; fetch both again")
     return found
 
 
 @functools.cache
 def read_examples(path):
     """A file of ids and labels: (ids, a list of str; labels, float32 (n,), or None where there are none)."""
-    header, *rows = (line.split("\t") for line in Path(path).read_text(encoding="utf-8").splitlines())
-    labels = np.array([row[1] for row in rows], dtype=np.float32) if len(header) > 1 else None
-    return [row[0] for row in rows], labels
+    text = files.read_text(path)
+    try:
+        columns = list(zip(*(line.split("\t") for line in text.splitlines()), strict=True))
+        labels = [np.array(column[1:], dtype=np.float32) for column in columns[1:]]
+        whole = text.endswith("\n") and [name for name, *_ in columns] in (["id"], ["id", "label"])
+    except ValueError:
+        whole = False
+    if not whole or not np.isfinite(labels).all():
+        raise UserError(f"{path} is damaged; fetch or write it again")
+    return list(columns[0][1:]), labels[0] if labels else None

@@ -76,6 +76,11 @@ def recover_folder(folder):
     shutil.rmtree(old, ignore_errors=True)
 
 
+def is_left_over(folder):
+    """True for what a `replacing_folder` that was killed leaves beside the folder itself."""
+    return folder.suffix == ".part" or (folder.suffix == ".old" and folder.with_suffix("").exists())
+
+
 # ----- reading what others wrote
 
 

@@ -1,10 +1,12 @@
-"""What the tables consist of: rows, the presets that say how large they are, and the published figures.
+"""What the tables consist of: rows, presets that say how large they are, published figures; flags of `reproduce.py`.
 
 The published figures are of the CS224N report "Exploring Pretraining, Finetuning and Regularization for Multitask
 Learning of minBERT": bert-base-uncased, all 283,003 Quora pairs.
 """
 
+import re
 import shlex
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -105,3 +107,55 @@ def _split(text):
         return shlex.split(text)
     except ValueError as error:
         raise UserError(f"--flags or --simcse_flags has {str(error).lower()}: {text!r:.80}; quote them anew") from None
+
+
+# ----- the command line of reproduce.py
+
+
+def parse_reproduce(argv):
+    """The flags of `reproduce.py`, checked, and what follows from them: `again`, the command as typed; `runs` and
+    `predictions`, the folders of evidence and of test predictions.
+    """
+    parser = Parser(prog="reproduce.py", description="The tables, run by run, and the evidence of runs.")
+    add = parser.add_argument
+    add("--table", type=int, choices=(1, 2, 3), help="1 settings, 2 methods, 3 many models as one (runs nothing)")
+    add("--preset", choices=tuple(PRESETS), default="sample")
+    add("--rows", nargs="+", metavar="ROW", help="run only these rows (default: all of the table)")
+    add("--seeds", type=int, nargs="+", default=None, help="(default: those of the preset)")
+    add("--flags", default="", metavar="TEXT", help='more flags of multitask.py for every run: --flags="--data DIR"')
+    add("--simcse_flags", default="", metavar="TEXT", help="more flags of simcse.py for its stages, likewise")
+    add("--out", default=None, metavar="DIR", help="folder of the runs (default: runs/tables/PRESET)")
+    add("--results", default="results", metavar="DIR", help="folder of the tables and of the evidence")
+    add("--report", action="store_true", help="write the table from the evidence, and run nothing")
+    add("--keep", metavar="RUN", help="make the evidence of this run, a run of multitask.py or a soup, as --row")
+    add("--row", metavar="NAME", help="with --keep: of which row; one of the tables, or a new name")
+    add("--data", metavar="DIR", help="where evidence has the task files from (default: where they were in training)")
+    add("--data_name", metavar="NAME", help="what the evidence calls the data (default: the name of their folder)")
+    add("--commit", help="with --keep: of the code that trained it (default: the one that is checked out)")
+    add("--device", metavar="NAME", help="what to call the machine (default: the name of its processor or GPU)")
+    add("--seconds", type=int, default=0, help="with --keep: how long it took")
+    args = parser.parse_args(argv)
+    check_reproduce(args)
+    args.again = shlex.join(["reproduce.py", *(sys.argv[1:] if argv is None else argv)])
+    args.out, args.seeds = args.out or f"runs/tables/{args.preset}", args.seeds or PRESETS[args.preset][-1]
+    suffix = "" if args.preset == "minilm" else f"-{args.preset}"
+    args.runs, args.predictions = (Path(args.results, f"{name}{suffix}") for name in ("runs", "predictions"))
+    return args
+
+
+def check_reproduce(args):
+    """Raises UserError for flags that lack something, and for flags that do nothing."""
+    if not args.table and not (args.keep and args.row):
+        raise UserError("say which table with --table 1, 2 or 3, or make evidence with --keep RUN --row NAME")
+    if args.keep and not args.row:
+        raise UserError("--keep does not know of which row this run is; add --row NAME, and leave out --table")
+    if args.row and not re.fullmatch(r"\w[\w.+-]*", args.row):
+        raise UserError(f"--row {args.row!r:.80} cannot name a folder; take letters, digits and hyphens")
+    reads = not args.keep and (args.report or args.table == 3)
+    for idle, names, where in (
+        (args.keep, ("table", "rows", "report"), "beside --keep"),
+        (not args.keep, ("row", "commit", "seconds"), "without --keep"),
+        (reads, ("rows", "data", "data_name", "device"), "where nothing is run, as with --report or table 3"),
+    ):
+        if given := [name for name in names if idle and getattr(args, name)]:
+            raise UserError(f"--{given[0]} does nothing {where}; leave it out")

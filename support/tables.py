@@ -34,7 +34,7 @@ def write(args, header, lines, results, records, note=""):
     records.
     """
     if not records:
-        raise UserError(f"{args.runs} has no evidence of a run; leave out --report, or name another --preset")
+        raise UserError(f"{args.runs} has no evidence of a run; run table 1 or 2, or name another --preset")
     base = f"{PRESETS[args.preset][0]} {args.flags} {BASE_FLAGS}".strip()
     about = [
         f"`python {args.again}`, {time.strftime('%Y-%m-%d')}.",

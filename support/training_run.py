@@ -54,6 +54,9 @@ class TrainingRun:
                 self.open.enter_context(run_folder.lock(self.folder))
         data = self.position["data"]
         self.position |= run_folder.load_state(self.folder, *self.state, len(self.plan)) or {}
+        if self.position["step"] == 0 and len(self.plan) and self._lost_its_state():
+            what = f"{self.folder} has trained, and its last/ is gone"
+            raise UserError(f"{what}; --eval_only scores it again, another --out trains anew")
         if self.position["data"] != data:
             what = "training data or the teachers" if getattr(self.args, "teacher", None) else "training data"
             raise UserError(f"the {what} are not what {self.folder} was started with; choose another --out")
@@ -69,6 +72,12 @@ class TrainingRun:
 
     def __exit__(self, *error):
         return self.open.__exit__(*error)
+
+    def _lost_its_state(self):
+        """True where an epoch has ended and somebody deleted last/, which is there from the first step on."""
+        if run_folder.state_path(self.folder).parent.exists():
+            return False
+        return self.best.exists() or any(line["kind"] == "dev" for line in run_folder.read_metrics(self.folder))
 
     def steps(self):
         """What is still to do: (step from 1, epoch from 1, batches). The caller calls `record` in each step."""
@@ -95,6 +104,7 @@ class TrainingRun:
         Raises UserError for a value that is not finite.
         """
         if self.writes and not self.begun:
+            run_folder.state_path(self.folder).parent.mkdir(exist_ok=True)
             files.recover_folder(self.best)
             files.write_json(self.folder / "config.json", vars(self.args))
             run_folder.rewind_metrics(self.folder, self.position["step"])

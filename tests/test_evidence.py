@@ -146,6 +146,10 @@ def test_evidence_is_found_by_row_and_seed(world):
     assert names("pals") == ["pals-7", "pals-8"]
     assert names("pals", [8]) == ["pals-8"]
     assert names("pals", [9]) == names("none") == []
+    shutil.copytree(world.root / "pals-7", world.root / "pals-7.part")  # as a kill leaves them
+    shutil.copytree(world.root / "pals-7", world.root / "pals-7.old")
+    (world.root / "pals-8").rename(world.root / "pals-8.old")
+    assert names("pals") == ["pals-7", "pals-8.old"]
 
 
 def test_outputs_of_other_examples_are_refused(world):
@@ -159,8 +163,12 @@ def test_outputs_of_other_examples_are_refused(world):
     with pytest.raises(UserError, match="keeps no other"):
         evidence.more_of(folder, "other")
     world.examples["sst-dev"] = (ids[::-1], world.examples["sst-dev"][1])
-    with pytest.raises(UserError, match="ids of other data"):
+    with pytest.raises(UserError, match="ids or labels of other data"):
         world.write(row="b")
+    for labels in (1 - world.examples["sst-dev"][1], None):
+        world.examples["sst-dev"] = ids, labels
+        with pytest.raises(UserError, match=r"sst-dev\.tsv has ids or labels of other data"):
+            world.write(row="b")
     path = world.root / "data" / "files" / "sts-dev.tsv"
     moved = shutil.copytree(world.root, world.root.with_name("moved")) / "pals-7"  # evidence may move, with its data
     assert evidence.examples_of(moved, "dev").keys() == TASKS.keys()
@@ -179,6 +187,23 @@ def test_evidence_of_another_run_is_not_overwritten(world):
     assert evidence.record_of(folder)["seconds"] == 61
     metrics = world.run / "metrics.jsonl"
     metrics.write_text(metrics.read_text().replace("0.5", "0.51"))
+    with pytest.raises(UserError, match="evidence of another run"):
+        world.write()
+
+
+def test_the_members_of_a_soup_are_kept_by_their_names(world, tmp_path):
+    metrics, line = world.run / "metrics.jsonl", {"kind": "dev", "step": 0, "epoch": 2, "sst": 0.5, "score": 0.7}
+    members = {f"{tmp_path}/a/x/": 1.0, "runs/pals-7": 0.5, "../b/x/best": 2.0}
+    metrics.write_text(json.dumps(line | {"soup": members}) + "\n")
+    named = {"x (1)": 1.0, "pals-7": 0.5, "x (3)": 2.0}
+    folder = world.write()
+    assert (folder / "metrics.jsonl").read_text() == json.dumps(line | {"soup": named}) + "\n"
+    assert evidence.best_epoch(folder)["soup"] == evidence.record_of(folder)["soup"] == named
+    world.write()  # the same soup once more, and where its evidence has the paths, as that of earlier versions has
+    shutil.copy(metrics, folder / "metrics.jsonl")
+    world.write()
+    assert evidence.best_epoch(folder)["soup"] == named
+    metrics.write_text(json.dumps(line | {"soup": members | {"runs/pals-7": 0.6}}) + "\n")
     with pytest.raises(UserError, match="evidence of another run"):
         world.write()
 
@@ -216,3 +241,47 @@ def test_a_record_that_does_not_say_which_data_it_is_of_is_one_sentence(tmp_path
     (tmp_path / "record.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match="which data it is of"):
         evidence.record_of(tmp_path)
+
+
+DEV = {"kind": "dev", "step": 1, "epoch": 1, "sst": 0.5, "score": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        (None, "metrics.jsonl has no dev metrics"),
+        ([], "metrics.jsonl has no dev metrics"),
+        ([DEV, {k: v for k, v in DEV.items() if k != "score"}], "metrics.jsonl has dev metrics without score"),
+        ([{k: v for k, v in DEV.items() if k != "epoch"}], "metrics.jsonl has dev metrics without epoch"),
+        ([DEV], "metrics.jsonl has dev metrics without para"),
+        ([DEV | {"soup": ["a"]}], "metrics.jsonl has no dev metrics"),
+    ],
+)
+def test_damaged_metrics_are_one_sentence(tmp_path, lines, says):
+    if lines is not None:
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(UserError, match=says):
+        evidence.best_epoch(tmp_path, ("sst", "para"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "id\tlabel\na\t1\nb\t4.", "id\tlabel\na\t1\nb\n", "id\tlabel\na\tone\n", "id\tlabel\na\tnan\n",
+     "a\t1\n", "id\tlabel\tmore\na\t1\t2\n"],
+)  # fmt: skip
+def test_damaged_files_of_examples_are_one_sentence(tmp_path, text):
+    path = tmp_path / "sst-dev.tsv"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"sst-dev\.tsv is damaged"):
+        evidence.read_examples(path)
+
+
+def test_a_record_that_lacks_a_split_is_one_sentence(world):
+    folder = world.write()
+    record = json.loads((folder / "record.json").read_text())
+    del record["examples"]["para-dev"]
+    (folder / "record.json").write_text(json.dumps(record | {"examples": record["examples"] | {"more": 1}}))
+    for read in (evidence.examples_of, evidence.outputs_of):
+        assert read(folder, "test").keys() == TASKS.keys()
+        with pytest.raises(UserError, match=r"record\.json has no examples of para-dev"):
+            read(folder, "dev")

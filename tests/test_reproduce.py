@@ -171,6 +171,10 @@ def test_table_3_is_what_ensemble_says_of_the_evidence(tmp_path, task_files):
     cells = {line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]] for line in lines if "|" in line}
     assert cells["uniform soup"] == ["", "", "", "", "not run yet", "", "", "", "", ""]
     assert cells["best 5 models, vote"][0] == "5"
+    assert all(cells["greedy soup"][:5]) and not any(cells["greedy soup"][5:])  # its members have seen all of dev
+    assert results["greedy soup"]["unseen"] == {name: [] for name in NAMES}
+    assert all(cells["distilled student"][:9])
+    assert any("best epoch was chosen on all of dev" in line for line in lines[:10])
 
     folders = evidence.find(root, "distilled") + evidence.find(root, "own")  # no soups: made of the others
     scores = {folder: evidence.best_epoch(folder)["score"] for folder in folders}
@@ -247,3 +251,27 @@ def test_mistakes_get_one_sentence(table, refused, tmp_path):
     again = ["--table", "1", "--seeds", "1", "--out", str(tmp_path / "runs"), "--flags", "--epochs 9"]
     refused(reproduce.main, [*again, "--results", tmp_path / "r"], "was started with")
     refused(reproduce.main, ["--table", "1", "--report", "--results", tmp_path / "results"], "was started with")
+
+
+def test_evidence_needs_a_row_that_can_name_a_folder(tmp_path, refused):
+    keep = ["--results", tmp_path / "results", "--keep", tmp_path / "run"]
+    refused(reproduce.main, [*keep, "--table", "2"], "--keep", "add --row")
+    for row in ("a/b", "/tmp/x", "..", ".hidden", "two words", ""):
+        refused(reproduce.main, [*keep, "--row", row], "--row")
+    assert not (tmp_path / "results").exists()
+
+
+def test_rows_that_the_table_lacks_and_flags_that_do_nothing_are_refused(tmp_path, refused, monkeypatch):
+    monkeypatch.setattr(reproduce.jobs, "run", lambda *_: 1 / 0)  # nothing starts
+    folders = ["--preset", "sample", "--results", tmp_path / "results", "--out", tmp_path / "runs"]
+    one, two, three = ([*folders, "--table", str(n)] for n in (1, 2, 3))
+    refused(reproduce.main, [*two, "--rows", "plain", "smart-waek"], "no row 'smart-waek'", "smart-weak, simcse-pals,")
+    refused(reproduce.main, [*one, "--rows", "pals"], "table 1 has no row 'pals'", "plain, means, size-96")
+    refused(reproduce.main, [*two, "--rows", "soup"], "table 2 has no row 'soup'")  # made by hand
+    refused(reproduce.main, three, "no evidence of a run", "run table 1 or 2")
+    refused(reproduce.main, [*three, "--rows", "plain"], "--rows does nothing where nothing is run")
+    refused(reproduce.main, [*two, "--report", "--data_name", "x"], "--data_name does nothing where")
+    refused(reproduce.main, [*two, "--row", "plain"], "--row does nothing without --keep")
+    refused(reproduce.main, [*two, "--keep", tmp_path, "--row", "x"], "--table does nothing beside --keep")
+    with pytest.raises(ZeroDivisionError):
+        reproduce.main([str(word) for word in [*two, "--rows", "plain", "--data_name", "x", "--data", "y"]])

@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -143,7 +144,7 @@ def flags(tmp_path, more=""):
     return [*common.split(), *more.split()]
 
 
-def test_a_run_writes_an_encoder_for_multitask_and_says_what_became_of_it(tmp_path, capsys):
+def test_a_run_writes_an_encoder_for_multitask_and_says_what_became_of_it(tmp_path, capsys, refused):
     simcse.main([*flags(tmp_path, "--dropout 0.3 --negatives both"), "--out", str(tmp_path / "run")])
     lines = capsys.readouterr().out
     assert all(name in lines for name in ("alignment", "uniformity", "pearson", "spearman", "before", "after"))
@@ -155,6 +156,8 @@ def test_a_run_writes_an_encoder_for_multitask_and_says_what_became_of_it(tmp_pa
     again = capsys.readouterr().out.splitlines()[-1].split("|")[2:]
     after = next(line for line in lines.splitlines() if line.startswith("| after")).split("|")[2:]
     assert [float(x) for x in again if x.strip()] == [float(x) for x in after if x.strip()]
+    shutil.rmtree(tmp_path / "run" / "last")
+    refused(simcse.main, ["--resume", "--out", tmp_path / "run"], "has trained", "--eval_only", "another --out")
     more = f"--bert {tmp_path / 'run' / 'encoder'} --data {tmp_path / 'data'} --epochs 1 --out {tmp_path / 'tuned'}"
     multitask.main(more.split())
 

@@ -181,6 +181,31 @@ def test_a_best_model_that_was_deleted_comes_back_from_the_last_state(finished, 
     assert all(torch.equal(tensor, state[f"model.heads.{name}"]) for name, tensor in heads.items())
 
 
+def test_a_run_whose_state_was_deleted_is_not_trained_over(finished, refused):
+    out, _ = finished
+    before = {path: path.read_bytes() for path in (out / "metrics.jsonl", *out.glob("best/*"))}
+    shutil.rmtree(out / "last")  # as `jobs.run` does
+    refused(multitask.main, ["--resume", "--out", out], f"{out} has trained", "--eval_only", "another --out")
+    multitask.main(["--eval_only", "--out", str(out)])
+    shutil.move(out / "best", out / "moved")
+    refused(multitask.main, ["--resume", "--out", out], "has trained")
+    shutil.move(out / "moved", out / "best")
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize("name", ["append_metrics", "save_state"])
+def test_a_run_that_was_killed_before_its_first_save_starts_again(finished, tmp_path, monkeypatch, name):
+    whole, flags = finished
+    out = tmp_path / "killed"
+    with monkeypatch.context() as patch:  # while it begins, and after its first epoch, when dev line and best/ exist
+        patch.setattr(run_folder, name, lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            multitask.main([*flags, "--out", str(out)])
+    assert (out / "best").exists() == (name == "save_state")
+    multitask.main([*flags, "--out", str(out), "--resume"])
+    assert tiny.metrics(out) == tiny.metrics(whole)
+
+
 def test_a_config_with_values_of_another_kind_is_refused(finished, refused):
     out, _ = finished
     config = json.loads((out / "config.json").read_text())
