@@ -48,6 +48,7 @@ say is kept in their folders (`support/output_cache.py`). So a step costs what a
 """
 
 import sys
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,7 @@ from evaluate import score
 from model import task_loss
 from predict import data_flags, outputs_of
 from sampling import in_fold
-from support import distributed, evidence, files
+from support import distributed, evidence, files, flag_types
 from support.console import UserError
 from support.output_cache import model_digest, model_folder
 from tasks import TASKS
@@ -161,4 +162,9 @@ def fold_of(run):
     if evidence.is_evidence(run):
         raise UserError(f"--teacher {run} is the evidence of a run, silent on training examples; name the run itself")
     data_flags(run)  # it has a best model, of these tasks
-    return files.read_json(Path(run) / "config.json", optional={"fold": (str, type(None))}).get("fold")
+    path = Path(run) / "config.json"
+    found = files.read_json(path, optional={"fold": (str, type(None))}).get("fold")
+    try:
+        return None if found is None else flag_types.fold(found)
+    except ArgumentTypeError as error:
+        raise UserError(f"{path}: {error}; leave this run out") from None

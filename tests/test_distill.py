@@ -342,6 +342,9 @@ def test_what_can_be_no_teacher_gets_one_sentence(world, refused):
     (world / "evidence" / "record.json").write_text("{}")
     refuse(f"--teacher {world}/evidence", "evidence of a run", "name the run itself")
     config = json.loads((world / "d" / "config.json").read_text())
+    for fold in ("half", "1/0", ""):
+        with_fold(world, "d", fold)
+        refuse(f"--teacher {world}/a {world}/d", world / "d" / "config.json", "is not a fold such as 1/2")
     (world / "d" / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "sts_train"}))
     refuse(f"--teacher {world}/d", "no run of multitask.py on the tasks")
     refuse("--distill_lambda 0.5", "add --teacher")
