@@ -48,6 +48,7 @@ say is kept in their folders (`support/output_cache.py`). So a step costs what a
 """
 
 import sys
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 import numpy as np
@@ -58,9 +59,10 @@ from evaluate import score
 from model import task_loss
 from predict import data_flags, outputs_of
 from sampling import in_fold
-from support import distributed, evidence, files
+from support import distributed, evidence, files, flag_types
 from support.console import UserError
-from support.output_cache import model_digest, model_folder
+from support.output_cache import model_digest, model_folder, values_digest
+from support.training_run import use_kept_products
 from tasks import TASKS
 
 
@@ -95,14 +97,15 @@ class Teachers:
     """What the teachers say of the training examples, and the loss that it makes."""
 
     def __init__(self, args, datasets, plan, device):
-        """Args: args, the flags `teacher` (folders of runs) and `distill_lambda`; datasets, {task: {"train": DataSet}};
-        plan, of all N steps; device, of the student. Raises UserError for a folder that can be no teacher.
+        """Args: args, the flags `teacher` (folders of runs), `distill_lambda` and `out`; datasets, {task: {"train":
+        DataSet}}; plan, of all N steps; device, of the student. Raises UserError for a folder that can be no teacher.
         """
         self.weight, self.steps = args.distill_lambda, len(plan)
         examples = {name: splits["train"].examples for name, splits in datasets.items()}
         cuda = [device] if device.type == "cuda" else []
         # loading a model draws its first weights: not from the student's random numbers
         with torch.random.fork_rng(cuda), distributed.only_rank_0_warns():
+            use_kept_products(args.out)  # asked again, the teachers of a resumed run say the same to the last bit
             found = mean_outputs(args.teacher, examples, device)
         known = {name: ~np.isnan(these.labels) for name, these in examples.items()}
         self.all_known = all(rows.all() for rows in known.values())
@@ -110,6 +113,7 @@ class Teachers:
         print("the teachers on the training examples: " + ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
         self.values = {name: torch.from_numpy(values).to(device) for name, values in found.items()}
         self.digests = {f"teacher {run}": model_digest(model_folder(run)) for run in args.teacher}
+        self.digests |= {f"what the teachers say of {name}": values_digest(values) for name, values in found.items()}
 
     def loss_of(self, step, indices):
         """The loss of a step, a function (task, logits, labels) like `task_loss`. Args: indices, the examples'."""
@@ -161,4 +165,9 @@ def fold_of(run):
     if evidence.is_evidence(run):
         raise UserError(f"--teacher {run} is the evidence of a run, silent on training examples; name the run itself")
     data_flags(run)  # it has a best model, of these tasks
-    return files.read_json(Path(run) / "config.json", optional={"fold": (str, type(None))}).get("fold")
+    path = Path(run) / "config.json"
+    found = files.read_json(path, optional={"fold": (str, type(None))}).get("fold")
+    try:
+        return None if found is None else flag_types.fold(found)
+    except ArgumentTypeError as error:
+        raise UserError(f"{path}: {error}; leave this run out") from None

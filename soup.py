@@ -26,6 +26,7 @@ from tasks import SPLITS, TASKS, DataSet
 from tokenizer import Tokenizer
 
 TRAINING_ONLY = ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range")
+TEACHING = ("teacher", "unlabelled", "distill_lambda")  # flags of `distill.py`
 
 
 def soup(folders, weights):
@@ -108,18 +109,19 @@ def make_soup(args, weights, scores, examples, device):
 
 
 def write_records(args, members, metrics):
-    """Writes `config.json` and `metrics.jsonl` of a soup's run. It says of itself that it took 0 epochs.
+    """Writes `config.json` and `metrics.jsonl` of a soup's run: the flags of its first member, but for 0 epochs.
 
-    So `--resume` leaves it as it is. Args: members, of `make_soup`; metrics, its dev metrics by task.
+    So `--resume` leaves it as it is, and asks no teachers. Args: members, of `make_soup`; metrics, its dev metrics by
+    task.
     """
     configs = [files.read_json(Path(run) / "config.json") for run in args.runs]
     notes = {"score": dev_score(metrics), "soup": {args.runs[i]: weight for i, weight in members.items()}}
     run_folder.append_metrics(args.out, kind="dev", step=0, epoch=0, **metrics, **notes)
-    own = {
-        f"{task}_{split}_out": f"predictions/{task}-{split}-output.csv" for task in TASKS for split in ("dev", "test")
-    }
-    if len({config.get("fold") for config in configs}) > 1:
+    first, *others = (configs[i] for i in members)
+    own = {name: value for name, value in first.items() if name not in TEACHING}
+    if any(config.get("fold") != first.get("fold") for config in others):
         own["fold"] = None  # together they have seen every example
-    if args.data:
-        own |= {"data": args.data, "max_examples": None} | {f"{t}_{split}": None for t in TASKS for split in SPLITS}
-    files.write_json(Path(args.out) / "config.json", configs[0] | own | {"out": args.out, "epochs": 0})
+    sources = ("data", "max_examples", *(f"{task}_{split}" for task in TASKS for split in SPLITS))
+    scored_on = dict.fromkeys(sources) | {"data": args.data} if args.data else {n: configs[0][n] for n in sources}
+    written = {f"{t}_{s}_out": f"predictions/{t}-{s}-output.csv" for t in TASKS for s in ("dev", "test")}
+    files.write_json(Path(args.out) / "config.json", own | scored_on | written | {"out": args.out, "epochs": 0})

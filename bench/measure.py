@@ -1,7 +1,9 @@
-"""How `bench/gpu.py` measures: the setting, times with and without the host, tables that print as they go."""
+"""How `bench/gpu.py` measures: the setting, times with and without the host, tables that print as they go; memory."""
 
 import contextlib
+import resource
 import statistics
+import sys
 import time
 import traceback
 from typing import NamedTuple
@@ -89,3 +91,8 @@ def rates(setting):
     n = 8192 if large else 256
     a = torch.randn(n, n, device=setting.device, dtype=setting.dtype)
     return bandwidth, 2 * n**3 / milliseconds(lambda: a @ a, setting)
+
+
+def largest_memory():
+    """The most memory that this process has ever had, in MB. Linux counts it in KB, macOS in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

@@ -20,7 +20,6 @@ its own. `make bench` installs the opponents; nothing else needs them.
 
 import functools
 import multiprocessing
-import resource
 import statistics
 import time
 from argparse import Namespace
@@ -31,6 +30,7 @@ from torch import nn
 
 import kernels
 from adamw import AdamW
+from bench.measure import largest_memory
 from bert import Bert
 from kernels.cpu.libraries import choice, processor
 from model import MultitaskBert, task_loss
@@ -217,7 +217,7 @@ def peak_memory(args, task, side, queue):
     batches = batches_of(runner, args.batch_size)
     for i in range(20):
         runner.train(batches[i % len(batches)])
-    queue.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    queue.put(largest_memory())
 
 
 def in_own_process(args, task, side):

@@ -109,14 +109,19 @@ def main(argv=None):
     if any(path.exists() for path in paths.values()):
         raise UserError(f"{args.out} holds unlabelled examples already, perhaps of a student; choose another --out")
     folder = find_model(args.bert)
-    model, tokenizer = SentenceEncoder(Bert.load(folder), "mean").to(choose_device(args)), Tokenizer(folder)
+    bert = Bert.load(folder)
+    model = SentenceEncoder(bert, "mean").to(choose_device(args))
+    tokenizer = Tokenizer(folder, bert.config.max_position_embeddings, bert.config.vocab_size)
 
     def embed(sentences):
         h = embeddings(model, tokenizer, sentences, MAX_TOKENS)
         return h / np.linalg.norm(h, axis=1, keepdims=True)
 
+    new = {}  # all of it, before any is written: a damaged task file leaves no part of it behind
+    for task in paths:
+        new[task] = more(args.data, task, embed, args.neighbours, np.random.default_rng(args.seed))
     for task, path in paths.items():
-        found = more(args.data, task, embed, args.neighbours, np.random.default_rng(args.seed))
+        found = new[task]
         print(f"{path}: {len(found)} lines" if found else f"nothing new for {task.name}")
         if not found:
             continue

@@ -1,11 +1,14 @@
 """What a run's best model says of dev and test, and as a teacher of train, computed once and kept in the run.
 
-    RUN/outputs/TASK-SPLIT.safetensors     "values": float32, (n, classes) or (n,), as `evaluate.model_outputs` gives
-    them
+    RUN/outputs/TASK-SPLIT-EXAMPLES.safetensors     "values": float32, (n, classes) or (n,), as
+    `evaluate.model_outputs` gives them
+
+EXAMPLES is a digest of the examples. So what a teacher says to one student stays when it speaks of other examples to
+another. Of each task and split the newest four files are kept.
 
 The metadata of such a file name what the values came from, a digest of the model's files and one of the examples, and
-hold a digest of the values. If any of the three does not fit, they are computed again: after more training, with other
-data, or where the file is damaged.
+hold a digest of the values. If any of the three does not fit, they are computed again: after more training, or where
+the file is damaged.
 """
 
 import contextlib
@@ -18,6 +21,8 @@ import torch
 from support import distributed, run_folder
 from support.console import UserError
 from support.safetensors import open_safetensors, write_safetensors
+
+KEPT = 4  # files of a task and split
 
 
 def model_folder(run):
@@ -35,12 +40,12 @@ def model_folder(run):
 def cached_outputs(run, split, data, compute):
     """What a run's best model says of a split: {task: values}.
 
-    Args: data, {task: a text that changes with the examples}; compute, a function from a list of tasks to {task:
-    values}, called once, for the tasks whose values are not kept. It does not matter which device kept values came
+    Args: data, {task: a digest of the examples}; compute, a function from a list of tasks to {task: values}, called
+    once, for the tasks whose values are not kept. It does not matter which device kept values came
     from: a GPU, which computes in bfloat16, says the same to about 3 digits.
     """
     digest = model_digest(model_folder(run))
-    paths = {name: Path(run) / "outputs" / f"{name}-{split}.safetensors" for name in data}
+    paths = {name: Path(run) / "outputs" / f"{name}-{split}-{text}.safetensors" for name, text in data.items()}
     origins = {name: {"model": digest, "data": text} for name, text in data.items()}
     found = {name: _read_values(path, origins[name]) for name, path in paths.items()}
     missing = [name for name, values in found.items() if values is None]
@@ -48,12 +53,20 @@ def cached_outputs(run, split, data, compute):
         found[name] = values
         if distributed.rank() > 0:  # all processes have computed it, one writes
             continue
-        metadata = origins[name] | {"values": _sha256(values)}
+        metadata = origins[name] | {"values": values_digest(values)}
         try:
             write_safetensors(paths[name], {"values": torch.from_numpy(values)}, metadata)
+            _leave_newest(paths[name], f"{name}-{split}*.safetensors")
         except OSError as error:  # somebody else's run, a full disk: slower the next time, no reason to stop
             print(f"{paths[name]} cannot be kept for the next time: {error.strerror}", file=sys.stderr)
     return found
+
+
+def _leave_newest(path, pattern):
+    """Deletes the oldest of the files beside `path` that fit the pattern, but for KEPT of them, `path` included."""
+    others = sorted(set(path.parent.glob(pattern)) - {path}, key=lambda other: other.stat().st_mtime_ns, reverse=True)
+    for old in others[KEPT - 1 :]:
+        old.unlink(missing_ok=True)
 
 
 def _read_values(path, origin):
@@ -61,12 +74,13 @@ def _read_values(path, origin):
     with contextlib.suppress(UserError, OSError, KeyError, TypeError):
         tensors, metadata = open_safetensors(path)
         values = tensors["values"].numpy().copy()
-        if metadata == origin | {"values": _sha256(values)}:
+        if metadata == origin | {"values": values_digest(values)}:
             return values
     return None
 
 
-def _sha256(array):
+def values_digest(array):
+    """A text that changes with any bit, the shape and the type of a NumPy array."""
     return hashlib.sha256(repr((array.dtype, array.shape)).encode() + array.tobytes()).hexdigest()
 
 

@@ -110,7 +110,8 @@ def read_metrics(folder):
     with open_regular(path) as file:
         while raw := file.readline(LONGEST_LINE):
             try:
-                line = parse_json(raw.decode(), path, {"kind": str, "step": int}, {"epoch": int, "soup": dict})
+                optional = {"epoch": int, "soup": dict, "products": dict}
+                line = parse_json(raw.decode(), path, {"kind": str, "step": int}, optional)
                 numbers = [value for name, value in line.items() if name not in ("kind", "soup", "products")]
                 if not all(type(value) in (int, float) for value in numbers):
                     raise UserError("a value is not a number")

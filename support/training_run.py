@@ -57,8 +57,11 @@ class TrainingRun:
         if self.position["step"] == 0 and len(self.plan) and self._lost_its_state():
             what = f"{self.folder} has trained, and its last/ is gone"
             raise UserError(f"{what}; --eval_only scores it again, another --out trains anew")
-        if self.position["data"] != data:
-            what = "training data or the teachers" if getattr(self.args, "teacher", None) else "training data"
+        if (kept := self.position["data"]) != data:
+            what = "training data"
+            if getattr(self.args, "teacher", None):
+                changed = ", ".join(name for name in data if kept.get(name) != data[name])
+                what = f"training data or the teachers ({changed})"
             raise UserError(f"the {what} are not what {self.folder} was started with; choose another --out")
         libraries.use(self.position["products"])  # whose last bits a resumed run must repeat
         done = self.position["step"]
@@ -181,6 +184,12 @@ class TrainingRun:
         if step == 1:
             return "no weight has moved yet, so look at the data, the weights of --bert and the flags of methods"
         return f"start again with a lower {self.rate_flags} and another --out"
+
+
+def use_kept_products(folder):
+    """Takes over the product libraries of the run in a folder, for what is computed before a `TrainingRun` does it."""
+    for line in run_folder.read_metrics(folder):
+        libraries.use(line.get("products", {}))
 
 
 class Interrupt:

@@ -13,7 +13,6 @@ import contextlib
 import io
 import json
 import random
-import resource
 import sys
 import tempfile
 import time
@@ -23,6 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from bench.measure import largest_memory
 from bert import BertConfig
 from sampling import SAMPLINGS
 from smart import PRESETS
@@ -210,11 +210,6 @@ def targets(folder):
 
 
 SHARES = {"safetensors": 5, "task files": 4, "flags": 2, "JSON": 3}  # the others: 1
-
-
-def largest_memory():
-    """The most memory that this process has ever had, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1000 if sys.platform == "linux" else 1e6)
 
 
 def fuzz(inputs, seed=0, seconds=None):

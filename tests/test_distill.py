@@ -13,6 +13,7 @@ import torch
 import distill
 import multitask
 from evaluate import model_outputs
+from kernels.cpu import libraries
 from model import MultitaskBert, task_loss
 from sampling import in_fold
 from support import flags as flags_of_run
@@ -134,7 +135,7 @@ def asked(folder, runs, weight="annealed", steps=3):
     args = flags_of_run.parse_multitask(["--data", str(folder / "data"), "--out", str(folder / "none")], *TABLES)
     examples = {name: of["train"].sample(10) for name, of in load_examples(args, ("train",)).items()}
     datasets = {name: {"train": SimpleNamespace(examples=of)} for name, of in examples.items()}
-    args = SimpleNamespace(teacher=[folder / run for run in runs], distill_lambda=weight)
+    args = SimpleNamespace(teacher=[folder / run for run in runs], distill_lambda=weight, out=folder / "none")
     return distill.Teachers(args, datasets, range(steps), torch.device("cpu")), examples
 
 
@@ -314,17 +315,40 @@ def test_examples_without_a_label_are_learnt_from_the_teachers_even_at_lambda_1(
         assert torch.allclose(teachers.loss_of(1, [3, 20])(task, logits, labels), expected, atol=1e-6)
 
 
-def test_a_resumed_run_needs_the_teachers_that_it_began_with(world, monkeypatch, refused):
+def stopped(world, monkeypatch):
+    """A student of a and b, stopped after two steps; the flags that go on with it."""
     out = ["--out", str(world / "student")]
     with monkeypatch.context() as patch:
         patch.setattr(tiny.training_run, "Interrupt", tiny.StopAfter(2))
         with pytest.raises(SystemExit):
             multitask.main(command(world, f"--teacher {world}/a {world}/b") + out)
-    refused(multitask.main, [*out, "--resume", "--teacher", world / "a"], "was started with --teacher")
+    return [*out, "--resume"]
+
+
+def test_a_resumed_run_needs_the_teachers_that_it_began_with(world, monkeypatch, refused):
+    resume = stopped(world, monkeypatch)
+    refused(multitask.main, [*resume, "--teacher", world / "a"], "was started with --teacher")
     shutil.rmtree(world / "b")
-    refused(multitask.main, [*out, "--resume"], world / "b", "holds no run")
+    refused(multitask.main, resume, world / "b", "holds no run")
     shutil.copytree(world / "a", world / "b")
-    refused(multitask.main, [*out, "--resume"], "the training data or the teachers are not what")
+    refused(multitask.main, resume, "the training data or the teachers (", f"teacher {world}/b, what")
+
+
+def test_a_resumed_run_is_told_where_its_teachers_say_something_else(world, monkeypatch, refused):
+    resume = stopped(world, monkeypatch)
+    said = distill.mean_outputs
+    monkeypatch.setattr(distill, "mean_outputs", lambda *args: {n: v + (n == "para") for n, v in said(*args).items()})
+    refused(multitask.main, resume, "the teachers (what the teachers say of para) are not what", "another --out")
+
+
+def test_the_teachers_of_a_resumed_run_are_asked_with_the_libraries_that_it_began_with(world, monkeypatch):
+    resume, began = stopped(world, monkeypatch), libraries.choice()
+    monkeypatch.setattr(libraries, "choose", lambda path: None)
+    monkeypatch.setattr(libraries, "_choice", {n: "onednn" if of == "mkl" else "mkl" for n, of in began.items()})
+    seen, said = [], distill.mean_outputs
+    monkeypatch.setattr(distill, "mean_outputs", lambda *args: seen.append(libraries.choice()) or said(*args))
+    multitask.main(resume)
+    assert seen == [began]
 
 
 def test_what_can_be_no_teacher_gets_one_sentence(world, refused):
@@ -342,6 +366,9 @@ def test_what_can_be_no_teacher_gets_one_sentence(world, refused):
     (world / "evidence" / "record.json").write_text("{}")
     refuse(f"--teacher {world}/evidence", "evidence of a run", "name the run itself")
     config = json.loads((world / "d" / "config.json").read_text())
+    for fold in ("half", "1/0", ""):
+        with_fold(world, "d", fold)
+        refuse(f"--teacher {world}/a {world}/d", world / "d" / "config.json", "is not a fold such as 1/2")
     (world / "d" / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "sts_train"}))
     refuse(f"--teacher {world}/d", "no run of multitask.py on the tasks")
     refuse("--distill_lambda 0.5", "add --teacher")

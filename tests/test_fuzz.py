@@ -1,6 +1,11 @@
 """A small share of `make fuzz`."""
 
+from types import SimpleNamespace
+
+import pytest
 from fuzz import fuzz
+
+from bench import measure
 
 
 def test_two_thousand_damaged_inputs_bring_nothing_but_sentences():
@@ -14,3 +19,10 @@ def test_a_reader_that_fails_otherwise_is_found(monkeypatch):
     counts, findings = fuzz(50, seed=0)
     assert counts["multitask.json"] == len(findings) > 0
     assert findings[0][1].startswith("ZeroDivisionError")
+
+
+@pytest.mark.parametrize(("platform", "said"), [("linux", 3 * 2**10), ("darwin", 3 * 2**20)])
+def test_the_largest_memory_is_in_megabytes_on_every_system(monkeypatch, platform, said):
+    monkeypatch.setattr(measure.resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=said))
+    monkeypatch.setattr(measure.sys, "platform", platform)
+    assert measure.largest_memory() == 3

@@ -88,3 +88,21 @@ def test_a_folder_without_task_files_gets_one_sentence(tmp_path, tiny_encoder):
     done = tiny.run("data/more.py", "--data", tmp_path, "--bert", tiny_encoder, "--out", tmp_path / "out")
     tiny.assert_refused(done, "does not exist")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_file_of_the_last_task_leaves_nothing_behind(tmp_path, tiny_encoder):
+    data = tiny.task_files(tmp_path / "data", n=6)
+    data_path(data, list(TASKS.values())[-1], "dev").write_text("no task file")
+    done = tiny.run("data/more.py", "--data", data, "--bert", tiny_encoder, "--out", tmp_path / "out")
+    tiny.assert_refused(done, "has no column")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sentence_longer_than_the_encoder_can_take_is_cut(tmp_path):
+    data = tiny.task_files(tmp_path / "data", n=6)
+    path = data_path(data, TASKS["sts"], "train")
+    path.write_text(path.read_text().replace(" ", " film" * 60 + " ", 1))
+    encoder = tiny.folder(tmp_path / "encoder", max_position_embeddings=32)
+    done = tiny.run("data/more.py", "--data", data, "--bert", encoder, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert data_path(tmp_path / "out", TASKS["sts"], "unlabelled").exists()

@@ -128,20 +128,19 @@ def test_a_run_killed_at_any_instant_resumes_to_the_same_weights(finished, tmp_p
     """`make soak` does this twenty times with MiniLM."""
     out, flags, _ = finished
     command = [sys.executable, ROOT / "multitask.py", *map(str, flags), "--out", tmp_path / "run", "--save_every", "2"]
-    rng = np.random.default_rng(0)
-    kills = 0
-    while kills < 6:
+    rng, metrics = np.random.default_rng(0), tmp_path / "run" / "metrics.jsonl"
+    version = lambda: metrics.stat().st_ino if metrics.exists() else None  # noqa: E731
+    for _ in range(3):
+        before = version()
         process = subprocess.Popen(
             [*command, "--resume"], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        state = tmp_path / "run" / "metrics.jsonl"
-        while not state.exists() and process.poll() is None:  # imports are over: from here on it trains and writes
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.4))
+        while version() == before and process.poll() is None:  # its first step replaces the file: now it trains
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.3))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        kills += 1
     done = run("multitask.py", *flags, "--out", tmp_path / "run", "--resume")
     assert done.returncode == 0, done.stderr
     assert_same_end(out, tmp_path / "run")

@@ -1,5 +1,7 @@
 """Kept outputs: computed once, again where anything they came from has changed, and never needed."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -15,7 +17,7 @@ def world(tmp_path):
         def __init__(self):
             self.run, self.asked = tmp_path / "run", []
             self.values = {"sst": np.eye(5, dtype=np.float32), "sts": np.float32([1.5, -2, 0])}
-            self.data = {"sst": "digest a", "sts": "digest b"}
+            self.data = {"sst": "a", "sts": "b"}
 
         def outputs(self, **data):
             return cached_outputs(self.run, "dev", self.data | data, self.compute)
@@ -44,23 +46,33 @@ def test_outputs_are_computed_once(world):
 
 def test_only_what_has_changed_is_computed_again(world):
     world.outputs()
-    world.outputs(sts="digest c")
+    world.outputs(sts="c")
     assert world.asked[1:] == [["sts"]]
     for name in ("model.safetensors", "heads.safetensors", "tokenizer.json", "multitask.json", "config.json"):
         file = world.run / "best" / name
         file.write_bytes(file.read_bytes() + b"!")
         world.asked.clear()
-        world.outputs(sts="digest c")
+        world.outputs(sts="c")
         assert world.asked == [["sst", "sts"]]
     (world.run / "best" / "pals.safetensors").write_bytes(b"new")
-    world.outputs(sts="digest c")
-    world.outputs(sts="digest c")
+    world.outputs(sts="c")
+    world.outputs(sts="c")
     assert len(world.asked) == 2
+
+
+def test_other_examples_leave_what_was_kept_and_the_oldest_of_many_goes(world):
+    folder = world.run / "outputs"
+    for i, digest in enumerate("bcdebcdefcdef"):
+        world.outputs(sts=digest)
+        os.utime(folder / f"sts-dev-{digest}.safetensors", (i, i))
+    assert len(world.asked) == 5
+    assert {path.name for path in folder.glob("sts-*")} == {f"sts-dev-{digest}.safetensors" for digest in "cdef"}
+    assert {path.name for path in folder.glob("sst-*")} == {"sst-dev-a.safetensors"}
 
 
 def test_a_damaged_file_is_written_again(world):
     world.outputs()
-    path = world.run / "outputs" / "sst-dev.safetensors"
+    path = world.run / "outputs" / "sst-dev-a.safetensors"
     whole = path.read_bytes()
     for damaged in (whole[:-1], whole[:20], b"", whole[:-1] + bytes([whole[-1] ^ 1]), b"\xff" * 300):
         path.write_bytes(damaged)

@@ -1,6 +1,8 @@
 """Soups against the mean of their ingredients' tensors, greedy soups against the recipe, and soups as runs."""
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ import multitask
 import predict
 from model import MultitaskBert
 from predict import examples_of
-from soup import choose_soup, dev_score_of, soup
+from soup import choose_soup, dev_score_of, soup, write_records
 from support.safetensors import read_safetensors, write_safetensors
 from tasks import TASKS
 
@@ -100,6 +102,23 @@ def test_a_greedy_soup_keeps_what_does_not_hurt_it(trained, monkeypatch):
     assert of(kept) >= max(scores)
     # an ingredient that changes nothing is kept: at least as good is good enough
     assert choose_soup([folders[0]] * 3, weights, [scores[0]] * 3, dev, CPU) == [0, 1, 2]
+
+
+def test_the_run_of_a_greedy_soup_has_the_flags_of_its_first_member_and_no_teachers(copied):
+    own = {"a": {"fold": "1/2", "max_examples": 30}}
+    own |= {"b": {"teacher": ["gone"], "unlabelled": "gone", "distill_lambda": 0.5}}
+    for name, more in own.items():
+        config = copied / name / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | more))
+    args = SimpleNamespace(runs=[str(copied / name) for name in "abc"], out=str(copied / "soup"), data=None)
+    (copied / "soup").mkdir()
+    write_records(args, {1: 1.0, 2: 1.0}, dict.fromkeys(TASKS, 0.5))
+    of = lambda name: json.loads((copied / name / "config.json").read_text())  # noqa: E731
+    found, first = of("soup"), {name: value for name, value in of("b").items() if name not in own["b"]}
+    assert found == first | {"out": args.out, "epochs": 0, "max_examples": 30}  # scored on the data of the first run
+    assert (found["fold"], found["lr"]) == (None, 2e-3)
+    shutil.copytree(copied / "b" / "best", copied / "soup" / "best")
+    multitask.main(["--resume", "--out", args.out])
 
 
 def test_soups_of_different_models_are_refused(copied, refused):
