@@ -117,11 +117,10 @@ def main(argv=None):
         h = embeddings(model, tokenizer, sentences, MAX_TOKENS)
         return h / np.linalg.norm(h, axis=1, keepdims=True)
 
-    new = {}  # all of it, before any is written: a damaged task file leaves no part of it behind
-    for task in paths:
-        new[task] = more(args.data, task, embed, args.neighbours, np.random.default_rng(args.seed))
-    for task, path in paths.items():
-        found = new[task]
+    # all of it, before any is written: a damaged task file leaves no part of it behind
+    new = {task: more(args.data, task, embed, args.neighbours, np.random.default_rng(args.seed)) for task in paths}
+    for task, found in new.items():
+        path = paths[task]
         print(f"{path}: {len(found)} lines" if found else f"nothing new for {task.name}")
         if not found:
             continue

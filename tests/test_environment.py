@@ -41,9 +41,13 @@ def test_an_environment_without_pip_is_made_anew(monkeypatch, tmp_path):
     folder = tmp_path / "venv"
     (folder / "bin").mkdir(parents=True)
     (folder / "bin" / "python").symlink_to(sys.executable)
-    monkeypatch.setattr(environment, "install", lambda python, what: None)
+    commands = []
+    done = environment.subprocess.CompletedProcess([], 0)
+    monkeypatch.setattr(environment.subprocess, "run", lambda command, **_: commands.append(command[1:3]) or done)
     environment.make_environment(str(folder))
-    assert (folder / "bin" / "pip").exists()
+    (folder / "bin" / "pip").touch()
+    environment.make_environment(str(folder))
+    assert commands == [["-m", "venv"], ["-m", "pip"], ["-m", "pip"]]
 
 
 def test_no_network_is_one_sentence(monkeypatch, stopped):
