@@ -344,7 +344,9 @@ def test_a_resumed_run_is_told_where_its_teachers_say_something_else(world, monk
 def test_the_teachers_of_a_resumed_run_are_asked_with_the_libraries_that_it_began_with(world, monkeypatch):
     resume, began = stopped(world, monkeypatch), libraries.choice()
     monkeypatch.setattr(libraries, "choose", lambda path: None)
-    monkeypatch.setattr(libraries, "_choice", {n: "onednn" if of == "mkl" else "mkl" for n, of in began.items()})
+    monkeypatch.setattr(
+        libraries, "_choice", {n: libraries.WAYS[n][of == libraries.WAYS[n][0]] for n, of in began.items()}
+    )
     seen, said = [], distill.mean_outputs
     monkeypatch.setattr(distill, "mean_outputs", lambda *args: seen.append(libraries.choice()) or said(*args))
     multitask.main(resume)

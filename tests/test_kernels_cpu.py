@@ -117,9 +117,9 @@ def test_cls_attention_s_gradient_is_that_of_finite_differences_with_dropout_on(
 
 @pytest.fixture
 def library_of_all():
-    """`library_of_all(name)`: this library takes all products until the test ends."""
+    """`library_of_all(name, gelu)`: this library takes all products until the test ends, GELU is fused or apart."""
     before = libraries.choice()
-    yield lambda library: libraries.use(dict.fromkeys(libraries.PRODUCTS, library))
+    yield lambda library, gelu="fused": libraries.use(dict.fromkeys(libraries.PRODUCTS, library) | {"gelu": gelu})
     libraries.use(before)
 
 
@@ -142,7 +142,10 @@ def test_linear_is_the_product_and_its_gradients(shape, product, library, librar
         assert torch.allclose(ours.grad.double(), theirs.grad, rtol=1e-4, atol=1e-3)
 
 
-def test_a_product_and_its_gelu_are_one_call_outside_training_and_the_same_as_two():
+@pytest.mark.parametrize("gelu", libraries.WAYS["gelu"])
+@pytest.mark.parametrize("library", libraries.LIBRARIES)
+def test_a_product_and_its_gelu_are_the_same_in_one_call_as_in_two(library, gelu, library_of_all):
+    library_of_all(library, gelu)
     torch.manual_seed(0)
     x, w, b = torch.randn(33, 384), torch.randn(70, 384) / 20, torch.randn(70)
     z = F.linear(x.double(), w.double(), b.double())
@@ -153,9 +156,9 @@ def test_a_product_and_its_gelu_are_one_call_outside_training_and_the_same_as_tw
 
 
 @pytest.mark.parametrize("width", [100, 768, 1536, 2000])  # those above PART go in parts
-@pytest.mark.parametrize("library", libraries.LIBRARIES)
-def test_feed_forward_is_the_formula_in_training_and_outside(width, library, library_of_all):
-    library_of_all(library)
+@pytest.mark.parametrize(("library", "gelu"), [("mkl", "apart"), ("onednn", "apart"), ("onednn", "fused")])
+def test_feed_forward_is_the_formula_in_training_and_outside(width, library, gelu, library_of_all):
+    library_of_all(library, gelu)
     torch.manual_seed(0)
     x, up, bias, down = torch.randn(33, 60), torch.randn(width, 60) / 8, torch.randn(width), torch.randn(60, width) / 8
     z = x.double() @ up.double().T + bias.double()

@@ -1,16 +1,20 @@
 """Which of two libraries multiplies two float32 matrices on this processor: measured, not guessed.
 
 PyTorch on x86 ships Intel's MKL, which it uses for float32, and oneDNN, which it uses for bfloat16. Which one is faster
-depends on the processor, and on which of a linear layer's three products it is (y = x Wᵀ; dx = dy W; dW = dyᵀ x), wide
-(out >= in) or narrow. On one AMD processor without AVX-512, in GFLOP/s of one core:
+depends on the processor, on the matrices' size, and on which of a linear layer's three products it is (y = x Wᵀ;
+dx = dy W; dW = dyᵀ x). On one AMD processor without AVX-512, in GFLOP/s of one core:
 
     forward    MKL 119 to 140    oneDNN 123 to 141
     dx         MKL 128 to 144    oneDNN 104 to 138
     dw         MKL 131 to 139    oneDNN  87 to 116
 
-and on another with AVX-512 oneDNN's forward products have twice MKL's rate. So `choose` times all six once, in about
-0.1 s. The choice changes the last bits of a product. It is therefore kept: by processor in a file, so that the next run
-rounds as this one does, and in each run's state, so that a resumed run goes on with it.
+On another with AVX-512 oneDNN's forward products have twice MKL's rate; held to AVX2, that one takes dx of 3,072 to 768
+at 216 (MKL) or 136, and of 384 to 1,536 at 207 or 244. So `choose` times the products of a feed-forward layer, of
+MiniLM's size and of BERT-base's, once, in 0.4 s. oneDNN can also apply GELU within a product, which pays with AVX-512
+and costs a tenth without: measured, too.
+
+The choice changes the last bits of a product. It is therefore kept: by processor in a file, so that the next run rounds
+as this one does, and in each run's state, so that a resumed run goes on with it.
 """
 
 import contextlib
@@ -23,8 +27,11 @@ import time
 import torch
 import torch.nn.functional as F
 
-PRODUCTS = tuple(f"{kind} {width}" for kind in ("forward", "dx", "dw") for width in ("wide", "narrow"))
+SIZES = {f"{size_in} to {out}": (size_in, out) for H in (384, 768) for size_in, out in ((H, 4 * H), (4 * H, H))}
+PRODUCTS = tuple(f"{kind} {size}" for kind in ("forward", "dx", "dw") for size in SIZES)
 LIBRARIES = ("mkl", "onednn")
+# the ways to choose from; the first one is in every PyTorch
+WAYS = {**dict.fromkeys(PRODUCTS, LIBRARIES), "gelu": ("apart", "fused")}
 AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 WORTH = 1.05  # the other library must be this much faster than the usual one
 # oneDNN keeps code and scratch memory for each shape that it met, up to 1,024, and T changes with every batch: without
@@ -44,27 +51,34 @@ def processor():
 
 
 def usual():
-    """The choice where nothing was measured: MKL on Intel's processors, oneDNN on others but for wide `dw`.
+    """The choice where nothing was measured: MKL on Intel's processors, oneDNN on others but for `dw` of wide layers.
 
     A first guess, which `choose` corrects: on the AMD processor of the table above MKL wins some of the others, too.
     """
     mkl = not AVAILABLE or "intel" in processor()[0].lower()
-    return {name: "mkl" if mkl or name == "dw wide" else "onednn" for name in PRODUCTS}
+    wide = [f"dw {size}" for size, (size_in, out) in SIZES.items() if out >= size_in]
+    return {name: ways[0 if mkl or name in wide else 1] for name, ways in WAYS.items()}
 
 
 _choice = usual()
 
 
 def choice():
-    """{product: library}, as it is in use."""
+    """{product: library, "gelu": "fused" or "apart"}, as it is in use."""
     return dict(_choice)
 
 
 def use(wanted):
     """Takes over a `choice` that was kept, as far as this PyTorch has its libraries."""
-    for name in PRODUCTS:
-        if wanted.get(name) in LIBRARIES and (AVAILABLE or wanted[name] == "mkl"):
+    for name, ways in WAYS.items():
+        if wanted.get(name) in (ways if AVAILABLE else ways[:1]):
             _choice[name] = wanted[name]
+
+
+def library(kind, size_in, out):
+    """The library of a product with W (out, in): that of the measured product which it resembles most."""
+    H = 384 if min(size_in, out) < 576 else 768
+    return _choice[f"{kind} {H} to {4 * H}" if out >= size_in else f"{kind} {4 * H} to {H}"]
 
 
 def multiply(kind, a, b, bias=None):
@@ -72,9 +86,16 @@ def multiply(kind, a, b, bias=None):
     (out, in). float32 or bfloat16, contiguous. bfloat16 is oneDNN's either way: for wide `dw` `torch.mm` calls it.
     """
     out, size_in = b.shape if kind != "dw" else (a.shape[1], b.shape[1])
-    width = "wide" if out >= size_in else "narrow"
-    mkl = _choice[f"{kind} {width}"] == "mkl" if a.dtype == torch.float32 else (kind, width) == ("dw", "wide")
+    wide_dw = kind == "dw" and out >= size_in
+    mkl = library(kind, size_in, out) == "mkl" if a.dtype == torch.float32 else wide_dw
     return _by_mkl(kind, a, b, bias) if mkl else _by_onednn(kind, a, b, bias)
+
+
+def multiply_gelu(x, weight, bias):
+    """x (T, in), W (out, in), bias (out,) -> GELU(x Wᵀ + b), (T, out), float32, where no gradient is asked for."""
+    if _choice["gelu"] == "fused" and library("forward", weight.shape[1], weight.shape[0]) == "onednn":
+        return onednn(x, weight, bias, "gelu")
+    return F.gelu(multiply("forward", x, weight, bias))
 
 
 def _by_mkl(kind, a, b, bias=None):
@@ -106,7 +127,7 @@ def choose(path):
     with contextlib.suppress(OSError, ValueError):
         kept = json.loads(path.read_text(encoding="utf-8"))
     kept = kept if isinstance(kept, dict) else {}
-    if not isinstance(kept.get(key), dict):
+    if not isinstance(kept.get(key), dict) or kept[key].keys() != WAYS.keys():
         kept[key] = measure()
         with contextlib.suppress(OSError):  # measured again the next time
             aside = path.with_name(f"{path.name}.{os.getpid()}")
@@ -115,22 +136,29 @@ def choose(path):
     use(kept[key])
 
 
+def _two_ways(name, T):
+    """The two ways of `WAYS` as functions without arguments. T, the rows of x."""
+    kind, _, size = name.partition(" ")
+    size_in, out = SIZES[size or "384 to 1536"]
+    x, dy, weight, bias = torch.ones(T, size_in), torch.ones(T, out), torch.ones(out, size_in), torch.ones(out)
+    if kind == "gelu":
+        return lambda: F.gelu(onednn(x, weight, bias)), lambda: onednn(x, weight, bias, "gelu")
+    a, b = {"forward": (x, weight), "dx": (dy, weight), "dw": (dy, x)}[kind]
+    return lambda: _by_mkl(kind, a, b), lambda: _by_onednn(kind, a, b)
+
+
 @torch.no_grad()
-def measure(T=256, rounds=4):
-    """{product: the faster library}, or the usual one where that is not clearly slower."""
+def measure(T=256, rounds=3):
+    """{product: the faster library, "gelu": the faster way}, or the usual one where that is not clearly slower."""
     found = usual()
-    for name in PRODUCTS:
-        kind, width = name.split()
-        size_in, out = (384, 1536) if width == "wide" else (1536, 384)
-        x, dy, weight = torch.ones(T, size_in), torch.ones(T, out), torch.ones(out, size_in)
-        a, b = {"forward": (x, weight), "dx": (dy, weight), "dw": (dy, x)}[kind]
-        times = dict.fromkeys(LIBRARIES, float("inf"))
+    for name, ways in WAYS.items():
+        calls, times = _two_ways(name, T), dict.fromkeys(ways, float("inf"))
         for _ in range(rounds):
-            for library, product in zip(LIBRARIES, (_by_mkl, _by_onednn), strict=True):
+            for way, call in zip(ways, calls, strict=True):
                 start = time.perf_counter()
-                product(kind, a, b)
-                times[library] = min(times[library], time.perf_counter() - start)
-        other = LIBRARIES[found[name] == "mkl"]
+                call()
+                times[way] = min(times[way], time.perf_counter() - start)
+        other = ways[found[name] == ways[0]]
         if times[other] * WORTH < times[found[name]]:
             found[name] = other
     return found

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from kernels.cpu import libraries
-from kernels.cpu.libraries import multiply, onednn
+from kernels.cpu.libraries import library, multiply, multiply_gelu, onednn
 
 # oneDNN sums a row in one go, and the rounding error of a float32 sum grows with its length. Outputs outside training,
 # which are compared with those of `transformers`, are summed in parts where a row is long (`feed_forward`).
@@ -71,15 +71,16 @@ def linear(x, weight, bias=None):
     return _Linear.apply(x, weight, bias) if _fast(x, weight) else F.linear(x, weight, bias)
 
 
-def _fused(x, weight):
-    """Whether one call does product and GELU: outside training, which needs the product for its backward pass."""
-    quiet = not torch.is_grad_enabled() and _operands == torch.float32
-    return quiet and _fast(x, weight) and libraries.choice()["forward wide"] == "onednn"
+def _outside_training(x, weight):
+    """Whether nothing needs the product before GELU: `multiply_gelu` may take both together."""
+    return not torch.is_grad_enabled() and _operands == torch.float32 and _fast(x, weight)
 
 
 def linear_gelu(x, weight, bias):
     """The CPU's form of `plain.linear_gelu`."""
-    return onednn(x.contiguous(), weight, bias, "gelu") if _fused(x, weight) else F.gelu(linear(x, weight, bias))
+    if _outside_training(x, weight):
+        return multiply_gelu(x.contiguous(), weight, bias)
+    return F.gelu(linear(x, weight, bias))
 
 
 def feed_forward(x, up, bias, down):
@@ -87,10 +88,10 @@ def feed_forward(x, up, bias, down):
 
     Outside training as a sum over parts of the F rows of `up` and columns of `down`, PART in each.
     """
-    if not _fused(x, up):
+    if not _outside_training(x, up) or library("forward", *down.shape[::-1]) == "mkl":
         return linear(linear_gelu(x, up, bias), down)
     x, y = x.contiguous(), None
     for up_part, bias_part, down_part in zip(up.split(PART), bias.split(PART), down.split(PART, 1), strict=True):
-        part = onednn(onednn(x, up_part, bias_part, "gelu"), down_part.contiguous())  # (T, H)
+        part = onednn(multiply_gelu(x, up_part, bias_part), down_part.contiguous())  # (T, H)
         y = part if y is None else y.add_(part)
     return y
