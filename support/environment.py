@@ -10,13 +10,17 @@ at the end.
 import importlib.metadata
 import os
 import re
+import shutil
 import subprocess
 import sys
+import urllib.request
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 OLDEST, NEWEST = (3, 11), (3, 14)
 # what the code runs on, where an interpreter brings packages of its own (a notebook service, say)
 MINIMUM = {"torch": (2, 8), "numpy": (2, 0), "tokenizers": (0, 20)}
+# PyTorch without CUDA: 200 MB where the packages for Linux on PyPI are gigabytes
+CPU_PACKAGES = "https://download.pytorch.org/whl/cpu"
 PIP = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
 
 
@@ -41,8 +45,22 @@ def make_environment(folder):
         if done.returncode:
             remedy = "`sudo apt install python3-venv` on Debian and Ubuntu, `make train VENV=` on Colab"
             stop(f"`python3 -m venv` does not work here; what mends that: {remedy}")
-    print("PyTorch and the other packages come now; on Linux they are gigabytes", flush=True)
-    install(python, ["-r", os.path.join(ROOT, "requirements.txt")])
+    source = without_cuda()
+    size = "500 MB" if source or not sys.platform.startswith("linux") else "gigabytes"
+    print("PyTorch and the other packages come now: " + size, flush=True)
+    install(python, ["-r", os.path.join(ROOT, "requirements.txt"), *source])
+
+
+def without_cuda():
+    """pip's flags for a PyTorch without CUDA, where Linux has no NVIDIA GPU and its source answers; else none."""
+    gpu = os.path.exists("/proc/driver/nvidia") or shutil.which("nvidia-smi")
+    if gpu or not sys.platform.startswith("linux"):
+        return []
+    try:
+        urllib.request.urlopen(CPU_PACKAGES + "/torch/", timeout=5).close()
+    except OSError:  # no network, or another source of packages: pip's own
+        return []
+    return ["--extra-index-url", CPU_PACKAGES]
 
 
 def complete_interpreter():

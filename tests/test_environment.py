@@ -1,7 +1,9 @@
 """The set-up that `make` calls: sentences where it cannot go on, and what an interpreter at hand keeps."""
 
+import http.server
 import subprocess
 import sys
+import threading
 
 import pytest
 from tiny import ROOT
@@ -44,10 +46,45 @@ def test_an_environment_without_pip_is_made_anew(monkeypatch, tmp_path):
     commands = []
     done = environment.subprocess.CompletedProcess([], 0)
     monkeypatch.setattr(environment.subprocess, "run", lambda command, **_: commands.append(command[1:3]) or done)
+    monkeypatch.setattr(environment, "without_cuda", lambda: [])
     environment.make_environment(str(folder))
     (folder / "bin" / "pip").touch()
     environment.make_environment(str(folder))
     assert commands == [["-m", "venv"], ["-m", "pip"], ["-m", "pip"]]
+
+
+@pytest.fixture
+def source_of_packages(monkeypatch):
+    """A server in place of PyTorch's source of packages."""
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200 if self.path == "/whl/cpu/torch/" else 404)
+            self.end_headers()
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/whl/cpu"
+        server.shutdown()
+
+
+def test_linux_without_a_gpu_gets_a_pytorch_without_cuda(monkeypatch, source_of_packages):
+    monkeypatch.setattr(environment.sys, "platform", "linux")
+    monkeypatch.setattr(environment.os.path, "exists", lambda path: False)
+    monkeypatch.setattr(environment.shutil, "which", lambda name: None)
+    monkeypatch.setattr(environment, "CPU_PACKAGES", source_of_packages)
+    assert environment.without_cuda() == ["--extra-index-url", source_of_packages]
+    with monkeypatch.context() as patch:
+        patch.setattr(environment.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+        assert environment.without_cuda() == []
+    with monkeypatch.context() as patch:
+        patch.setattr(environment.sys, "platform", "darwin")
+        assert environment.without_cuda() == []
+    monkeypatch.setattr(environment, "CPU_PACKAGES", source_of_packages + "/elsewhere")
+    assert environment.without_cuda() == []  # it answers with an error: pip's own source
 
 
 def test_no_network_is_one_sentence(monkeypatch, stopped):
