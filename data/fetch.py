@@ -1,14 +1,20 @@
 """Fetch the task files of the Stanford CS224N default project into data/cs224n: `make data`.
 
-    python data/fetch.py [--out DIR] [--url URL]
+    python data/fetch.py [--out DIR] [--url URL] [--quora_14k]
 
 The files come from the course's public repository, github.com/gpoesia/minbert-default-final-project, folder data/. They
 are fetched one after the other, each aside and renamed: a fetch that was cut short goes on where it stopped, and a file
 that is complete is not fetched again. A file's length must be what the server announced.
+
+`--quora_14k` makes a second folder, DIR-quora-14k, of the data that results/README.md measures on: SST and STS as they
+are, and for Quora the course's dev file alone, cut into three by h, the SHA-1 of a pair's id modulo 100: train where
+h < 70, dev where 70 <= h < 85, test (without labels) where h >= 85.
 """
 
 import argparse
+import hashlib
 import http.client
+import shutil
 import sys
 import urllib.error
 import urllib.request
@@ -16,6 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from support import files
 from support.console import Parser, UserError, command
 from tasks import SPLITS, TASKS, data_path
 
@@ -58,11 +65,29 @@ def fetch(url, path, timeout=60):
     return size
 
 
+def split_of(line):
+    """The split of Quora-14k that takes a line (bytes) of quora-dev.csv: index, id, sentences and label, with tabs."""
+    h = int(hashlib.sha1(line.split(b"\t")[1]).hexdigest(), 16) % 100
+    return "train" if h < 70 else "dev" if h < 85 else "test"
+
+
+def cut_quora(folder, aside):
+    """Writes Quora-14k into the folder aside, from quora-dev.csv in folder. Lines stay as they are, broken or not."""
+    task = TASKS["para"]
+    header, *lines = data_path(folder, task, "dev").read_bytes().splitlines(keepends=True)
+    for split in SPLITS:
+        kept = [header, *(line for line in lines if line.count(b"\t") > 1 and split_of(line) == split)]
+        if split == "test":
+            kept = [line.rpartition(b"\t")[0] + b"\n" for line in kept]
+        data_path(aside, task, split).write_bytes(b"".join(kept))
+
+
 @command
 def main(argv=None):
     parser = Parser(prog="data/fetch.py", description=__doc__.splitlines()[0], formatter_class=argparse.HelpFormatter)
     parser.add_argument("--out", default="data/cs224n", metavar="DIR")
     parser.add_argument("--url", default=URL, help="where the files are")
+    parser.add_argument("--quora_14k", action="store_true", help="make DIR-quora-14k as well, see above")
     args = parser.parse_args(argv)
     folder = Path(args.out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,6 +98,13 @@ def main(argv=None):
                 print(f"{path} is there, {path.stat().st_size:,} bytes")
             else:
                 print(f"{path} fetched, {fetch(f'{args.url}/{path.name}', path):,} bytes")
+    if args.quora_14k:
+        whole, folder = folder, Path(f"{folder.resolve()}-quora-14k")
+        if not folder.exists():
+            with files.replacing_folder(folder) as aside:
+                shutil.copytree(whole, aside, dirs_exist_ok=True)
+                cut_quora(whole, aside)
+        print(f"{folder} is made of them")
     print(f"train on them with: make train DATA={folder} OUT=runs/cs224n")
 
 

@@ -35,10 +35,11 @@ def write(args, header, lines, results, records, note=""):
     """
     if not records:
         raise UserError(f"{args.runs} has no evidence of a run; run table 1 or 2, or name another --preset")
-    base = f"{PRESETS[args.preset][0]} {args.flags} {BASE_FLAGS}".strip()
+    base = f"{PRESETS[args.preset][0]} {args.flags}".strip()
     about = [
         f"`python {args.again}`, {time.strftime('%Y-%m-%d')}.",
-        f"Runs: `multitask.py {base}`, and each row's flags in `support/rows.py`. Evidence: `{args.runs}/ROW-SEED`.",
+        f"Runs: `multitask.py {base}`, `{BASE_FLAGS}` in all rows but the plain one, and each row's flags of "
+        f"`support/rows.py`. Evidence: `{args.runs}/ROW-SEED`.",
         f"{origin(records)}.",
         "Dev set, each run's best epoch; mean ± deviation over seeds.",
         *([note] if note else []),

@@ -1,12 +1,17 @@
 """`make data` against a server on 127.0.0.1."""
 
+import hashlib
 import http.server
 import importlib.util
+import json
+import subprocess
 import threading
 
 import pytest
 import tiny
-from tiny import ROOT
+from tiny import REAL, ROOT
+
+from tasks import SPLITS, TASKS, data_path
 
 spec = importlib.util.spec_from_file_location("fetch", ROOT / "data" / "fetch.py")
 fetch = importlib.util.module_from_spec(spec)
@@ -75,3 +80,37 @@ def test_a_page_in_place_of_a_file_and_an_address_that_is_none_are_one_sentence(
         refused(fetch.main, ["--out", tmp_path / "x", "--url", url], "--url")
     (tmp_path / "file").write_text("")
     refused(fetch.main, ["--out", tmp_path / "file", "--url", server], tmp_path / "file", "a folder")
+
+
+def test_quora_14k_is_cut_from_the_dev_file_by_its_ids(server, tmp_path):
+    """The numbers are those of the program sha1sum."""
+    ids = ["0", "1", "2", "3", "4", "5"]
+    numbers = {id: int(subprocess.check_output(["sha1sum"], input=id.encode())[:40], 16) % 100 for id in ids}
+    lines = [f"{i}\t{id}\tWhat?\tWhich?\t1.0\n" for i, id in enumerate(ids)]
+    (Files.folder / "quora-dev.csv").write_text("\tid\tsentence1\tsentence2\tis_duplicate\n" + "".join(lines))
+    for _ in range(2):
+        fetch.main(["--out", str(tmp_path / "here"), "--url", server, "--quora_14k"])
+    made = tmp_path / "here-quora-14k"
+    for split, low, high in (("train", 0, 70), ("dev", 70, 85), ("test-student", 85, 100)):
+        _, *found = (made / f"quora-{split}.csv").read_text().splitlines(keepends=True)
+        expected = [line for id, line in zip(ids, lines, strict=True) if low <= numbers[id] < high]
+        assert found == [line.replace("\t1.0", "") if split == "test-student" else line for line in expected]
+    assert (made / "ids-sst-train.csv").read_bytes() == (Files.folder / "ids-sst-train.csv").read_bytes()
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="the CS224N files are not here")
+def test_quora_14k_of_the_course_is_the_data_of_the_results(tmp_path):
+    """The files' digests stand in the evidence of each run. The dev file is put together from its three parts."""
+    parts = {split: data_path(REAL, TASKS["para"], split).read_bytes().splitlines(keepends=True) for split in SPLITS}
+    parts["test"] = [line.rstrip(b"\n") + b"\t0.0\n" for line in parts["test"]]
+    (header, *lines), dev, test = parts["train"], parts["dev"][1:], parts["test"][1:]
+    whole = [header]
+    while lines or dev or test:  # mixed, each in its order
+        whole += lines[:5] + dev[:1] + test[:1]
+        del lines[:5], dev[:1], test[:1]
+    (tmp_path / "quora-dev.csv").write_bytes(b"".join(whole))
+    fetch.cut_quora(tmp_path, tmp_path)
+    digests = json.loads((ROOT / "results" / "runs" / "means-11711" / "record.json").read_text())["data"]["files"]
+    for split in SPLITS:
+        made = hashlib.sha256(data_path(tmp_path, TASKS["para"], split).read_bytes()).hexdigest()
+        assert made.startswith(digests[f"para-{split}"])

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import tiny
-from tiny import ROOT
+from tiny import REAL, ROOT
 
 from sampling import Plan
 from support.console import UserError
@@ -106,7 +106,6 @@ DIGESTS = {  # rows and fingerprints of the real files as the csv module reads t
     "sts-dev.csv": (863, "072babc161824469"),
     "sts-test-student.csv": (1725, "242cb52d4cee2bd7"),
 }
-REAL = ROOT.parent / "shared" / "data"
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real files are not here")

@@ -22,6 +22,7 @@ from tasks import SPLITS, TASKS, data_path
 from tokenizer import Tokenizer, pack
 
 ROOT = Path(__file__).parent.parent
+REAL = ROOT.parent / "shared" / "data"  # the CS224N files, where they are at hand
 WORDS = "good bad film very not dull bright story how what is the of old new cat dog runs sleeps".split()  # noqa: SIM905
 
 
