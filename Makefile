@@ -9,6 +9,7 @@ READY = $(if $(VENV),$(VENV)/ready,models/ready)
 OUT ?= runs/sample
 DATA ?= data/sample
 override DATA := $(patsubst ./%,%,$(DATA:%/=%))
+SAMPLE = $(shell [ "$(DATA)" -ef data/sample ] && echo yes)
 FLAGS ?=
 BERT ?= $(or $(wildcard models/float16),all-MiniLM-L6-v2)
 GPU ?= runs/gpu
@@ -31,7 +32,7 @@ help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9 _-]+:.*## / {printf "%-24s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 train: $(READY)  ## fine-tune MiniLM on data/sample: 2 to 4 minutes on two cores (DATA=DIR OUT=DIR FLAGS="...")
-	$(RUN) multitask.py --option finetune --use_means --data $(DATA) --out $(OUT) --resume $(if $(filter $(abspath data/sample),$(abspath $(DATA))),--epochs 3 --batch_size 16) $(FLAGS)
+	$(RUN) multitask.py --option finetune --use_means --data $(DATA) --out $(OUT) --resume $(if $(SAMPLE),--epochs 3 --batch_size 16) $(FLAGS)
 
 eval: $(READY)  ## score the trained model again and write its predictions (OUT=DIR)
 	$(RUN) multitask.py --eval_only --out $(OUT)

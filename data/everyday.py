@@ -10,17 +10,20 @@ of the question pairs are alike but for a word or two. Each line holds what is e
 or a similarity from 0 to 5 (together they are scored by Pearson's r).
 """
 
+import re
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import support.interrupt  # noqa: F401, Ctrl-C is one line from here on
+
 import numpy as np
 
 from evaluate import model_outputs, pearson, to_predictions
 from model import MultitaskBert
-from support import run_folder
-from support.console import Parser, command, table
+from support import files, run_folder
+from support.console import Parser, UserError, command, table
 from support.flags import positive
 from tasks import TASKS, DataSet, Examples
 
@@ -28,13 +31,15 @@ GOALS = {"sst": 0.80, "para": 0.85, "sts": 0.85}  # polarity, accuracy, Pearson'
 
 
 def read_list(path):
-    """{task: (what is expected, sentences, second sentences)}, lists of str."""
+    """{task: (what is expected, sentences, second sentences)}, lists of str. Raises UserError for a damaged line."""
     found = {name: ([], [], []) for name in GOALS}
-    for line in path.read_text(encoding="utf-8").splitlines()[1:]:
+    for number, line in enumerate(files.read_text(path).splitlines()[1:], 2):
         expected, *sentences = line.split("\t")
-        one, number = not sentences[1], expected in ("0", "1")
+        one = sentences[1:] == [""]
+        if len(sentences) != 2 or not re.fullmatch("positive|negative" if one else r"[0-5](\.\d+)?", expected):
+            raise UserError(f"{path}, line {number}: {line!r:.80} has no answer or no two sentences; fetch it again")
         # 0 and 1 stand for both kinds of pairs: those of paraphrases are questions
-        name = "sst" if one else "para" if number and sentences[0].endswith("?") else "sts"
+        name = "sst" if one else "para" if expected in ("0", "1") and sentences[0].endswith("?") else "sts"
         for column, value in zip(found[name], (expected, *sentences), strict=True):
             column.append(value)
     return found

@@ -22,6 +22,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import support.interrupt  # noqa: F401, Ctrl-C is one line from here on
+
 from support import files
 from support.console import Parser, UserError, command
 from tasks import SPLITS, TASKS, data_path

@@ -21,6 +21,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import support.interrupt  # noqa: F401, Ctrl-C is one line from here on
+
 import numpy as np
 import torch
 

@@ -7,6 +7,7 @@ What is interrupted goes on with the next call: `pip` finishes what is missing, 
 at the end.
 """
 
+import http.client
 import importlib.metadata
 import os
 import re
@@ -40,7 +41,10 @@ def check_python():
 def make_environment(folder):
     """A virtual environment in `folder` with all requirements."""
     python = os.path.join(folder, "bin", "python")
-    if not os.path.exists(os.path.join(folder, "bin", "pip")):  # the last thing that `venv` makes
+    if os.path.isfile(folder):
+        stop("VENV=" + folder + " is a file; name a folder, or leave VENV= out")
+    pip = os.path.join(folder, "bin", "pip")  # the last thing that `venv` makes
+    if not (os.path.exists(pip) and os.path.exists(python)):  # python is a link: to one that was removed, perhaps
         done = subprocess.run([sys.executable, "-m", "venv", folder], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         if done.returncode:
             remedy = "`sudo apt install python3-venv` on Debian and Ubuntu, `make train VENV=` on Colab"
@@ -58,7 +62,11 @@ def without_cuda():
         return []
     try:
         urllib.request.urlopen(CPU_PACKAGES + "/torch/", timeout=5).close()
-    except OSError:  # no network, or another source of packages: pip's own
+    except (
+        OSError,
+        ValueError,
+        http.client.HTTPException,
+    ):  # no network, say: pip's own source
         return []
     return ["--extra-index-url", CPU_PACKAGES]
 
@@ -94,7 +102,8 @@ def install(python, what):
 
 if __name__ == "__main__":
     check_python()
-    if len(sys.argv) > 1 and sys.argv[1]:
-        make_environment(sys.argv[1])
-    else:
-        complete_interpreter()
+    try:
+        make_environment(sys.argv[1]) if len(sys.argv) > 1 and sys.argv[1] else complete_interpreter()
+    except KeyboardInterrupt:
+        sys.stderr.write("\nstopped; the same command goes on\n")
+        sys.exit(130)

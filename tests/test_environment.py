@@ -51,6 +51,24 @@ def test_an_environment_without_pip_is_made_anew(monkeypatch, tmp_path):
     (folder / "bin" / "pip").touch()
     environment.make_environment(str(folder))
     assert commands == [["-m", "venv"], ["-m", "pip"], ["-m", "pip"]]
+    (folder / "bin" / "python").unlink()
+    (folder / "bin" / "python").symlink_to(tmp_path / "removed")
+    environment.make_environment(str(folder))
+    assert commands[3:] == [["-m", "venv"], ["-m", "pip"]]
+
+
+def test_a_file_in_place_of_the_environment_is_one_sentence(stopped, tmp_path):
+    (tmp_path / "file").touch()
+    assert "is a file" in stopped(lambda: environment.make_environment(str(tmp_path / "file")))
+
+
+def test_ctrl_c_is_one_line(tmp_path):
+    code = "import runpy, subprocess, sys\ndef stop(*a, **k): raise KeyboardInterrupt\nsubprocess.run = stop\n"
+    code += "runpy.run_path(sys.argv.pop(1), run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", code, SCRIPT, tmp_path / "venv"], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (130, "\nstopped; the same command goes on\n")
 
 
 @pytest.fixture
@@ -82,6 +100,10 @@ def test_linux_without_a_gpu_gets_a_pytorch_without_cuda(monkeypatch, source_of_
         assert environment.without_cuda() == []
     with monkeypatch.context() as patch:
         patch.setattr(environment.sys, "platform", "darwin")
+        assert environment.without_cuda() == []
+    with monkeypatch.context() as patch:
+        patch.setenv("https_proxy", "http://proxy:port")
+        patch.setattr(environment, "CPU_PACKAGES", "https://127.0.0.1:1/whl/cpu")
         assert environment.without_cuda() == []
     monkeypatch.setattr(environment, "CPU_PACKAGES", source_of_packages + "/elsewhere")
     assert environment.without_cuda() == []  # it answers with an error: pip's own source
