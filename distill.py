@@ -59,7 +59,7 @@ from evaluate import score
 from model import task_loss
 from predict import data_flags, outputs_of
 from sampling import in_fold
-from support import distributed, evidence, files, flag_types
+from support import distributed, evidence, files, flag_types, run_folder
 from support.console import UserError
 from support.output_cache import model_digest, model_folder, values_digest
 from support.training_run import use_kept_products
@@ -164,6 +164,8 @@ def fold_of(run):
     """The fold that a teacher was not trained on, "K/N", or None. Raises UserError for what can be no teacher."""
     if evidence.is_evidence(run):
         raise UserError(f"--teacher {run} is the evidence of a run, silent on training examples; name the run itself")
+    if run_folder.is_training(run):
+        raise UserError(f"--teacher {run} is still being trained, and its best model may change; wait for its end")
     data_flags(run)  # it has a best model, of these tasks
     path = Path(run) / "config.json"
     found = files.read_json(path, optional={"fold": (str, type(None))}).get("fold")

@@ -24,7 +24,12 @@ class UserError(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, except that a wrong flag gets one sentence instead of the whole usage text (exit code 2)."""
+    """argparse, except that a wrong flag gets one sentence instead of the whole usage text (exit code 2), and that a
+    flag must be written out.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **{"allow_abbrev": False} | kwargs)
 
     def parse_known_args(self, args=None, namespace=None):
         for text in sys.argv[1:] if args is None else args:
