@@ -88,7 +88,11 @@ def data_flags(run):
 
 def paths_of(run, data=None):
     """The task files of a run, or of the folder --data: {"TASK-SPLIT": Path}, without test files that do not exist."""
-    own = data_flags(run) if data is None else _in_folder(data)
+    return task_paths(data_flags(run) if data is None else _in_folder(data))
+
+
+def task_paths(own):
+    """The same for flags of `multitask.py`, a Namespace."""
     pairs = itertools.product(TASKS, SPLITS)
     paths = {f"{t}-{s}": Path(getattr(own, f"{t}_{s}") or data_path(own.data, TASKS[t], s)) for t, s in pairs}
     return {name: path for name, path in paths.items() if path.exists() or not name.endswith("-test")}
@@ -106,6 +110,7 @@ def examples_of(runs, data, split):
     trained = [run for run in runs if not evidence.is_evidence(run)]
     if not trained and data is None:
         kept = evidence.examples_of(runs[0], split)
+        check_labels(runs[0], kept, split)
         return {name: Examples(ids, [], None, labels) for name, (ids, labels) in kept.items()}
     own = [data_flags(run) for run in trained]
     common = own[0] if data is None else _in_folder(data)
@@ -116,13 +121,27 @@ def examples_of(runs, data, split):
     return {name: of[split] for name, of in load_examples(common, (split,)).items() if split in of}
 
 
+def check_labels(run, kept, split):
+    """Raises UserError for examples of evidence, {task: (ids, labels)}, that cannot be of these tasks."""
+    for name, task in TASKS.items() if split == "dev" else ():
+        if name not in kept:
+            raise UserError(f"{run} keeps nothing of {name}-dev; {evidence.REMEDY}")
+        labels = kept[name][1]
+        if ((labels < task.low) | (labels > task.high) | (bool(task.classes) & (labels % 1 != 0))).any():
+            raise UserError(f"{run}: labels of {name}-dev are no labels of this task; {evidence.REMEDY}")
+
+
 def outputs_of(run, examples, split, device):
     """What a run's best model says of dev or test: {task: values}, as `evaluate.model_outputs` gives them.
 
     Args: examples, {task: Examples}. The model is loaded only for what neither evidence nor cache holds.
     """
     if evidence.is_evidence(run):
-        return evidence.outputs_of(run, split, {name: these.ids for name, these in examples.items()})
+        said = evidence.outputs_of(run, split, {name: these.ids for name, these in examples.items()})
+        for name, values in said.items():
+            if values.shape[1:] != ((TASKS[name].classes,) if TASKS[name].classes else ()):
+                raise UserError(f"{run}: outputs of {name}-{split} are none of this task; {evidence.REMEDY}")
+        return said
 
     def compute(names):
         model, tokenizer = MultitaskBert.load(model_folder(run))
@@ -148,12 +167,13 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if len(args.sentences) > 2:
         raise UserError(f"{len(args.sentences)} sentences were given; give one, or two in quotes, or use --file")
-    if args.sentences and (args.file or not all(text.strip() for text in args.sentences)):
+    if args.sentences and (args.file is not None or not all(text.strip() for text in args.sentences)):
         raise UserError("give one sentence, or two, that are not empty, or a --file, but not both")
-    lines = (
-        read_lines(args.file) if args.file else ["\t".join(map(as_utf8, args.sentences))] if args.sentences else None
-    )
+    lines = ["\t".join(map(as_utf8, args.sentences))] if args.sentences else None
+    lines = lines if args.file is None else read_lines(args.file)
     folder = run_folder.best_folder(args.run)
+    if evidence.is_evidence(args.run):
+        raise UserError(f"{args.run} is the evidence of a run, without its weights; name a run, or train one")
     if not folder.exists():
         way = f"`python multitask.py --resume --out {args.run}` goes on with one until its next epoch ends"
         raise UserError(f"{args.run} holds no trained model; {way}, `make train` trains one, --run names another")

@@ -21,10 +21,10 @@ from statistics import mean
 import ensemble
 from evaluate import dev_score, score, write_predictions
 from kernels.cpu.products import bfloat16_products
-from predict import examples_of, outputs_of, paths_of
+from predict import examples_of, outputs_of, paths_of, task_paths
 from sampling import SAMPLINGS
 from smart import PRESETS as SMART_PRESETS
-from support import evidence, files, flags, jobs, run_folder, tables
+from support import evidence, files, flags, jobs, keep_evidence, run_folder, tables
 from support.console import UserError, command
 from support.rows import MERGED, METHODS, PLAIN, PUBLISHED_ENSEMBLE, TUNING, encoder_flags, parse_reproduce, row_flags
 from tasks import SPLITS, TASKS
@@ -39,20 +39,30 @@ TABLES = TASKS, SPLITS, SAMPLINGS, SMART_PRESETS  # what the flags of multitask.
 
 def check(args, rows):
     """Raises UserError where a run, or its evidence, was started with other flags than those of its row."""
-    evidence.check_data(args.runs)
+    new = not args.report and args.table != 3
+    wanted = flags.parse_multitask([*row_flags(args, rows[0], args.seeds[0]), "--resume"], *TABLES)
+    evidence.check_data(args.runs, task_paths(wanted) if new else None)
     for row in rows:
         kept = {evidence.record_of(folder)["seed"]: folder for folder in evidence.find(args.runs, row.name)}
         for seed in {*args.seeds, *kept}:
             check_flags(args, kept.get(seed), row, seed)
-        if row.encoder and Path(args.out, row.encoder, "config.json").exists():
+        if row.encoder and new:
             run_folder.parse_flags(flags.simcse_parser(), [*encoder_flags(args, row.encoder), "--resume"])
+
+
+def check_score(folder, labels, outputs, remedy=evidence.REMEDY):
+    """Raises UserError where a run, or its evidence, does not score what its metrics say. Args: both by task."""
+    now = dev_score({task: score(TASKS[task], outputs[task], of) for task, of in labels.items()})
+    before = evidence.best_epoch(folder)["score"]
+    if not abs(now - before) <= 0.005:
+        raise UserError(f"{folder} scores {now:.3f}, and its metrics.jsonl says {before:.3f}; {remedy}")
 
 
 def check_flags(args, kept, row, seed):
     """The same for one run in --out, and for a run or evidence in the folder `kept`."""
     wanted = flags.parse_multitask([*row_flags(args, row, seed), "--resume"], *TABLES)  # compares with the run, too
     if kept:
-        evidence.check_flags(kept, vars(wanted), vars(flags.multitask_parser(*TABLES).parse_args([])))
+        keep_evidence.check_flags(kept, vars(wanted), vars(flags.multitask_parser(*TABLES).parse_args([])))
 
 
 def run_rows(args, rows):
@@ -71,7 +81,7 @@ def run_rows(args, rows):
 
 def keep(args, run, record):
     """Makes the evidence of a finished run. Args: record, a dict of its row, seconds, commit and device."""
-    evidence.check_finished(run)
+    keep_evidence.check_finished(run)
     config, examples, outputs = files.read_json(Path(run) / "config.json", {"device": str, "bf16": bool}), {}, {}
     device = flags.choose_device(Namespace(device=config["device"]))
     wanted = Namespace(bf16=config["bf16"] and bfloat16_products(), kernels=config.get("kernels", "auto"))
@@ -82,12 +92,10 @@ def keep(args, run, record):
         outputs |= {f"{task}-{split}": of for task, of in outputs_of(run, these, split, device).items()}
         if split == "dev":
             more = {"sst-dev-components": view(run, these["sst"], device)[0]}
-            now = dev_score({task: score(TASKS[task], outputs[f"{task}-dev"], of.labels) for task, of in these.items()})
-    before = evidence.best_epoch(run)["score"]
-    if abs(now - before) > 0.005:
-        raise UserError(f"{run} scores {now:.3f}, and {before:.3f} in training; name its task files with --data")
+            labels, said = {t: of.labels for t, of in these.items()}, {t: outputs[f"{t}-dev"] for t in these}
+            check_score(run, labels, said, "name its task files with --data")
     paths = paths_of(run, args.data)
-    folder = evidence.write(args.runs, run, record, paths, examples, outputs, more, args.data_name)
+    folder = keep_evidence.write(args.runs, run, record, paths, examples, outputs, more, args.data_name)
     print(f"the evidence of {run} is in {folder}")
 
 
@@ -158,6 +166,8 @@ def report_ensembles(args):
     every = evidence.find(args.runs)
     dev = examples_of(every[:1], None, "dev") if every else {}
     labels, said = {task: of.labels for task, of in dev.items()}, {f: outputs_of(f, dev, "dev", None) for f in every}
+    for folder in every:
+        check_score(folder, labels, said[folder])
     pool = [folder for folder in every if not evidence.record_of(folder)["row"].startswith("soup")]
     plan = [(row.title, [[f] for f in evidence.find(args.runs, row.name)], 1, best(1), "average")
             for row in (PLAIN, *MERGED)]  # fmt: skip
@@ -190,18 +200,18 @@ def report_ensembles(args):
         _, title, kept, method = max(ensembles, key=lambda of: of[0])
         plans["ensemble"] = pool, kept, method, title
     where = "; ".join(f"{args.predictions}/{name}: {plan[-1]}" for name, plan in plans.items())
+    predicted = {name: predict_test(folders, kept, method) for name, (folders, kept, method, _) in plans.items()}
     tables.write(args, header, lines, results, records, f"{note} Test predictions: {where}.")
-    for name, (folders, kept, method, _) in plans.items():
-        write_test(Path(args.predictions, name), folders, kept, method)
+    for name, of in predicted.items():
+        for task, (ids, values) in of.items():
+            write_predictions(Path(args.predictions, name, f"{task}-test-output.csv"), TASKS[task], ids, values)
 
 
-def write_test(out, folders, kept, method):
-    """Writes the test predictions of an ensemble. Args: kept, {task: {number of the folder: weight}}."""
+def predict_test(folders, kept, method):
+    """{task: (ids, values)} of an ensemble on test. Args: kept, {task: {number of the folder: weight}}."""
     test = examples_of(folders[:1], None, "test")
     found = [outputs_of(folder, test, "test", None) for folder in folders]
-    for task, examples in test.items():
-        values = ensemble.combine_kept(TASKS[task], found, kept[task], method)
-        write_predictions(out / f"{task}-test-output.csv", TASKS[task], examples.ids, values)
+    return {t: (of.ids, ensemble.combine_kept(TASKS[t], found, kept[t], method)) for t, of in test.items()}
 
 
 # ----- the command line

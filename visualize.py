@@ -49,10 +49,11 @@ def config_of(run):
     return files.read_json(path)
 
 
-def lines_of(run, kind):
-    """The `train` or `dev` lines of a run's metrics, a list of dicts."""
+def lines_of(run, kind, names):
+    """The `train` or `dev` lines of a run's metrics that have a task and all of these names, a list of dicts."""
     config_of(run)
-    lines = [line for line in run_folder.read_metrics(run) if line.get("kind") == kind and line.keys() & TASKS.keys()]
+    every = [line for line in run_folder.read_metrics(run) if line["kind"] == kind and line.keys() & TASKS.keys()]
+    lines = [line for line in every if line.keys() >= {*names}]
     if not lines:
         raise UserError(f"{run} has no {kind} lines of the tasks; let it finish an epoch, or name another run")
     return lines
@@ -64,7 +65,7 @@ def sst_accuracies(run, wanted):
     found = f"with {config.get('smart') or 'weak'} SMART" if config.get("use_smart") else "without SMART"
     if found != wanted:
         raise UserError(f"{run} was trained {found}, not {wanted}; name it with another flag")
-    return [line["sst"] for line in lines_of(run, "dev")]
+    return [line["sst"] for line in lines_of(run, "dev", ["sst"])]
 
 
 # ----- what models make of sentences
@@ -97,7 +98,10 @@ def view(run, examples, device):
     """What a run's best model makes of SST examples: `components` of what its head reads, and probabilities (n, 5)."""
     if evidence.is_evidence(run):
         p = evidence.outputs_of(run, "dev", {SST.name: examples.ids})[SST.name]
-        return evidence.more_of(run, "sst-dev-components"), p
+        found = evidence.more_of(run, "sst-dev-components")
+        if len(found) != len(examples) or found.ndim != 2:
+            raise UserError(f"{run} has components of other than {len(examples)} sentences; {evidence.REMEDY}")
+        return found, p
     model, tokenizer = MultitaskBert.load(model_folder(run))
     h, p = look(model.to(device), DataSet(examples, tokenizer))
     return components(h), p
@@ -159,9 +163,13 @@ def check(args):
     """Raises UserError for what no figure can be drawn of, before the models take their time."""
     if importlib.util.find_spec("matplotlib") is None:
         raise UserError("figures need matplotlib, which is not installed; install it with: pip install matplotlib")
+    for runs in (args.weak, args.strong, args.plain) if args.figure == "smart" else (args.runs,):
+        run_folder.check_named_once(runs)
     if not args.out.endswith(".png"):
         raise UserError(f"--out {args.out} is not the name of a PNG file; let it end in .png")
     if args.figure == "embeddings":
+        if args.method == "pca" and (args.perplexity, args.seed) != (30.0, 0):
+            raise UserError("--perplexity and --seed are of t-SNE, and --method is pca; leave them out")
         args.models = args.models or [k for k in (1, 2, 5) if k <= len(args.runs)]
         if max(args.models) > len(args.runs):
             raise UserError(f"--models {max(args.models)} needs as many --runs, and there are {len(args.runs)}")
@@ -177,7 +185,7 @@ def main(argv=None):
     elif args.figure == "curves":
         names = [Path(run).resolve().name for run in args.runs]
         names = names if len(set(names)) == len(names) else args.runs
-        records = [(lines_of(run, "train"), lines_of(run, "dev")) for run in args.runs]
+        records = [(lines_of(run, "train", []), lines_of(run, "dev", ["epoch", "score"])) for run in args.runs]
         drawn = draw_curves(dict(zip(names, records, strict=True)), {task.name: task.metric for task in TASKS.values()})
     else:
         examples = examples_of(args.runs, args.data, "dev")[SST.name]

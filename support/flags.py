@@ -172,7 +172,10 @@ def check_unlabelled(args, tasks):
 
 def check_multitask(args, usual):
     """Raises UserError for flags that make no sense together. Args: usual, all defaults by name."""
-    if not (args.epochs or args.resume or args.eval_only):  # a soup is a run of 0 epochs
+    if args.resume and args.eval_only:
+        raise UserError("--resume does nothing beside --eval_only; leave it out")
+    soup = args.resume and Path(args.out, "config.json").exists()  # a run of 0 epochs
+    if not (args.epochs or soup or args.eval_only):
         raise UserError("--epochs 0 trains nothing; give 1 or more")
     if args.gradient_surgery and args.option == "pretrain":
         raise UserError("--gradient_surgery has nothing to do with --option pretrain: no shared parameters train")
@@ -284,10 +287,7 @@ def parse_ensemble(argv):
     add("--data", metavar="DIR", help="folder of the task files (default: the data of the first RUN)")
     add_device(parser)
     args = parser.parse_args(argv)
-    folders = [Path(run).resolve() for run in args.runs]
-    for run, folder in zip(args.runs, folders, strict=True):
-        if folders.count(folder) > 1:
-            raise UserError(f"{run} is named twice; name it once, and give it a larger weight with --weights")
+    run_folder.check_named_once(args.runs, ", and give it a larger weight with --weights")
     if args.weights and len(args.weights) != len(args.runs):
         raise UserError(f"--weights gives {len(args.weights)} weights to {len(args.runs)} runs; give one for each")
     for flag in ("greedy", "tune_weights"):
@@ -295,6 +295,6 @@ def parse_ensemble(argv):
             raise UserError(f"--{flag} has nothing to choose between with one run; name more of them")
     if args.tune_weights and (args.weights or args.method == "soup"):
         raise UserError("--tune_weights finds the weights of --method average or vote; leave out --weights and soups")
-    if any((Path(args.out) / name).exists() for name in ("config.json", "last")):
+    if any((Path(args.out) / name).exists() for name in ("config.json", "last", "best")):
         raise UserError(f"{args.out} already holds a run; choose another --out")
     return args

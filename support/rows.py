@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from support.console import Parser, UserError
+from support.flag_types import positive
 
 
 class Row(NamedTuple):
@@ -40,6 +41,8 @@ TUNING = [
     Row("decay-0", "weight decay 0", "--weight_decay 0"),
     Row("decay-0.1", "weight decay 0.1", "--weight_decay 0.1"),
 ]
+# what each row sets for itself
+OWN_FLAGS = ["--option", "--seed", "--out", "--resume", "--eval_only", "--skip_test", "--max_examples"]
 PALS, WEAK, STRONG = "--use_pals", "--use_smart --smart weak", "--use_smart --smart strong"
 METHODS = [
     Row("pretrain", "Pretrain base model (encoder frozen)", "--option pretrain", "", (0.454, 0.625, 0.546, 0.617)),
@@ -89,7 +92,7 @@ def row_flags(args, row, seed):
 
 def encoder_flags(args, name):
     """The command line of a SimCSE stage: on the data, the device and from the encoder of the other runs."""
-    parser = Parser(add_help=False, allow_abbrev=False)
+    parser = Parser(add_help=False)
     for flag in ("--data", "--bert", "--device"):
         parser.add_argument(flag)
     for flag in ("--bf16", "--use_gpu"):
@@ -133,7 +136,7 @@ def parse_reproduce(argv):
     add("--data_name", metavar="NAME", help="what the evidence calls the data (default: the name of their folder)")
     add("--commit", help="with --keep: of the code that trained it (default: the one that is checked out)")
     add("--device", metavar="NAME", help="what to call the machine (default: the name of its processor or GPU)")
-    add("--seconds", type=int, default=0, help="with --keep: how long it took")
+    add("--seconds", type=positive(int, 0), default=0, help="with --keep: how long it took")
     args = parser.parse_args(argv)
     check_reproduce(args)
     args.again = shlex.join(["reproduce.py", *(sys.argv[1:] if argv is None else argv)])
@@ -151,11 +154,19 @@ def check_reproduce(args):
         raise UserError("--keep does not know of which row this run is; add --row NAME, and leave out --table")
     if args.row and not re.fullmatch(r"\w[\w.+-]*", args.row):
         raise UserError(f"--row {args.row!r:.80} cannot name a folder; take letters, digits and hyphens")
+    if args.data_name and not re.fullmatch(r"\w[\w.+-]*", args.data_name):
+        raise UserError(f"--data_name {args.data_name!r:.80} cannot name a folder; take letters, digits and hyphens")
+    if own := [word for word in _split(args.flags) if word.partition("=")[0] in OWN_FLAGS]:
+        raise UserError(f"--flags has {own[0]!r:.40}, which each row sets for itself; leave it out")
     reads = not args.keep and (args.report or args.table == 3)
     for idle, names, where in (
         (args.keep, ("table", "rows", "report"), "beside --keep"),
         (not args.keep, ("row", "commit", "seconds"), "without --keep"),
-        (reads, ("rows", "data", "data_name", "device"), "where nothing is run, as with --report or table 3"),
+        (
+            reads,
+            ("rows", "seeds", "simcse_flags", "data", "data_name", "device"),
+            "where nothing is run (--report, table 3)",
+        ),
     ):
         if given := [name for name in names if idle and getattr(args, name)]:
             raise UserError(f"--{given[0]} does nothing {where}; leave it out")

@@ -89,6 +89,18 @@ def lock(folder):
     return file
 
 
+def is_training(folder):
+    """Whether a process trains in this folder now, and so may change the run's best model."""
+    try:
+        with open(Path(folder) / "lock") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no such file, or a file system without locks
+        pass
+    return False
+
+
 # ----- metrics.jsonl
 
 
@@ -113,7 +125,7 @@ def read_metrics(folder):
                 optional = {"epoch": int, "soup": dict, "products": dict}
                 line = parse_json(raw.decode(), path, {"kind": str, "step": int}, optional)
                 numbers = [value for name, value in line.items() if name not in ("kind", "soup", "products")]
-                if not all(type(value) in (int, float) for value in numbers):
+                if not all(type(value) in (int, float) and abs(value) < 1e300 for value in numbers):
                     raise UserError("a value is not a number")
                 lines.append(line)
             except (UserError, UnicodeDecodeError):
@@ -230,3 +242,11 @@ def best_folder(run, name="best"):
     best = Path(run) / name
     old = best.with_name(f"{name}.old")
     return old if old.exists() and not best.exists() else best
+
+
+def check_named_once(runs, remedy=""):
+    """Raises UserError where a list of runs names a folder twice. Args: remedy, more of it, for the message."""
+    folders = [Path(run).resolve() for run in runs]
+    for run, folder in zip(runs, folders, strict=True):
+        if folders.count(folder) > 1:
+            raise UserError(f"{run} is named twice; name it once{remedy}")

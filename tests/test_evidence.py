@@ -6,10 +6,12 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from evaluate import to_predictions
-from support import evidence
+from support import evidence, keep_evidence
 from support.console import UserError
+from support.safetensors import open_safetensors, write_safetensors
 from tasks import TASKS
 
 
@@ -23,7 +25,7 @@ def probabilities(n, classes, rng):
 def test_float16_changes_no_decision_and_no_probability_by_much(classes):
     p = probabilities(5000, classes, np.random.default_rng(0))
     p[:3] = np.float32([0.5 + 6e-8, 0.5 - 6e-8, *[0] * (classes - 2)]), np.eye(classes)[0], np.eye(classes)[1]
-    kept = evidence.to_float16(p)
+    kept = keep_evidence.to_float16(p)
     assert kept.dtype == np.float16
     assert kept.shape == (5000, 1 if classes == 2 else 5)
     again = evidence.from_float16(kept)
@@ -34,7 +36,7 @@ def test_float16_changes_no_decision_and_no_probability_by_much(classes):
 
 def test_float16_of_numbers_is_the_number():
     values = np.random.default_rng(0).uniform(-1, 6, 1000).astype(np.float32)
-    again = evidence.from_float16(evidence.to_float16(values))
+    again = evidence.from_float16(keep_evidence.to_float16(values))
     assert again.dtype == np.float32
     assert np.abs(again - values).max() < 2e-3
 
@@ -52,7 +54,9 @@ def world(tmp_path):
         def write(self, row="pals", **record):
             paths = {key: self.data / f"{key}.csv" for key in (*self.examples, "sst-train")}
             record = {"row": row, "seconds": 60, "commit": "abc1234", "device": "a machine"} | record
-            return evidence.write(self.root, self.run, record, paths, self.examples, self.outputs, {"map": self.map})
+            return keep_evidence.write(
+                self.root, self.run, record, paths, self.examples, self.outputs, {"map": self.map}
+            )
 
         def set_config(self, **changes):
             self.config |= changes
@@ -120,7 +124,9 @@ def test_no_path_of_the_machine_is_written(world, tmp_path):
     assert (config["bert"], config["teacher"], config["data"]) == ("simcse", ["a", "b"], "files")
     assert evidence.record_of(folder)["encoder"]["flags"] == {"bert": "all-MiniLM-L6-v2", "data": "files"}
     assert not {"out", "resume", "sst_dev", "sst_dev_out"} & config.keys()
-    assert evidence.portable({"bert": "google-bert/bert-base-uncased"}) == {"bert": "google-bert/bert-base-uncased"}
+    assert keep_evidence.portable({"bert": "google-bert/bert-base-uncased"}) == {
+        "bert": "google-bert/bert-base-uncased"
+    }
 
 
 def test_the_name_of_data_follows_their_files(world):
@@ -129,11 +135,11 @@ def test_the_name_of_data_follows_their_files(world):
     record = world.root / "a-7" / "record.json"
     record.write_text(record.read_text().replace('"files",', '"CS224N",'))
     assert evidence.record_of(world.write(row="b"))["data"]["name"] == "CS224N"
-    evidence.check_data(world.root)
+    before = sorted(world.root.rglob("*"))
     (world.data / "sst-train.csv").write_text("other")
-    assert evidence.record_of(world.write(row="c"))["data"]["name"] == "files"
     with pytest.raises(UserError, match="different data"):
-        evidence.check_data(world.root)
+        world.write(row="c")
+    assert sorted(world.root.rglob("*")) == before
 
 
 def test_evidence_is_found_by_row_and_seed(world):
@@ -191,6 +197,56 @@ def test_evidence_of_another_run_is_not_overwritten(world):
         world.write()
 
 
+def test_only_evidence_is_replaced_and_evidence_makes_none(world):
+    """A folder of that name with a model in it stays, and evidence is no run."""
+    (world.root / "pals-7" / "best").mkdir(parents=True)
+    with pytest.raises(UserError, match="it is no evidence"):
+        world.write()
+    (world.root / "pals-7" / "best").rmdir()
+    (world.root / "pals-7").rmdir()
+    world.run = world.write()
+    with pytest.raises(UserError, match="evidence already"):
+        keep_evidence.check_finished(world.run)
+    assert [path.name for path in evidence.find(world.root)] == ["pals-7"]
+
+
+def test_a_copy_of_evidence_is_not_counted_twice(world):
+    shutil.copytree(world.write(), world.root / "copy")
+    with pytest.raises(UserError, match="are the same run, pals-7"):
+        evidence.find(world.root)
+
+
+@pytest.mark.parametrize("damage", ["nan", "int", "scalar", "rank", "short"])
+def test_damaged_outputs_are_one_sentence(world, damage):
+    folder = world.write()
+    tensors, metadata = open_safetensors(folder / "outputs.safetensors")
+    z = tensors["sst-dev"]
+    changed = {"nan": z.clone(), "int": z.to(torch.int32), "scalar": z[0, 0], "rank": z[None], "short": z[:-1].clone()}
+    changed["nan"][3, 1] = float("nan")
+    write_safetensors(folder / "outputs.safetensors", tensors | {"sst-dev": changed[damage].contiguous()}, metadata)
+    with pytest.raises(UserError, match=r"sst-dev .*; fetch or write it again"):
+        evidence.outputs_of(folder, "dev", {"sst": world.examples["sst-dev"][0]})
+
+
+@pytest.mark.parametrize("key", ["seconds", "commit", "device"])
+@pytest.mark.parametrize("value", [None, ["x"]])
+def test_a_record_that_does_not_say_where_a_run_comes_from_is_one_sentence(world, key, value):
+    path = world.write() / "record.json"
+    record = json.loads(path.read_text()) | {key: value}
+    path.write_text(json.dumps({name: of for name, of in record.items() if of is not None}))
+    with pytest.raises(UserError, match=rf"record.json.*{key}"):
+        evidence.find(world.root)
+
+
+def test_dev_examples_without_labels_are_one_sentence(world):
+    folder = world.write()
+    path = world.root / "data" / "files" / "sst-dev.tsv"
+    path.write_text("".join(line.split("\t")[0] + "\n" for line in path.read_text().splitlines()))
+    evidence.read_examples.cache_clear()
+    with pytest.raises(UserError, match="has no labels"):
+        evidence.examples_of(folder, "dev")
+
+
 def test_the_members_of_a_soup_are_kept_by_their_names(world, tmp_path):
     metrics, line = world.run / "metrics.jsonl", {"kind": "dev", "step": 0, "epoch": 2, "sst": 0.5, "score": 0.7}
     members = {f"{tmp_path}/a/x/": 1.0, "runs/pals-7": 0.5, "../b/x/best": 2.0}
@@ -209,27 +265,27 @@ def test_the_members_of_a_soup_are_kept_by_their_names(world, tmp_path):
 
 
 def test_a_run_that_is_not_finished_is_no_evidence(world):
-    evidence.check_finished(world.run)
+    keep_evidence.check_finished(world.run)
     world.set_config(epochs=3)
     with pytest.raises(UserError, match="not finished"):
-        evidence.check_finished(world.run)
+        keep_evidence.check_finished(world.run)
     world.set_config(epochs=2, max_examples=10)
     with pytest.raises(UserError, match="only some of the dev examples"):
-        evidence.check_finished(world.run)
+        keep_evidence.check_finished(world.run)
 
 
 def test_flags_other_than_those_of_the_row_are_refused(world):
     folder, usual = world.write(), {"new_flag": 0.5, "lr": 1e-4}
     own = world.config | {"bf16": False, "data": "elsewhere", "out": "o"}  # these may differ
-    evidence.check_flags(folder, own | {"new_flag": 0.5}, usual)  # a flag that came later, at its default
+    keep_evidence.check_flags(folder, own | {"new_flag": 0.5}, usual)  # a flag that came later, at its default
     for wrong in ({"lr": 2e-4}, {"new_flag": 0.6}, {"bert": "bert-base-uncased"}):
         with pytest.raises(UserError, match=f"started with --{next(iter(wrong))}"):
-            evidence.check_flags(folder, own | wrong, usual)
+            keep_evidence.check_flags(folder, own | wrong, usual)
 
 
 def test_labels_survive_as_they_were(tmp_path):
     labels = np.float32([0, 4.6, 3.333, 1 / 3, math.pi])
-    evidence._write_examples(tmp_path / "x.tsv", list("abcde"), labels)
+    keep_evidence._write_examples(tmp_path / "x.tsv", list("abcde"), labels)
     ids, again = evidence.read_examples(tmp_path / "x.tsv")
     assert ids == list("abcde")
     assert again.tobytes() == labels.tobytes()
@@ -238,6 +294,7 @@ def test_labels_survive_as_they_were(tmp_path):
 @pytest.mark.parametrize("data", [{}, {"name": 3, "files": {}}, {"name": "x", "files": []}, {"name": "x"}])
 def test_a_record_that_does_not_say_which_data_it_is_of_is_one_sentence(tmp_path, data):
     record = {"row": "plain", "seed": 1, "data": data, "examples": {}}
+    record |= {"seconds": 1, "commit": "abc1234", "device": "a machine"}
     (tmp_path / "record.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match="which data it is of"):
         evidence.record_of(tmp_path)

@@ -15,7 +15,7 @@ import reproduce
 import simcse
 from evaluate import METRICS, dev_score, to_predictions
 from predict import examples_of, outputs_of
-from support import evidence, files, jobs, rows, run_folder
+from support import evidence, files, jobs, keep_evidence, rows, run_folder
 from support import flags as flags_of_run
 from tasks import TASKS
 
@@ -48,9 +48,10 @@ def table(tiny_encoder, task_files, tmp_path, monkeypatch):
             return 0
 
     def table(*arguments):
+        simcse_flags = [] if "--report" in arguments else ["--simcse_flags", f"{data} --normalize_length 1"]
         reproduce.main(
             [*arguments, "--preset", "sample", "--out", str(tmp_path / "runs"), "--results", str(tmp_path / "results"),
-             "--flags", f"{data} --epochs 1", "--simcse_flags", f"{data} --normalize_length 1"]
+             "--flags", f"{data} --epochs 1", *simcse_flags]
         )  # fmt: skip
         name = f"table{arguments[arguments.index('--table') + 1]}-sample"
         return json.loads((tmp_path / "results" / f"{name}.json").read_text())["results"]
@@ -155,7 +156,7 @@ def write_evidence(root, task_files, seeds=(1, 2, 3, 4, 5, 6, 7), row="plain"):
         (run / "config.json").write_text(json.dumps(config | {"data": str(task_files)}))
         paths = {"sst-dev": task_files / "ids-sst-dev.csv"}
         record = {"row": row, "seconds": 60, "commit": "abc", "device": "a machine"}
-        evidence.write(root, run, record, paths, examples, outputs, {})
+        keep_evidence.write(root, run, record, paths, examples, outputs, {})
     shutil.rmtree(run)
 
 
@@ -241,7 +242,8 @@ def test_a_run_started_by_hand_becomes_evidence(flags, tmp_path, refused, capsys
     )
     metrics = tmp_path / "run" / "metrics.jsonl"
     metrics.write_text(metrics.read_text().replace('"score": 0.', '"score": 1.'))
-    refused(reproduce.main, [*keep, "--row", "mine"], "in training")
+    refused(reproduce.main, [*keep, "--row", "mine"], "metrics.jsonl says", "name its task files with --data")
+    refused(reproduce.main, ["--keep", folder, "--row", "twice"], "evidence already")
 
 
 def test_mistakes_get_one_sentence(table, refused, tmp_path):
@@ -273,5 +275,34 @@ def test_rows_that_the_table_lacks_and_flags_that_do_nothing_are_refused(tmp_pat
     refused(reproduce.main, [*two, "--report", "--data_name", "x"], "--data_name does nothing where")
     refused(reproduce.main, [*two, "--row", "plain"], "--row does nothing without --keep")
     refused(reproduce.main, [*two, "--keep", tmp_path, "--row", "x"], "--table does nothing beside --keep")
+    refused(reproduce.main, [*two, "--report", "--seeds", "11711"], "--seeds does nothing where")
+    refused(reproduce.main, [*two, "--data_name", "../x"], "--data_name '../x' cannot name a folder")
+    refused(reproduce.main, [*two, "--flags=--lr 1e-3 --seed 3"], "--flags has '--seed'")
+    refused(reproduce.main, [*two, "--flags=--max_examples=20"], "--flags has '--max_examples=20'")
+    refused(reproduce.main, [*two, "--flags=--epochs 0"], "--epochs 0 trains nothing")
+    refused(reproduce.main, [*two, "--flags=--dat x"], "--dat")
+    refused(reproduce.main, [*two, "--simcse_flags=--nonsense"], "--nonsense")
+    refused(reproduce.main, [*two, "--keep", tmp_path, "--row", "x", "--seconds", "-5"], "--seconds", "at least 0")
     with pytest.raises(ZeroDivisionError):
         reproduce.main([str(word) for word in [*two, "--rows", "plain", "--data_name", "x", "--data", "y"]])
+
+
+def test_evidence_of_other_data_is_refused_before_training(tmp_path, refused, monkeypatch, task_files):
+    """A second data set would make every table of the folder impossible."""
+    root = tmp_path / "results" / "runs-sample"
+    root.mkdir(parents=True)
+    shutil.copytree(ROOT / "results" / "runs" / "means-11711", root / "means-11711")
+    monkeypatch.setattr(reproduce.jobs, "run", lambda *_: 1 / 0)
+    command = ["--table", "1", "--results", tmp_path / "results", "--out", tmp_path / "runs", "--rows", "plain"]
+    monkeypatch.setattr(reproduce, "check_flags", lambda *_: None)
+    refused(reproduce.main, [*command, f"--flags=--data {task_files}"], "means-11711", "have different data")
+
+
+def test_table_3_refuses_outputs_that_do_not_score_what_the_metrics_say(tmp_path, refused):
+    shutil.copytree(ROOT / "results" / "runs" / "means-11711", tmp_path / "runs" / "means-11711")
+    shutil.copytree(ROOT / "results" / "runs" / "data", tmp_path / "runs" / "data")
+    metrics = tmp_path / "runs" / "means-11711" / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('"score": 0.75', '"score": 0.77'))
+    command = ["--table", "3", "--preset", "minilm", "--report", "--results", tmp_path]
+    refused(reproduce.main, command, "means-11711 scores 0.75", "metrics.jsonl says 0.77")
+    assert not list(tmp_path.glob("table3*"))

@@ -14,7 +14,7 @@ import visualize
 from evaluate import model_outputs
 from pca_tsne import pca
 from predict import SOURCES, examples_of
-from support import evidence, figures
+from support import evidence, figures, keep_evidence
 from tasks import TASKS, DataSet, data_path, read_examples
 from tokenizer import Tokenizer
 
@@ -121,7 +121,10 @@ def kept(trained, tmp_path_factory):
         h, p = visualize.view(run, dev, "cpu")
         record = {"row": run.name, "seconds": 1, "commit": "abc", "device": "this"}
         paths, examples = {"sst-dev": data_path(trained / "data", SST, "dev")}, {"sst-dev": (dev.ids, dev.labels)}
-        evidence.write(root, run, record, paths, examples, {"sst-dev": p}, {"sst-dev-components": h})
+        one, zero = np.ones(1, dtype=np.float32), np.zeros((1, 2), dtype=np.float32)
+        examples |= {"para-dev": (["a"], one), "sts-dev": (["b"], one)}  # which no map is made of
+        outputs = {"sst-dev": p, "para-dev": zero + 0.5, "sts-dev": one}
+        keep_evidence.write(root, run, record, paths, examples, outputs, {"sst-dev-components": h})
     return [str(folder) for folder in evidence.find(root)]
 
 
