@@ -13,6 +13,7 @@ SAMPLE = $(shell [ "$(DATA)" -ef data/sample ] && echo yes)
 FLAGS ?=
 BERT ?= $(or $(wildcard models/float16),all-MiniLM-L6-v2)
 GPU ?= runs/gpu
+$(if $(VENV),$(shell [ -e "$(VENV)/bin/python" ] || rm -f "$(READY)"))
 # what `make gpu` does, in this order
 PARTS = kernel-tests graph-tests kernels step training
 part-kernel-tests = -m pytest -vv tests/test_kernels_gpu.py tests/test_kernels.py
@@ -86,8 +87,8 @@ $(PARTS:%=gpu-%): gpu-%:
 gpu-weights: $(READY)  ## MiniLM in float16, 46 MB, into models/float16: to carry to a GPU without a network
 	$(RUN) -m bench.gpu_weights models/float16
 
-data: $(READY)  ## fetch the CS224N files into data/cs224n (needs a network), for DATA=data/cs224n
-	$(RUN) data/fetch.py
+data: $(READY)  ## fetch the CS224N files into data/cs224n (needs a network; FLAGS=--quora_14k, see data/fetch.py)
+	$(RUN) data/fetch.py $(FLAGS)
 
 lint: $(READY)  ## ruff: style and format
 	$(RUN) -m ruff check .

@@ -149,8 +149,7 @@ def speakers(runs, examples):
 
     Raises UserError for a folder that can be no teacher.
     """
-    if len({Path(run).resolve() for run in runs}) < len(runs):
-        raise UserError("--teacher names a run twice; name each of them once")
+    run_folder.check_named_once(runs)
     folds, parts, known = [fold_of(run) for run in runs], {}, 0
     for name, these in examples.items():
         unseen = np.array([np.isnan(these.labels) | in_fold(these.ids, fold) for fold in folds])  # (runs, n)

@@ -123,10 +123,10 @@ def examples_of(runs, data, split):
 
 def check_labels(run, kept, split):
     """Raises UserError for examples of evidence, {task: (ids, labels)}, that cannot be of these tasks."""
-    for name, task in TASKS.items() if split == "dev" else ():
-        if name not in kept:
-            raise UserError(f"{run} keeps nothing of {name}-dev; {evidence.REMEDY}")
-        labels = kept[name][1]
+    if split == "dev" and not kept:
+        raise UserError(f"{run} keeps nothing of dev; {evidence.REMEDY}")
+    for name, (_, labels) in kept.items() if split == "dev" else ():
+        task = TASKS[name]
         if ((labels < task.low) | (labels > task.high) | (bool(task.classes) & (labels % 1 != 0))).any():
             raise UserError(f"{run}: labels of {name}-dev are no labels of this task; {evidence.REMEDY}")
 

@@ -1,6 +1,6 @@
 """The tables, run by run: every row is a run of `multitask.py`, and the same command goes on where it stopped.
 
-    python reproduce.py --table 2 --preset minilm            MiniLM on the CS224N files (`make data`), three seeds
+    python reproduce.py --table 2 --preset minilm            MiniLM, three seeds (`make data FLAGS=--quora_14k`)
     python reproduce.py --table 2 --preset minilm --report   write the table from the evidence, run nothing
     python reproduce.py --table 2 --preset minilm --rows pals smart-weak --seeds 11712 --flags="--data DIR"
     python reproduce.py --preset minilm --keep runs/x --row pals      make evidence of a run that was started by hand
@@ -41,7 +41,8 @@ def check(args, rows):
     """Raises UserError where a run, or its evidence, was started with other flags than those of its row."""
     new = not args.report and args.table != 3
     wanted = flags.parse_multitask([*row_flags(args, rows[0], args.seeds[0]), "--resume"], *TABLES)
-    evidence.check_data(args.runs, task_paths(wanted) if new else None)
+    paths = paths_of(None, args.data) if args.data else task_paths(wanted)
+    evidence.check_data(args.runs, paths if new else None)
     for row in rows:
         kept = {evidence.record_of(folder)["seed"]: folder for folder in evidence.find(args.runs, row.name)}
         for seed in {*args.seeds, *kept}:

@@ -89,7 +89,11 @@ def main(argv=None):
     parser = Parser(prog="data/fetch.py", description=__doc__.splitlines()[0], formatter_class=argparse.HelpFormatter)
     parser.add_argument("--out", default="data/cs224n", metavar="DIR")
     parser.add_argument("--url", default=URL, help="where the files are")
-    parser.add_argument("--quora_14k", action="store_true", help="make DIR-quora-14k as well, see above")
+    parser.add_argument(
+        "--quora_14k",
+        action="store_true",
+        help="make DIR-quora-14k, too, of the Quora dev file alone",
+    )
     args = parser.parse_args(argv)
     folder = Path(args.out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -102,12 +106,15 @@ def main(argv=None):
                 print(f"{path} fetched, {fetch(f'{args.url}/{path.name}', path):,} bytes")
     if args.quora_14k:
         whole, folder = folder, Path(f"{folder.resolve()}-quora-14k")
-        if not folder.exists():
+        if folder.exists():
+            print(f"{folder} is there")
+        else:
             with files.replacing_folder(folder) as aside:
-                shutil.copytree(whole, aside, dirs_exist_ok=True)
+                for path in (data_path(whole, task, split) for task in TASKS.values() for split in SPLITS):
+                    shutil.copy(path, aside)
                 cut_quora(whole, aside)
-        print(f"{folder} is made of them")
-    print(f"train on them with: make train DATA={folder} OUT=runs/cs224n")
+            print(f"{folder} made of them")
+    print(f"train on them with: make train DATA={folder} OUT=runs/{folder.name}")
 
 
 if __name__ == "__main__":

@@ -44,8 +44,9 @@ def make_environment(folder):
     if os.path.isfile(folder):
         stop("VENV=" + folder + " is a file; name a folder, or leave VENV= out")
     pip = os.path.join(folder, "bin", "pip")  # the last thing that `venv` makes
-    if not (os.path.exists(pip) and os.path.exists(python)):  # python is a link: to one that was removed, perhaps
-        done = subprocess.run([sys.executable, "-m", "venv", folder], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if not (os.path.exists(pip) and os.path.exists(python)):  # python is a link, perhaps to one that was removed
+        venv = ["-m", "venv", "--clear"] if os.path.islink(python) and not os.path.exists(python) else ["-m", "venv"]
+        done = subprocess.run([sys.executable, *venv, folder], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         if done.returncode:
             remedy = "`sudo apt install python3-venv` on Debian and Ubuntu, `make train VENV=` on Colab"
             stop(f"`python3 -m venv` does not work here; what mends that: {remedy}")
@@ -82,7 +83,8 @@ def complete_interpreter():
             if name and not elsewhere and not will_do(name):
                 missing.append(requirement.strip())
     if missing:
-        install(sys.executable, missing)
+        source = without_cuda() if any(name.startswith("torch=") for name in missing) else []
+        install(sys.executable, [*missing, *source])
 
 
 def will_do(name):

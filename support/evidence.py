@@ -23,10 +23,10 @@ import torch
 
 from support import files, run_folder
 from support.console import UserError
+from support.jobs import RECORD
 from support.safetensors import open_safetensors
 
 REMEDY = "fetch or write it again"
-ORIGIN = {"seconds": (int, float), "commit": str, "device": str}  # where a run comes from, in record.json
 
 
 def is_evidence(folder):
@@ -37,7 +37,7 @@ def is_evidence(folder):
 def record_of(folder):
     """The dict in record.json."""
     path = Path(folder) / "record.json"
-    record = files.read_json(path, {"row": str, "seed": int, "data": dict, "examples": dict} | ORIGIN)
+    record = files.read_json(path, {"row": str, "seed": int, "data": dict, "examples": dict} | RECORD)
     if not isinstance(record["data"].get("name"), str) or not isinstance(record["data"].get("files"), dict):
         raise UserError(f"{path} does not say which data it is of; {REMEDY}")
     return record
@@ -155,7 +155,8 @@ def _tensors(folder):
     path = Path(folder) / "outputs.safetensors"
     tensors, _ = open_safetensors(path)
     for name, tensor in tensors.items():
-        if tensor.dtype != torch.float16 or not 1 <= tensor.dim() <= 2 or not tensor.isfinite().all():
+        array = tensor.dtype == torch.float16 and 1 <= tensor.dim() <= 2 and 0 not in tensor.shape
+        if not array or not tensor.isfinite().all():
             raise UserError(f"{path}: {name} is no float16 array of finite numbers; {REMEDY}")
     return {name: tensor.numpy() for name, tensor in tensors.items()}
 

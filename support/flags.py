@@ -172,10 +172,8 @@ def check_unlabelled(args, tasks):
 
 def check_multitask(args, usual):
     """Raises UserError for flags that make no sense together. Args: usual, all defaults by name."""
-    if args.resume and args.eval_only:
-        raise UserError("--resume does nothing beside --eval_only; leave it out")
-    soup = args.resume and Path(args.out, "config.json").exists()  # a run of 0 epochs
-    if not (args.epochs or soup or args.eval_only):
+    goes_on = args.resume and Path(args.out, "config.json").exists()  # a soup is a run of 0 epochs
+    if not (args.epochs or goes_on or args.eval_only):
         raise UserError("--epochs 0 trains nothing; give 1 or more")
     if args.gradient_surgery and args.option == "pretrain":
         raise UserError("--gradient_surgery has nothing to do with --option pretrain: no shared parameters train")
@@ -295,6 +293,6 @@ def parse_ensemble(argv):
             raise UserError(f"--{flag} has nothing to choose between with one run; name more of them")
     if args.tune_weights and (args.weights or args.method == "soup"):
         raise UserError("--tune_weights finds the weights of --method average or vote; leave out --weights and soups")
-    if any((Path(args.out) / name).exists() for name in ("config.json", "last", "best")):
+    if any((Path(args.out) / name).exists() for name in ("config.json", "last")):
         raise UserError(f"{args.out} already holds a run; choose another --out")
     return args

@@ -41,8 +41,8 @@ TUNING = [
     Row("decay-0", "weight decay 0", "--weight_decay 0"),
     Row("decay-0.1", "weight decay 0.1", "--weight_decay 0.1"),
 ]
-# what each row sets for itself
-OWN_FLAGS = ["--option", "--seed", "--out", "--resume", "--eval_only", "--skip_test", "--max_examples"]
+# not for --flags
+BARRED = ["--option", "--seed", "--out", "--resume", "--eval_only", "--skip_test", "--max_examples"]
 PALS, WEAK, STRONG = "--use_pals", "--use_smart --smart weak", "--use_smart --smart strong"
 METHODS = [
     Row("pretrain", "Pretrain base model (encoder frozen)", "--option pretrain", "", (0.454, 0.625, 0.546, 0.617)),
@@ -75,7 +75,7 @@ ENCODERS = {"simcse": "", "simcse-length": "--normalize_length {length}"}
 PRESETS = {  # flags of multitask.py and of simcse.py; how many characters `normalize_length` means; the seeds
     "sample": ("--data data/sample --epochs 2 --batch_size 16 --train_examples 300",
                "--max_sentences 1000", 60, [11711]),
-    "minilm": ("--data data/cs224n --epochs 3 --bf16", "", 128, [11711, 11712, 11713]),
+    "minilm": ("--data data/cs224n-quora-14k --epochs 3 --bf16", "", 128, [11711, 11712, 11713]),
     "paper": ("--data data/cs224n --bert bert-base-uncased --epochs 10 --batch_size 64 --lr 2e-5",
               "", 256, [11711, 11712, 11713]),
 }  # fmt: skip
@@ -156,11 +156,12 @@ def check_reproduce(args):
         raise UserError(f"--row {args.row!r:.80} cannot name a folder; take letters, digits and hyphens")
     if args.data_name and not re.fullmatch(r"\w[\w.+-]*", args.data_name):
         raise UserError(f"--data_name {args.data_name!r:.80} cannot name a folder; take letters, digits and hyphens")
-    if own := [word for word in _split(args.flags) if word.partition("=")[0] in OWN_FLAGS]:
-        raise UserError(f"--flags has {own[0]!r:.40}, which each row sets for itself; leave it out")
+    for name in ("flags", "simcse_flags"):
+        if barred := [word for word in _split(getattr(args, name)) if word.partition("=")[0] in BARRED]:
+            raise UserError(f"--{name} has {barred[0]!r:.40}, which a table sets itself or cannot use; leave it out")
     reads = not args.keep and (args.report or args.table == 3)
     for idle, names, where in (
-        (args.keep, ("table", "rows", "report"), "beside --keep"),
+        (args.keep, ("table", "rows", "report", "seeds", "simcse_flags"), "beside --keep"),
         (not args.keep, ("row", "commit", "seconds"), "without --keep"),
         (
             reads,

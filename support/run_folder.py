@@ -37,6 +37,8 @@ def parse_flags(parser, argv):
     the run, and where a run would be overwritten.
     """
     args = parser.parse_args(argv)
+    if args.resume and args.eval_only:
+        raise UserError("--resume does nothing beside --eval_only; leave it out")
     config = Path(args.out) / "config.json"
     if not config.exists():
         if args.eval_only:

@@ -360,7 +360,7 @@ def test_what_can_be_no_teacher_gets_one_sentence(world, refused):
         assert not (world / "student" / "config.json").exists()
 
     refuse(f"--teacher {world}/nowhere", "holds no run")
-    refuse(f"--teacher {world}/a {world}/d/../a", "names a run twice")
+    refuse(f"--teacher {world}/a {world}/d/../a", "is named twice; name it once")
     (world / "simcse" / "encoder").mkdir(parents=True)
     refuse(f"--teacher {world}/simcse", "run of simcse.py")
     shutil.rmtree(world / "c" / "best")

@@ -51,10 +51,21 @@ def test_an_environment_without_pip_is_made_anew(monkeypatch, tmp_path):
     (folder / "bin" / "pip").touch()
     environment.make_environment(str(folder))
     assert commands == [["-m", "venv"], ["-m", "pip"], ["-m", "pip"]]
-    (folder / "bin" / "python").unlink()
-    (folder / "bin" / "python").symlink_to(tmp_path / "removed")
+
+
+def test_an_environment_whose_python_was_removed_is_made_anew(monkeypatch, tmp_path):
+    folder, asked = tmp_path / "venv", []
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, timeout=60)
+    for name in ("python", "python3"):
+        (folder / "bin" / name).unlink()
+        (folder / "bin" / name).symlink_to(tmp_path / "removed")
+    (folder / "bin" / "pip").touch()
+    run = subprocess.run  # the real one, which makes the environment, but without pip
+    monkeypatch.setattr(environment.subprocess, "run", lambda command, **of: run([*command, "--without-pip"], **of))
+    monkeypatch.setattr(environment, "install", lambda python, what: asked.append(run([python, "-c", ""]).returncode))
+    monkeypatch.setattr(environment, "without_cuda", lambda: [])
     environment.make_environment(str(folder))
-    assert commands[3:] == [["-m", "venv"], ["-m", "pip"]]
+    assert asked == [0]
 
 
 def test_a_file_in_place_of_the_environment_is_one_sentence(stopped, tmp_path):
@@ -93,6 +104,7 @@ def test_linux_without_a_gpu_gets_a_pytorch_without_cuda(monkeypatch, source_of_
     monkeypatch.setattr(environment.sys, "platform", "linux")
     monkeypatch.setattr(environment.os.path, "exists", lambda path: False)
     monkeypatch.setattr(environment.shutil, "which", lambda name: None)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(environment, "CPU_PACKAGES", source_of_packages)
     assert environment.without_cuda() == ["--extra-index-url", source_of_packages]
     with monkeypatch.context() as patch:
@@ -103,7 +115,7 @@ def test_linux_without_a_gpu_gets_a_pytorch_without_cuda(monkeypatch, source_of_
         assert environment.without_cuda() == []
     with monkeypatch.context() as patch:
         patch.setenv("https_proxy", "http://proxy:port")
-        patch.setattr(environment, "CPU_PACKAGES", "https://127.0.0.1:1/whl/cpu")
+        patch.setattr(environment, "CPU_PACKAGES", "https://packages.invalid/whl/cpu")
         assert environment.without_cuda() == []
     monkeypatch.setattr(environment, "CPU_PACKAGES", source_of_packages + "/elsewhere")
     assert environment.without_cuda() == []  # it answers with an error: pip's own source

@@ -156,9 +156,12 @@ def test_a_product_and_its_gelu_are_the_same_in_one_call_as_in_two(library, gelu
 
 
 @pytest.mark.parametrize("width", [100, 768, 1536, 2000])  # those above PART go in parts
-@pytest.mark.parametrize(("library", "gelu"), [("mkl", "apart"), ("onednn", "apart"), ("onednn", "fused")])
+@pytest.mark.parametrize("gelu", ["apart", "fused", "one each"])
+@pytest.mark.parametrize("library", libraries.LIBRARIES)
 def test_feed_forward_is_the_formula_in_training_and_outside(width, library, gelu, library_of_all):
     library_of_all(library, gelu)
+    if gelu == "one each":
+        libraries.use({"forward 384 to 1536": "mkl"})  # up's
     torch.manual_seed(0)
     x, up, bias, down = torch.randn(33, 60), torch.randn(width, 60) / 8, torch.randn(width), torch.randn(60, width) / 8
     z = x.double() @ up.double().T + bias.double()

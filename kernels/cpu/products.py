@@ -86,7 +86,8 @@ def linear_gelu(x, weight, bias):
 def feed_forward(x, up, bias, down):
     """The CPU's form of `plain.feed_forward`.
 
-    Outside training as a sum over parts of the F rows of `up` and columns of `down`, PART in each.
+    Outside training, where oneDNN takes `down`: as a sum over parts of the F rows of `up` and columns of `down`, with
+    PART in each.
     """
     if not _outside_training(x, up) or library("forward", *down.shape[::-1]) == "mkl":
         return linear(linear_gelu(x, up, bias), down)
