@@ -28,6 +28,7 @@ TABLES = TASKS, SPLITS, SAMPLINGS, PRESETS  # what the flags of multitask.py dep
 
 METHODS = {
     "baseline": "",
+    "means of hidden states": "--use_means",
     "PALs": "--use_pals",
     "SMART": "--use_smart",
     "gradient surgery": "--gradient_surgery",
@@ -36,12 +37,14 @@ METHODS = {
 }
 
 
-def timed_steps(options, datasets, folder):
+def timed_steps(options, tokenizer, folder):
     """Takes one training step each time it is asked for the next item, and yields its seconds per batch."""
     args = flags.parse_multitask([*options, "--out", "runs/bench"], *TABLES)
     torch.manual_seed(0)
     bert = Bert.load(folder).requires_grad_(args.option == "finetune")
-    model = MultitaskBert(bert, pal_size=args.pal_size if args.use_pals else None).to(flags.choose_device(args))
+    pal_size = args.pal_size if args.use_pals else None
+    model = MultitaskBert(bert, use_means=args.use_means, pal_size=pal_size).to(flags.choose_device(args))
+    datasets = load_data(args, tokenizer, splits=("train",))
     trainer = Trainer(args, model, datasets)
     for step, (_, batches) in enumerate(training_plan(args, datasets).steps(), 1):
         start = time.perf_counter()
@@ -87,8 +90,9 @@ def main(argv=None):
     parser.add_argument("--steps", type=flags.positive(int, 2), default=20)
     args = parser.parse_args(argv)
     folder = find_model(args.bert)
-    datasets = load_data(flags.multitask_parser(*TABLES).parse_args([]), Tokenizer(folder), splits=("train",))
-    runners = {name: timed_steps(options.split(), datasets, folder) for name, options in METHODS.items()}
+    tokenizer = Tokenizer(folder)
+    datasets = load_data(flags.multitask_parser(*TABLES).parse_args([]), tokenizer, splits=("train",))
+    runners = {name: timed_steps(options.split(), tokenizer, folder) for name, options in METHODS.items()}
     times = {name: [] for name in METHODS}
     for i in range(args.steps + 2):
         for name, steps in runners.items():
