@@ -51,19 +51,19 @@ def check(args, rows):
             run_folder.parse_flags(flags.simcse_parser(), [*encoder_flags(args, row.encoder), "--resume"])
 
 
+def check_flags(args, kept, row, seed):
+    """Raises UserError where a run in --out, or the one in `kept`, a folder or None, has other flags than its row."""
+    wanted = flags.parse_multitask([*row_flags(args, row, seed), "--resume"], *TABLES)  # compares with the run, too
+    if kept:
+        keep_evidence.check_flags(kept, vars(wanted), vars(flags.multitask_parser(*TABLES).parse_args([])))
+
+
 def check_score(folder, labels, outputs, remedy=evidence.REMEDY):
     """Raises UserError where a run, or its evidence, does not score what its metrics say. Args: both by task."""
     now = dev_score({task: score(TASKS[task], outputs[task], of) for task, of in labels.items()})
     before = evidence.best_epoch(folder)["score"]
     if not abs(now - before) <= 0.005:
         raise UserError(f"{folder} scores {now:.3f}, and its metrics.jsonl says {before:.3f}; {remedy}")
-
-
-def check_flags(args, kept, row, seed):
-    """The same for one run in --out, and for a run or evidence in the folder `kept`."""
-    wanted = flags.parse_multitask([*row_flags(args, row, seed), "--resume"], *TABLES)  # compares with the run, too
-    if kept:
-        keep_evidence.check_flags(kept, vars(wanted), vars(flags.multitask_parser(*TABLES).parse_args([])))
 
 
 def run_rows(args, rows):
@@ -124,13 +124,17 @@ def report_rows(args, rows):
 # ----- table 3
 
 
+def ranked(labels, found):
+    """The numbers of the models, the one with the best dev score first."""
+    alone = [{t: ensemble.metric_of(TASKS[t], [of[t]], labels[t], [1], "average") for t in labels} for of in found]
+    return sorted(range(len(found)), key=lambda i: -dev_score(alone[i]))
+
+
 def best(k):
     """What picks the k models with the best dev scores: (labels, found) -> {task: {number of the model: weight}}."""
 
     def pick(labels, found):
-        alone = [{t: ensemble.metric_of(TASKS[t], [of[t]], labels[t], [1], "average") for t in labels} for of in found]
-        top = sorted(range(len(found)), key=lambda i: -dev_score(alone[i]))[:k]
-        return {task: dict.fromkeys(top, 1.0) for task in labels}
+        return {task: dict.fromkeys(ranked(labels, found)[:k], 1.0) for task in labels}
 
     return pick
 
@@ -142,7 +146,7 @@ def greedy(labels, found):
 
 def tuned(labels, found):
     """Picks the 7 best models, and weights for them."""
-    top = list(best(7)(labels, found)["sst"])
+    top = ranked(labels, found)[:7]
     _, kept, _ = ensemble.ensemble(labels, [found[i] for i in top], [1.0] * len(top), tune_weights=True)
     return {task: {top[i]: weight for i, weight in members.items()} for task, members in kept.items()}
 

@@ -74,7 +74,7 @@ def split_of(line):
 
 
 def cut_quora(folder, aside):
-    """Writes Quora-14k into the folder aside, from quora-dev.csv in folder. Lines stay as they are, broken or not."""
+    """Writes Quora-14k into the folder aside, of quora-dev.csv in folder: lines as they are, test without labels."""
     task = TASKS["para"]
     header, *lines = data_path(folder, task, "dev").read_bytes().splitlines(keepends=True)
     for split in SPLITS:
@@ -110,7 +110,7 @@ def main(argv=None):
             print(f"{folder} is there")
         else:
             with files.replacing_folder(folder) as aside:
-                for path in (data_path(whole, task, split) for task in TASKS.values() for split in SPLITS):
+                for path in (data_path(whole, TASKS[name], split) for name in ("sst", "sts") for split in SPLITS):
                     shutil.copy(path, aside)
                 cut_quora(whole, aside)
             print(f"{folder} made of them")

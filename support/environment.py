@@ -42,7 +42,7 @@ def make_environment(folder):
     """A virtual environment in `folder` with all requirements."""
     python = os.path.join(folder, "bin", "python")
     if os.path.isfile(folder):
-        stop("VENV=" + folder + " is a file; name a folder, or leave VENV= out")
+        stop(f"VENV={folder} is a file; name a folder, or leave VENV= out")
     pip = os.path.join(folder, "bin", "pip")  # the last thing that `venv` makes
     if not (os.path.exists(pip) and os.path.exists(python)):  # python is a link, perhaps to one that was removed
         venv = ["-m", "venv", "--clear"] if os.path.islink(python) and not os.path.exists(python) else ["-m", "venv"]

@@ -2,9 +2,10 @@
 
     results/runs/ROW-SEED/
         config.json             the flags of the run, without paths of the machine
-        record.json             row, seed, commit, device, seconds, and which data: a name, and a digest of each file
+        record.json             row, seed, commit, device, seconds; which data: a name, and a digest of each file;
+                                digests of the ids; for a soup its members, after SimCSE that stage's flags
         metrics.jsonl           the run's own: losses and dev metrics
-        outputs.safetensors     float16: what the best model says of dev and test (below), and components of
+        outputs.safetensors     float16: what the best model says of dev and test, and components of
                                 sentence embeddings for the maps of `visualize.py`
     results/runs/data/NAME/     TASK-SPLIT.tsv: the ids, and for dev the labels; once for all runs on these data
 
@@ -44,7 +45,10 @@ def record_of(folder):
 
 
 def find(root, row=None, seeds=None):
-    """The evidence in a folder such as results/runs, a sorted list of Path; of one row, of some seeds, or all."""
+    """The evidence in a folder such as results/runs, a sorted list of Path; of one row, of some seeds, or all.
+
+    Raises UserError where two folders hold the same run.
+    """
     folders = [path.parent for path in sorted(Path(root).glob("*/record.json")) if not files.is_left_over(path.parent)]
     found = {folder: record_of(folder) for folder in folders}
     names = {}
@@ -89,24 +93,24 @@ def from_float16(z):
 def check_data(root, paths=None):
     """Raises UserError where the evidence in a folder is of different data.
 
-    Args: paths, {"TASK-SPLIT": path} of the task files that more evidence would be of.
+    Args: paths, {"TASK-SPLIT": path} of the task files that more evidence would be of; ignored where one is missing.
     """
-    first, every = None, [(folder, record_of(folder)["data"]["files"]) for folder in find(root)]
+    every = {folder: record_of(folder)["data"]["files"] for folder in find(root)}
     if paths and all(path.exists() for path in paths.values()):
-        every.append(
-            (next(iter(paths.values())).parent, {split: digest_of_file(path) for split, path in paths.items()})
-        )
-    for folder, digests in every:
-        first = first or (folder, digests)
-        if digests != first[1]:
-            raise UserError(f"{first[0]} and {folder} have different data; keep one of them in another --results")
+        every[next(iter(paths.values())).parent] = {key: digest_of_file(path) for key, path in paths.items()}
+    first = next(iter(every), None)
+    for folder, digests in every.items():
+        if digests != every[first]:
+            raise UserError(f"{first} and {folder} have different data; keep one of them in another --results")
 
 
 def digest_of_ids(ids):
+    """16 hex digits of the SHA-256 of a list of str."""
     return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
 
 
 def digest_of_file(path):
+    """16 hex digits of the SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
@@ -114,24 +118,21 @@ def digest_of_file(path):
 # ----- reading
 
 
-def outputs_of(folder, split, wanted=None):
+def outputs_of(folder, split, wanted):
     """What the run's best model says of dev or test: {task: values}, as `evaluate.model_outputs` gives them.
 
-    Args: wanted, {task: ids}; None for all tasks. Raises UserError where the run speaks of other examples.
+    Args: wanted, {task: ids}. Raises UserError where the run speaks of other examples.
     """
-    digests = {name: digest_of_ids(ids) for name, ids in (wanted or {}).items()}
     kept, tensors = _digests_of(folder, split), _tensors(folder)
-    names = list(kept) if wanted is None else list(digests)
-    for name in names:
-        if f"{name}-{split}" not in tensors:
-            raise UserError(f"{folder} keeps nothing of {name}-{split}; leave it out")
-        if name in digests and digests[name] != kept[name]:
-            raise UserError(f"{folder} speaks of other examples of {name}-{split}; leave it out, or name its --data")
-        if wanted is not None and len(tensors[f"{name}-{split}"]) != len(wanted[name]):
-            raise UserError(
-                f"{folder} has outputs of {name}-{split} for other than {len(wanted[name])} examples; {REMEDY}"
-            )
-    return {name: from_float16(tensors[f"{name}-{split}"]) for name in names}
+    for name, ids in wanted.items():
+        key = f"{name}-{split}"
+        if key not in tensors:
+            raise UserError(f"{folder} keeps nothing of {key}; leave it out")
+        if digest_of_ids(ids) != kept[name]:
+            raise UserError(f"{folder} speaks of other examples of {key}; leave it out, or name its --data")
+        if len(tensors[key]) != len(ids):
+            raise UserError(f"{folder} has outputs of {key} for other than {len(ids)} examples; {REMEDY}")
+    return {name: from_float16(tensors[f"{name}-{split}"]) for name in wanted}
 
 
 def more_of(folder, name):
@@ -155,8 +156,8 @@ def _tensors(folder):
     path = Path(folder) / "outputs.safetensors"
     tensors, _ = open_safetensors(path)
     for name, tensor in tensors.items():
-        array = tensor.dtype == torch.float16 and 1 <= tensor.dim() <= 2 and 0 not in tensor.shape
-        if not array or not tensor.isfinite().all():
+        fits = tensor.dtype == torch.float16 and 1 <= tensor.dim() <= 2 and 0 not in tensor.shape
+        if not fits or not tensor.isfinite().all():
             raise UserError(f"{path}: {name} is no float16 array of finite numbers; {REMEDY}")
     return {name: tensor.numpy() for name, tensor in tensors.items()}
 

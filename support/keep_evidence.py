@@ -16,9 +16,9 @@ from support import evidence, files, run_folder
 from support.console import UserError
 from support.safetensors import write_safetensors
 
-# flags that say where a run stands and how it is started, those of files, those that may differ between runs of one row
-PLACES, FILES = ("out", "resume", "eval_only", "skip_test"), ("_train", "_dev", "_test", "_out")
-FREE = ("data", "device", "save_every", "cuda_graphs", "bf16", "kernels")
+PLACES = ("out", "resume", "eval_only", "skip_test")  # flags that say where a run stands and how it is started
+FILES = ("_train", "_dev", "_test", "_out")  # ends of flags that name files
+FREE = ("data", "device", "save_every", "cuda_graphs", "bf16", "kernels")  # may differ between runs of one row
 
 
 def to_float16(values):
@@ -58,7 +58,7 @@ def write(root, run, record, paths, examples, outputs, more, name=None):
     if folder.exists() and _portable_metrics(folder) != metrics:
         raise UserError(f"{folder} is the evidence of another run; choose another --row, or delete it first")
     evidence.check_data(root, paths)
-    digests = {split: evidence.digest_of_file(path) for split, path in paths.items()}
+    digests = {key: evidence.digest_of_file(path) for key, path in paths.items()}
     known = (evidence.record_of(other)["data"] for other in evidence.find(root))
     name = name or next((data["name"] for data in known), None)
     name = name or Path(next(iter(paths.values()))).resolve().parent.name
@@ -69,11 +69,11 @@ def write(root, run, record, paths, examples, outputs, more, name=None):
         record["encoder"] = files.read_json(stage / "row.json", {"seconds": (int, float)}) | own
     if members:
         record["soup"] = _names_of(members)
-    record["examples"] = {split: evidence.digest_of_ids(ids) for split, (ids, _) in examples.items()}
-    tensors = {split: to_float16(values) for split, values in outputs.items()}
+    record["examples"] = {key: evidence.digest_of_ids(ids) for key, (ids, _) in examples.items()}
+    tensors = {key: to_float16(values) for key, values in outputs.items()}
     tensors |= {key: np.asarray(array, dtype=np.float16) for key, array in more.items()}
-    for split, (ids, labels) in examples.items():
-        _write_examples(Path(root) / "data" / name / f"{split}.tsv", ids, labels)
+    for key, (ids, labels) in examples.items():
+        _write_examples(Path(root) / "data" / name / f"{key}.tsv", ids, labels)
     with files.replacing_folder(folder) as aside:
         files.write_json(aside / "config.json", portable(config, name))
         (aside / "metrics.jsonl").write_text(metrics, encoding="utf-8")

@@ -27,7 +27,7 @@ def origin(records):
 
 
 def write(args, header, lines, results, records, note=""):
-    """Prints a table, and writes it to results/tableN-PRESET.md, and with all that it was made from to .json.
+    """Prints a table, and writes it to results/tableN-PRESET.md, and its values, with their origin, to .json.
 
     Args: args, the flags of `reproduce.py`; header and lines, as for `console.table`; results, JSON values; records,
     the record.json of the runs that the table is made from; note, a line above the table. Raises UserError without

@@ -44,7 +44,8 @@ def read_columns(path, needed, fault_of, note=""):
                 rows.append(values)
                 used += len(numbers)
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; run `make data` (FLAGS=--quora_14k for Quora-14k), or name the folder with --data") from None
+        remedy = "run `make data` (FLAGS=--quora_14k for Quora-14k), or name the folder with --data"
+        raise UserError(f"{path} does not exist; {remedy}") from None
     report(path, faults, used, note)
     if not rows:
         raise UserError(f"{path} has no usable row; see the formats in the README")

@@ -89,7 +89,8 @@ def test_what_is_written_is_what_is_read(world):
     assert evidence.is_evidence(folder)
     assert not evidence.is_evidence(world.run)
     for split in ("dev", "test"):
-        found, examples = evidence.outputs_of(folder, split), evidence.examples_of(folder, split)
+        examples = evidence.examples_of(folder, split)
+        found = evidence.outputs_of(folder, split, {name: ids for name, (ids, _) in examples.items()})
         assert found.keys() == examples.keys() == TASKS.keys()
         for name, task in TASKS.items():
             ids, labels = world.examples[f"{name}-{split}"]
@@ -338,7 +339,7 @@ def test_a_record_that_lacks_a_split_is_one_sentence(world):
     record = json.loads((folder / "record.json").read_text())
     del record["examples"]["para-dev"]
     (folder / "record.json").write_text(json.dumps(record | {"examples": record["examples"] | {"more": 1}}))
-    for read in (evidence.examples_of, evidence.outputs_of):
-        assert read(folder, "test").keys() == TASKS.keys()
+    assert evidence.examples_of(folder, "test").keys() == TASKS.keys()
+    for read, more in ((evidence.examples_of, ()), (evidence.outputs_of, [{"sst": world.examples["sst-dev"][0]}])):
         with pytest.raises(UserError, match=r"record\.json has no examples of para-dev"):
-            read(folder, "dev")
+            read(folder, "dev", *more)

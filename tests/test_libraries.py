@@ -82,7 +82,7 @@ def test_the_faster_way_is_taken_where_it_is_clearly_faster(monkeypatch):
 
     monkeypatch.setattr(libraries.time, "perf_counter", lambda: next(clock))
     for mkl, onednn, expected in ((100, 10, "onednn"), (10, 100, "mkl")):
-        monkeypatch.setattr(libraries, "_by_mkl", slow(mkl))
+        monkeypatch.setattr(libraries, "_by_torch", slow(mkl))
         monkeypatch.setattr(libraries, "_by_onednn", slow(onednn))
         monkeypatch.setattr(libraries, "onednn", slow(5))
         found = libraries.measure(T=2, rounds=1)

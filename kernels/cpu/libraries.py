@@ -8,10 +8,10 @@ dx = dy W; dW = dyᵀ x). On one AMD processor without AVX-512, in GFLOP/s of on
     dx         MKL 128 to 144    oneDNN 104 to 138
     dw         MKL 131 to 139    oneDNN  87 to 116
 
-On another with AVX-512 oneDNN's forward products have twice MKL's rate; held to AVX2, that one takes dx of a layer from
-3,072 to 768 at 108 (MKL) or 68, and of one from 384 to 1,536 at 104 or 122. So `choose` times the products of a
-feed-forward layer, of MiniLM's size and of BERT-base's, once, in 0.4 s. oneDNN can also apply GELU within a product,
-which pays with AVX-512 and costs a tenth without: measured, too.
+On another with AVX-512 oneDNN's forward products have twice MKL's rate; held to AVX2, the same processor takes dx of a
+layer from 3,072 to 768 at 108 (MKL) or 68, and of one from 384 to 1,536 at 104 or 122. So `choose` times the products
+of a feed-forward layer, of MiniLM's size and of BERT-base's, once, in 0.4 s. oneDNN can also apply GELU within a
+product, which pays with AVX-512 and costs a tenth without: measured, too.
 
 The choice changes the last bits of a product. It is therefore kept: by processor in a file, so that the next run rounds
 as this one does, and in each run's state, so that a resumed run goes on with it.
@@ -88,7 +88,7 @@ def multiply(kind, a, b, bias=None):
     out, size_in = b.shape if kind != "dw" else (a.shape[1], b.shape[1])
     wide_dw = kind == "dw" and out >= size_in
     mkl = library(kind, size_in, out) == "mkl" if a.dtype == torch.float32 else wide_dw
-    return _by_mkl(kind, a, b, bias) if mkl else _by_onednn(kind, a, b, bias)
+    return _by_torch(kind, a, b, bias) if mkl else _by_onednn(kind, a, b, bias)
 
 
 def multiply_gelu(x, weight, bias):
@@ -98,7 +98,7 @@ def multiply_gelu(x, weight, bias):
     return F.gelu(multiply("forward", x, weight, bias))
 
 
-def _by_mkl(kind, a, b, bias=None):
+def _by_torch(kind, a, b, bias=None):
     if kind == "forward":
         return F.linear(a, b, bias)
     return torch.mm(a, b) if kind == "dx" else torch.mm(a.t(), b)
@@ -144,7 +144,7 @@ def _two_ways(name, T):
     if kind == "gelu":
         return lambda: F.gelu(onednn(x, weight, bias)), lambda: onednn(x, weight, bias, "gelu")
     a, b = {"forward": (x, weight), "dx": (dy, weight), "dw": (dy, x)}[kind]
-    return lambda: _by_mkl(kind, a, b), lambda: _by_onednn(kind, a, b)
+    return lambda: _by_torch(kind, a, b), lambda: _by_onednn(kind, a, b)
 
 
 @torch.no_grad()
@@ -158,7 +158,7 @@ def measure(T=256, rounds=3):
                 start = time.perf_counter()
                 call()
                 times[way] = min(times[way], time.perf_counter() - start)
-        other = ways[found[name] == ways[0]]
+        other = ways[1 - ways.index(found[name])]
         if times[other] * WORTH < times[found[name]]:
             found[name] = other
     return found

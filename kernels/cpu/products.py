@@ -71,14 +71,14 @@ def linear(x, weight, bias=None):
     return _Linear.apply(x, weight, bias) if _fast(x, weight) else F.linear(x, weight, bias)
 
 
-def _outside_training(x, weight):
-    """Whether nothing needs the product before GELU: `multiply_gelu` may take both together."""
+def _may_fuse(x, weight):
+    """Whether `multiply_gelu` may take product and GELU together: no gradient, no bfloat16, and `_fast`."""
     return not torch.is_grad_enabled() and _operands == torch.float32 and _fast(x, weight)
 
 
 def linear_gelu(x, weight, bias):
     """The CPU's form of `plain.linear_gelu`."""
-    if _outside_training(x, weight):
+    if _may_fuse(x, weight):
         return multiply_gelu(x.contiguous(), weight, bias)
     return F.gelu(linear(x, weight, bias))
 
@@ -89,7 +89,7 @@ def feed_forward(x, up, bias, down):
     Outside training, where oneDNN takes `down`: as a sum over parts of the F rows of `up` and columns of `down`, with
     PART in each.
     """
-    if not _outside_training(x, up) or library("forward", *down.shape[::-1]) == "mkl":
+    if not _may_fuse(x, up) or library("forward", down.shape[1], down.shape[0]) == "mkl":
         return linear(linear_gelu(x, up, bias), down)
     x, y = x.contiguous(), None
     for up_part, bias_part, down_part in zip(up.split(PART), bias.split(PART), down.split(PART, 1), strict=True):
