@@ -202,7 +202,8 @@ def test_table_3_is_what_ensemble_says_of_the_evidence(tmp_path, task_files):
     assert f"predictions-sample/ensemble: {best}" in about
     for kind, members in (("single", {top.name: 1.0}), ("ensemble", results[best]["members"][0]["sst"])):
         method = "vote" if kind == "ensemble" and best.endswith("vote") else "average"
-        values = [evidence.outputs_of(root / name, "test")["sst"] for name in members]
+        ids = {"sst": [f"sst{i}" for i in range(40)]}
+        values = [evidence.outputs_of(root / name, "test", ids)["sst"] for name in members]
         decided = ensemble.combine(TASKS["sst"], values, list(members.values()), method).argmax(1)
         path = tmp_path / "results" / "predictions-sample" / kind / "sst-test-output.csv"
         expected = ["id \t Predicted_Sentiment ", *(f"sst{i} , {c} " for i, c in enumerate(decided))]
