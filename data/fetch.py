@@ -89,11 +89,7 @@ def main(argv=None):
     parser = Parser(prog="data/fetch.py", description=__doc__.splitlines()[0], formatter_class=argparse.HelpFormatter)
     parser.add_argument("--out", default="data/cs224n", metavar="DIR")
     parser.add_argument("--url", default=URL, help="where the files are")
-    parser.add_argument(
-        "--quora_14k",
-        action="store_true",
-        help="make DIR-quora-14k, too, of the Quora dev file alone",
-    )
+    parser.add_argument("--quora_14k", action="store_true", help="make DIR-quora-14k, too, of the Quora dev file alone")
     args = parser.parse_args(argv)
     folder = Path(args.out)
     folder.mkdir(parents=True, exist_ok=True)

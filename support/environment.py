@@ -63,12 +63,8 @@ def without_cuda():
         return []
     try:
         urllib.request.urlopen(CPU_PACKAGES + "/torch/", timeout=5).close()
-    except (
-        OSError,
-        ValueError,
-        http.client.HTTPException,
-    ):  # no network, say: pip's own source
-        return []
+    except (OSError, ValueError, http.client.HTTPException):  # no network, or a proxy that is none
+        return []  # pip's own source
     return ["--extra-index-url", CPU_PACKAGES]
 
 
