@@ -23,6 +23,7 @@ Process 0 alone writes files and prints. If a process dies, torchrun ends the ot
 it say so in a sentence.
 """
 
+import atexit
 import contextlib
 import datetime
 import os
@@ -49,14 +50,19 @@ def start(batch_size):
         return
     with _lost_process():
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+    atexit.register(_leave)  # an interpreter that ends beneath gloo's threads aborts
     if rank() > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, it stays for good
 
 
 def stop():
     """Leaves the other processes, once all of them have come this far."""
+    barrier()
+    _leave()
+
+
+def _leave():
     if dist.is_initialized():
-        barrier()
         dist.destroy_process_group()
 
 

@@ -46,9 +46,20 @@ def commands(folder, out):
     yield simcse.main, f"{flags} --negatives both --pooling mean --out {out}/simcse".split()
 
 
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def as_torchrun_does(rank, port):
+    """The environment of one of two processes."""
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return {name: str(value) for name, value in names.items()}
+
+
 def one_of_two(rank, folder, port):
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))  # as torchrun does
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.update(as_torchrun_does(rank, port))
     torch.set_num_threads(1)
     distributed.start(2)
     distributed.start, distributed.stop = lambda batch_size: None, distributed.barrier  # the same two for all commands
@@ -65,10 +76,7 @@ def both(tmp_path_factory):
     rng = torch.Generator().manual_seed(0)
     draw = lambda: " ".join(tiny.WORDS[i] for i in torch.randint(len(tiny.WORDS), (6,), generator=rng))  # noqa: E731
     (folder / "pairs.tsv").write_text("\n".join(f"{draw()}\t{draw()}\t{draw()}" for _ in range(7)))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))  # a port that is free
-        port = probe.getsockname()[1]
-    two = mp.spawn(one_of_two, (folder, port), nprocs=2, join=False)
+    two = mp.spawn(one_of_two, (folder, free_port()), nprocs=2, join=False)
     end = time.monotonic() + 90
     try:
         while not two.join(timeout=1):
@@ -136,6 +144,13 @@ def test_a_batch_that_cannot_be_shared_is_refused(tmp_path, monkeypatch, capsys)
     with pytest.raises(SystemExit):
         multitask.main(["--batch_size", "3", "--out", str(tmp_path / "run")])
     assert "cannot be shared by 4 processes" in capsys.readouterr().err
+
+
+def test_a_process_that_ends_early_says_so_by_its_exit_code_and_does_not_abort():
+    code = "import torch; from support import distributed as d; d.start(2)\nfor _ in range(20): d.barrier()\nexit(2)"
+    pairs = [[os.environ | as_torchrun_does(rank, port) for rank in (0, 1)] for port in (free_port(), free_port())]
+    processes = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=env) for pair in pairs for env in pair]
+    assert [process.wait(timeout=60) for process in processes] == [2] * 4
 
 
 def torchrun(*argv):
