@@ -117,6 +117,13 @@ def test_the_real_files_read_as_ever(task, split):
     assert (len(examples), fingerprint(examples)) == DIGESTS[path.name]
 
 
+@pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
+def test_no_sample_sentence_for_training_stands_in_dev_or_test(task):
+    of = {split: read_examples(data_path(ROOT / "data/sample", task, split), task, split != "test") for split in SPLITS}
+    bare = lambda e: {re.sub(r"\W+", " ", s).strip().lower() for s in [*e.sentences, *(e.second_sentences or [])]}  # noqa: E731
+    assert not bare(of["train"]) & (bare(of["dev"]) | bare(of["test"]))
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
