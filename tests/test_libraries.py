@@ -1,6 +1,9 @@
 """Which library multiplies: both give the same numbers, what was measured is kept, and a state carries it."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import tiny
@@ -110,3 +113,18 @@ def test_a_resumed_run_goes_on_with_the_libraries_of_its_state(tmp_path, monkeyp
     assert libraries.choice() == started
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["products"] for line in lines if line["kind"] == "start"] == [started]
+
+
+@pytest.mark.skipif(not libraries.AVAILABLE, reason="this PyTorch has no oneDNN")
+def test_shapes_that_onednn_met_do_not_fill_the_memory():
+    code = """import torch
+from bench.measure import largest_memory
+from kernels.cpu import libraries
+weight, most = torch.ones(384, 384), []
+for T in range(300, 800):
+    libraries.onednn(torch.ones(T, 384), weight)
+    most.append(largest_memory())
+print(most[-1] - most[50])"""
+    environment = {k: v for k, v in os.environ.items() if "CACHE_CAPACITY" not in k}  # this process has set them
+    grown = subprocess.check_output([sys.executable, "-c", code], cwd=tiny.ROOT, env=environment)
+    assert float(grown) < 150  # MB: without limits it takes some 400
