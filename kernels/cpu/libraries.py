@@ -35,7 +35,7 @@ WAYS = {**dict.fromkeys(PRODUCTS, LIBRARIES), "gelu": ("apart", "fused")}
 AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 WORTH = 1.05  # the other library must be this much faster than the usual one
 # oneDNN keeps code and scratch memory for each shape that it met, up to 1,024, and PyTorch's layer above it as much
-# again. T changes with every batch: without lower limits that grows by gigabytes. A step has about 30 shapes. Both limits
+# again. T changes with every batch: without lower limits that grows by gigabytes. A step has about 30 shapes. They
 # are read at the first product.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 os.environ.setdefault("LRU_CACHE_CAPACITY", "32")
