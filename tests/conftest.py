@@ -9,8 +9,17 @@ import torch
 
 import multitask
 from model import MultitaskBert
+from support import flags as program_flags
 
 torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def measured_once(tmp_path_factory):
+    """The libraries of products are chosen once: two runs that a test compares round alike on a busy machine, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(program_flags, "MODELS", tmp_path_factory.mktemp("models"))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,7 @@ def test_all_products_are_the_same_in_both_libraries(size_in, out, library):
 
 
 def test_what_was_measured_is_kept_and_measured_once(tmp_path, monkeypatch):
-    path, wanted = tmp_path / "products.json", every_first()
+    path, wanted = tmp_path / "models" / "products.json", every_first()
     calls = []
     monkeypatch.setattr(libraries, "measure", lambda: calls.append(1) or dict(wanted))
     for _ in range(2):
@@ -59,7 +59,7 @@ def test_a_damaged_file_is_measured_again_and_a_folder_that_cannot_be_written_do
     assert all(value in libraries.WAYS[name] for name, value in libraries.choice().items())
     kept = json.loads(path.read_text()) if libraries.AVAILABLE else {}
     assert all(made.keys() == libraries.WAYS.keys() for made in kept.values() if isinstance(made, dict))
-    libraries.choose(tmp_path / "nowhere" / "products.json")
+    libraries.choose(path / "below a file" / "products.json")
 
 
 def test_a_choice_of_elsewhere_is_taken_as_far_as_it_makes_sense():

@@ -35,7 +35,7 @@ WAYS = {**dict.fromkeys(PRODUCTS, LIBRARIES), "gelu": ("apart", "fused")}
 AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 WORTH = 1.05  # the other library must be this much faster than the usual one
 # oneDNN keeps code and scratch memory for each shape that it met, up to 1,024, and PyTorch's layer above it as much
-# again. T changes with every batch: without lower limits that grows by gigabytes. A step has about 30 shapes. They
+# again; T changes with every batch, so without lower limits that grows by gigabytes (a step has about 30 shapes). Both
 # are read at the first product.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 os.environ.setdefault("LRU_CACHE_CAPACITY", "32")
@@ -132,6 +132,7 @@ def choose(path):
     if not isinstance(kept.get(key), dict) or kept[key].keys() != WAYS.keys():
         kept[key] = measure()
         with contextlib.suppress(OSError):  # measured again the next time
+            path.parent.mkdir(parents=True, exist_ok=True)
             aside = path.with_name(f"{path.name}.{os.getpid()}")
             aside.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
             aside.replace(path)
