@@ -41,14 +41,14 @@ from kernels import precision
 from model import MultitaskBert, logits_of, task_loss
 from sampling import SAMPLINGS, Plan
 from smart import PRESETS, Smart
-from support import distributed, flags, run_folder
+from support import distributed, fingerprints, flags, run_folder
 from support.console import UserError, command, table
 from support.cuda_graphs import GraphedStep
 from support.downloads import find_model
 from support.loss_scaling import scaler_for
 from support.training_run import TrainingRun
 from surgery import Surgery
-from tasks import SPLITS, TASKS, fingerprint, load_data
+from tasks import SPLITS, TASKS, load_data
 from tokenizer import Tokenizer
 
 
@@ -132,9 +132,8 @@ class Trainer:
         return (self.smart.state() if self.smart else {}) | self.scaler.state()
 
     def fingerprints(self):
-        """Texts that change with any training example and with any teacher, by name."""
-        own = {name: fingerprint(splits["train"].examples) for name, splits in self.datasets.items()}
-        return own | (self.teachers.digests if self.teachers else {})
+        """Texts that change with the examples, their tokens and the teachers, by name."""
+        return fingerprints.of_run(self.datasets) | (self.teachers.digests if self.teachers else {})
 
     def backward(self, step, name, indices):
         """Adds the gradient of one task's batch, or of this process's shard of it, to the parameters' gradients.

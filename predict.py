@@ -17,11 +17,11 @@ from pathlib import Path
 
 from evaluate import model_outputs, to_predictions
 from model import MultitaskBert
-from support import evidence, files, run_folder
+from support import evidence, files, fingerprints, run_folder
 from support.console import Parser, UserError, as_utf8, command
 from support.flags import add_device, add_kernels, choose_device, choose_kernels
 from support.output_cache import cached_outputs, model_folder
-from tasks import SPLITS, TASKS, DataSet, Examples, data_path, fingerprint, load_examples
+from tasks import SPLITS, TASKS, DataSet, Examples, data_path, load_examples
 
 # the flags of a run that say which examples it was trained and chosen on
 SOURCES = ("data", "max_examples", *(f"{task}_{split}" for task in TASKS for split in SPLITS))
@@ -148,7 +148,8 @@ def outputs_of(run, examples, split, device):
         data = {name: DataSet(examples[name], tokenizer, model.encodings[name]) for name in names}
         return {name: model_outputs(model.to(device), TASKS[name], dataset) for name, dataset in data.items()}
 
-    return cached_outputs(run, split, {name: fingerprint(these) for name, these in examples.items()}, compute)
+    which = {name: fingerprints.of_examples(these) for name, these in examples.items()}
+    return cached_outputs(run, split, which, compute)
 
 
 # ----- the command line

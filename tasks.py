@@ -4,7 +4,6 @@ A task is one row of `TASKS` and three files, `train`, `dev` and `test`: tab-sep
 CSV is. Columns are found by their names, and other columns are ignored. A fourth task is a fourth row.
 """
 
-import hashlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,16 +166,6 @@ def label_fault(text, task):
 def data_path(folder, task, split):
     """Where a split's file stands in a data folder: `split` is train, dev or test; or unlabelled (`data/more.py`)."""
     return Path(folder) / task.file.format(split=SPLITS.get(split, split))
-
-
-def fingerprint(examples):
-    """A short text that changes with any id, sentence or label: names a data set in a run's records."""
-    digest = hashlib.sha256()
-    for column in (examples.ids, examples.sentences, examples.second_sentences or []):
-        digest.update("\0".join(column).encode() + b"\1")
-    if examples.labels is not None:
-        digest.update(examples.labels.tobytes())
-    return digest.hexdigest()[:16]
 
 
 class DataSet:

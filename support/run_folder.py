@@ -27,7 +27,13 @@ from support.safetensors import open_safetensors, write_safetensors
 
 OWN_FLAGS = ("out", "resume", "eval_only", "skip_test", "cuda_graphs")  # of one command, never taken over from the run
 LONGEST_LINE = 1 << 20  # bytes of a line of metrics
-FREE_FLAGS = (*OWN_FLAGS, "device", "save_every")  # may change: they say where and how it runs, not what it computes
+# these may change: they say how a run runs, and where that stands what it reads (its state knows the content)
+FREE_FLAGS = (*OWN_FLAGS, "device", "save_every", "data", "bert", "teacher", "unlabelled", "corpus", "pairs")
+
+
+def _lasting(flags):
+    """The names of the flags that a run keeps from its first step to its last. Args: flags, their names."""
+    return [name for name in flags if name not in FREE_FLAGS and not name.endswith(("_train", "_dev", "_test"))]
 
 
 def parse_flags(parser, argv):
@@ -65,10 +71,10 @@ def parse_flags(parser, argv):
         raise UserError(f"{config} is damaged ({error!s:.150}); choose another --out") from None
     parser.set_defaults(**{name: getattr(checked, name) for name in saved})
     args = parser.parse_args(argv)
-    for name, value in saved.items():
-        if name not in FREE_FLAGS and getattr(args, name) != value:
+    for name in _lasting(saved):
+        if getattr(args, name) != saved[name]:
             raise UserError(
-                f"{args.out} was started with --{name} {value}, not {getattr(args, name)}; "
+                f"{args.out} was started with --{name} {saved[name]}, not {getattr(args, name)}; "
                 f"leave the flag out to resume, or choose another --out"
             )
     return args
@@ -162,7 +168,7 @@ def save_state(folder, model, optimizer, extra, flags, position):
     """
     tensors = {name: tensor.detach().cpu() for name, tensor in _tensors(model, optimizer, extra).items()}
     tensors |= _random_states()
-    lasting = {name: value for name, value in flags.items() if name not in FREE_FLAGS}
+    lasting = {name: flags[name] for name in _lasting(flags)}
     metadata = {"position": position, "optimizer_steps": optimizer.steps, "flags": lasting}
     metadata = {name: json.dumps(value) for name, value in metadata.items()}
     metadata["checksum"] = _checksum(tensors, metadata)
@@ -198,7 +204,7 @@ def load_state(folder, model, optimizer, extra, flags, steps):
         checks = (False,)
     if not all(checks):
         raise UserError(f"{path} is damaged; delete it, and --resume starts the run again from its first step")
-    for name in saved.keys() & flags.keys():
+    for name in _lasting(saved.keys() & flags.keys()):  # older states hold others, too
         if saved[name] != flags[name]:
             said = f"--{name} {saved[name]!s:.60}, not {flags[name]!s:.60}"
             raise UserError(f"{path} was written with {said}; choose another --out")

@@ -33,7 +33,7 @@ class TrainingRun:
 
     def __init__(self, args, plan, model, optimizer, *, data, save_model, extra=None, best="best", rate_flags="--lr"):
         """Args: args, the command's flags; plan, its steps: `len(plan)`, `plan.epoch_steps`, `plan.steps(done)`, as
-        `sampling.Plan` has them; optimizer, an `AdamW`; data, a JSON value that changes with the training data;
+        `sampling.Plan` has them; optimizer, an `AdamW`; data, texts that change with what the run reads, by its name;
         save_model, a function that writes the model into a folder; extra, more tensors that belong to the state, by
         name; best, the name of the best model's folder; rate_flags, what to lower if training diverges, for messages.
         """
@@ -57,12 +57,10 @@ class TrainingRun:
         if self.position["step"] == 0 and len(self.plan) and self._lost_its_state():
             what = f"{self.folder} has trained, and its last/ is gone"
             raise UserError(f"{what}; --eval_only scores it again, another --out trains anew")
-        if (kept := self.position["data"]) != data:
-            what = "training data"
-            if getattr(self.args, "teacher", None):
-                changed = ", ".join(name for name in data if kept.get(name) != data[name])
-                what = f"training data or the teachers ({changed})"
-            raise UserError(f"the {what} are not what {self.folder} was started with; choose another --out")
+        kept = self.position["data"]
+        if changed := ", ".join(name for name in data if kept.get(name, data[name]) != data[name]):
+            raise UserError(f"not what {self.folder} was started with: {changed}; choose another --out")
+        self.position["data"] = data  # an older run knew less of them
         libraries.use(self.position["products"])  # whose last bits a resumed run must repeat
         done = self.position["step"]
         if done >= self.plan.epoch_steps and not run_folder.best_folder(self.folder, self.best.name).exists():

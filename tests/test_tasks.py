@@ -9,7 +9,8 @@ from tiny import REAL, ROOT
 
 from sampling import Plan
 from support.console import UserError
-from tasks import SPLITS, TASKS, DataSet, data_path, fingerprint, read_examples
+from support.fingerprints import of_examples
+from tasks import SPLITS, TASKS, DataSet, data_path, read_examples
 from tokenizer import Tokenizer
 
 HEADER = "\tid\tsentence1\tsentence2\tis_duplicate\n"
@@ -114,7 +115,7 @@ DIGESTS = {  # rows and fingerprints of the real files as the csv module reads t
 def test_the_real_files_read_as_ever(task, split):
     path = data_path(REAL, task, split)
     examples = read_examples(path, task, labelled=split != "test")
-    assert (len(examples), fingerprint(examples)) == DIGESTS[path.name]
+    assert (len(examples), of_examples(examples)) == DIGESTS[path.name]
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
@@ -167,10 +168,10 @@ def test_siamese_batches_have_the_first_sentences_and_then_the_second(tmp_path, 
 def test_a_fingerprint_changes_with_any_label(tmp_path):
     tiny.task_files(tmp_path)
     read = lambda: read_examples(data_path(tmp_path, TASKS["sst"], "dev"), TASKS["sst"])  # noqa: E731
-    before, examples = fingerprint(read()), read()
-    assert before == fingerprint(examples)
+    before, examples = of_examples(read()), read()
+    assert before == of_examples(examples)
     examples.labels[5] += 1
-    assert before != fingerprint(examples)
+    assert before != of_examples(examples)
 
 
 def test_an_epoch_of_proportional_sampling_is_one_pass_over_everything():

@@ -17,7 +17,7 @@ from support import run_folder, training_run
 from support.console import UserError
 from support.safetensors import open_safetensors, read_safetensors, write_safetensors
 from support.training_run import TrainingRun
-from tasks import TASKS
+from tasks import TASKS, data_path
 
 FLAGS = {"lr": 1e-4, "out": "somewhere", "save_every": 10}
 EXTRA = "average.0"
@@ -252,7 +252,7 @@ class OneStep:
 @pytest.mark.parametrize(("step", "says"), [(1, "no weight has moved yet"), (2, "lower --lr")])
 def test_a_value_that_is_not_finite_is_named_and_no_false_cause_given(tmp_path, step, says):
     args, model = argparse.Namespace(out=str(tmp_path / "run"), save_every=1), tiny.model()
-    run = TrainingRun(args, OneStep(), model, tiny.optimizer(model), data="", save_model=None)
+    run = TrainingRun(args, OneStep(), model, tiny.optimizer(model), data={}, save_model=None)
     with run, pytest.raises(UserError, match=f"loss of sst became nan at step {step}; .*{says}"):
         for _ in run.steps():
             run.step = step
@@ -275,6 +275,32 @@ def test_conflicts_are_counted_over_an_epoch_that_was_stopped(world, tmp_path, m
             share = sum(line[f"conflict {pair}"] * line["steps"] for line in own) / sum(line["steps"] for line in own)
             assert f"{pair} {share:.0%}" in text
     assert len(said) == 2
+
+
+def test_what_a_run_reads_may_move_and_may_not_change(tmp_path, monkeypatch, refused):
+    bert, data, run = tiny.folder(tmp_path / "bert"), tiny.task_files(tmp_path / "data"), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(training_run, "Interrupt", tiny.StopAfter(2))
+        with pytest.raises(SystemExit):
+            multitask.main(f"--bert {bert} --data {data} --epochs 1 --batch_size 8 --out {run}".split())
+    bert, data = bert.rename(tmp_path / "encoder"), data.rename(tmp_path / "files")
+    resume = f"--resume --out {run} --bert {bert} --data {data}".split()
+    for split in ("train", "dev"):
+        path = data_path(data, TASKS["sst"], split)
+        before = path.read_text()
+        path.write_text(before.replace("good", "bad"))
+        changed = {"train": "sst, sst tokens", "dev": "sst dev"}[split]
+        refused(multitask.main, resume, f"not what {run} was started with: {changed}; choose another --out")
+        path.write_text(before)
+    words = bert / "tokenizer.json"
+    before = words.read_text()
+    words.write_text(before.replace('"good"', '"X"').replace('"bad"', '"good"').replace('"X"', '"bad"'))
+    refused(multitask.main, resume, "was started with: sst tokens, para tokens, sts tokens")
+    words.write_text(before)
+    multitask.main(resume)
+    moved = data.rename(tmp_path / "data")
+    refused(multitask.main, ["--eval_only", "--out", run], "does not exist", "--data")
+    multitask.main(["--eval_only", "--out", str(run), "--data", str(moved)])
 
 
 # ----- --kernels

@@ -1,0 +1,25 @@
+"""Short texts that change with what a run reads, so that another run, or a resumed one, notices."""
+
+import hashlib
+
+import numpy as np
+
+
+def of_examples(examples):
+    """Changes with any id, sentence or label of `tasks.Examples`."""
+    digest = hashlib.sha256()
+    for column in (examples.ids, examples.sentences, examples.second_sentences or []):
+        digest.update("\0".join(column).encode() + b"\1")
+    if examples.labels is not None:
+        digest.update(examples.labels.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def of_run(datasets):
+    """{name: text} for all that a run trains on and is judged by. Args: datasets, {task: {split: DataSet}}."""
+    found = {}
+    for name, splits in datasets.items():
+        found |= {name: of_examples(splits["train"].examples), f"{name} dev": of_examples(splits["dev"].examples)}
+        ids = np.concatenate([ids for sequences in splits["train"].encoded for ids, _ in sequences])
+        found[f"{name} tokens"] = hashlib.sha256(ids.astype(np.int64).tobytes()).hexdigest()[:16]
+    return found
