@@ -19,6 +19,7 @@ from evaluate import model_outputs, to_predictions
 from model import MultitaskBert
 from support import evidence, files, fingerprints, run_folder
 from support.console import Parser, UserError, as_utf8, command
+from support.flag_types import place
 from support.flags import add_device, add_kernels, choose_device, choose_kernels
 from support.output_cache import cached_outputs, model_folder
 from tasks import SPLITS, TASKS, DataSet, Examples, data_path, load_examples
@@ -159,10 +160,10 @@ def outputs_of(run, examples, split, device):
 def main(argv=None):
     parser = Parser(prog="predict.py", description="What a trained model says of your sentences.")
     parser.add_argument("sentences", nargs="*", help="one sentence, or the two of a pair")
-    parser.add_argument("--run", default="runs/sample", metavar="DIR", help="folder of a run (default: runs/sample)")
-    parser.add_argument(
-        "--file", metavar="FILE", help="a sentence a line, or a pair with a tab between; - for standard input"
-    )
+    parser.add_argument("--run", type=place, default="runs/sample", metavar="DIR",
+        help="folder of a run (default: runs/sample)")  # fmt: skip
+    parser.add_argument("--file", type=place, metavar="FILE",
+        help="a sentence a line, or a pair with a tab between; - for standard input")  # fmt: skip
     add_device(parser)
     add_kernels(parser)
     args = parser.parse_args(argv)

@@ -27,7 +27,8 @@ from support import evidence, files, run_folder
 from support.console import Parser, UserError, command
 from support.figures import draw_curves, draw_maps, draw_smart
 from support.files import replacing
-from support.flags import add_device, choose_device, positive
+from support.flag_types import place, positive
+from support.flags import add_device, choose_device
 from support.output_cache import model_folder
 from tasks import TASKS, DataSet
 
@@ -136,26 +137,26 @@ def arguments():
     figures = parser.add_subparsers(dest="figure", required=True, metavar="{smart,embeddings,curves}")
 
     add = figures.add_parser("smart", help="SST dev accuracy per epoch with weak and strong SMART").add_argument
-    add("--weak", nargs="+", required=True, metavar="RUN", help="runs with --use_smart --smart weak")
-    add("--strong", nargs="+", required=True, metavar="RUN", help="runs with --use_smart --smart strong")
-    add("--plain", nargs="+", default=[], metavar="RUN", help="runs without SMART")
-    add("--out", default="smart.png", metavar="FILE")
+    add("--weak", type=place, nargs="+", required=True, metavar="RUN", help="runs with --use_smart --smart weak")
+    add("--strong", type=place, nargs="+", required=True, metavar="RUN", help="runs with --use_smart --smart strong")
+    add("--plain", type=place, nargs="+", default=[], metavar="RUN", help="runs without SMART")
+    add("--out", type=place, default="smart.png", metavar="FILE")
 
     embeddings = figures.add_parser("embeddings", help="maps of the SST dev sentences, predicted sentiment as height")
     add = embeddings.add_argument
-    add("--runs", nargs="+", required=True, metavar="RUN", help="the models, k of them an ensemble")
+    add("--runs", type=place, nargs="+", required=True, metavar="RUN", help="the models, k of them an ensemble")
     add("--models", nargs="+", type=positive(int), default=None, metavar="K",
         help="a panel for each number of models (default: those of 1 2 5 that there are runs for)")  # fmt: skip
     add("--method", choices=tuple(METHODS), default="tsne")
     add("--perplexity", type=positive(float, 2), default=30.0, help="of t-SNE: how many neighbours count")
     add("--seed", type=positive(int, 0), default=0, help="of t-SNE")
-    add("--data", default=None, metavar="DIR", help="folder of the task files (default: the data of the first RUN)")
-    add("--out", default="embeddings.png", metavar="FILE")
+    add("--data", type=place, metavar="DIR", help="folder of the task files (default: the data of the first RUN)")
+    add("--out", type=place, default="embeddings.png", metavar="FILE")
     add_device(embeddings)
 
     add = figures.add_parser("curves", help="training losses and dev metrics").add_argument
-    add("runs", nargs="+", metavar="RUN")
-    add("--out", default="curves.png", metavar="FILE")
+    add("runs", type=place, nargs="+", metavar="RUN")
+    add("--out", type=place, default="curves.png", metavar="FILE")
     return parser
 
 

@@ -37,6 +37,7 @@ from bert import BertConfig
 from kernels import INTERPRET, precision
 from support.console import Parser, UserError, command
 from support.downloads import MINILM, find_model
+from support.flag_types import place
 from tasks import TASKS, DataSet, data_path, read_examples
 from tokenizer import Tokenizer
 
@@ -68,7 +69,7 @@ def main(argv=None):
     parser.add_argument("--kernels", action="store_true", help="each kernel alone")
     parser.add_argument("--step", action="store_true", help="whole training steps")
     parser.add_argument("--tune", action="store_true", help="launch options of the kernels")
-    parser.add_argument("--data", default=None, metavar="DIR", help="take lengths from these task files")
+    parser.add_argument("--data", type=place, metavar="DIR", help="take lengths from these task files")
     parser.add_argument("--toy", action="store_true", help="tiny shapes, float32 on the CPU: does it run?")
     parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out")
     args = parser.parse_args(argv)

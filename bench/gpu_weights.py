@@ -15,6 +15,7 @@ import torch
 from bert import Bert
 from support.console import Parser, UserError, command
 from support.downloads import MINILM, find_model
+from support.flag_types import place
 from support.safetensors import write_safetensors
 from weights import to_huggingface_names
 
@@ -22,7 +23,7 @@ from weights import to_huggingface_names
 @command
 def main(argv=None):
     parser = Parser(prog="python -m bench.gpu_weights", description="Write a pretrained model in float16.")
-    parser.add_argument("out", help="the folder to write")
+    parser.add_argument("out", type=place, help="the folder to write")
     parser.add_argument("--bert", default=MINILM, help="the model (default: %(default)s)")
     args = parser.parse_args(argv)
     source, out = find_model(args.bert), Path(args.out)

@@ -19,7 +19,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from bench.speed import Grouped, Ours, Padded, batches_of, processor_text
 from support.console import Parser, command, table
 from support.downloads import MINILM
-from support.flags import choose_kernels, positive
+from support.flag_types import place, positive
+from support.flags import choose_kernels
 from tasks import TASKS
 
 PRODUCTS = ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise")
@@ -65,7 +66,7 @@ def shares(side, kind, batch_size, steps):
 def main(argv=None):
     parser = Parser(prog="python -m bench.shares", description="Where a step's time goes, ours and others'.")
     add = parser.add_argument
-    add("--data", default="data/sample", metavar="DIR", help="folder of the task files (default: data/sample)")
+    add("--data", type=place, default="data/sample", metavar="DIR", help="folder of task files (default: data/sample)")
     add("--bert", default=MINILM, help="the weights of all sides")
     add("--task", choices=list(TASKS), default="sst")
     add("--batch_size", type=positive(int), default=32)

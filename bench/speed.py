@@ -37,7 +37,8 @@ from model import MultitaskBert, task_loss
 from simcse import SentenceEncoder, embeddings
 from support.console import Parser, UserError, command, table
 from support.downloads import MINILM, find_model
-from support.flags import add_device, choose_device, choose_kernels, positive
+from support.flag_types import place, positive
+from support.flags import add_device, choose_device, choose_kernels
 from tasks import TASKS, DataSet, data_path, read_examples
 from tokenizer import MAX_TOKENS, Tokenizer
 
@@ -259,7 +260,7 @@ def linear_table():
 def main(argv=None):
     parser = Parser(prog="python -m bench.speed", description="Speed and memory against the best alternatives.")
     add = parser.add_argument
-    add("--data", default="data/sample", metavar="DIR", help="folder of the task files (default: data/sample)")
+    add("--data", type=place, default="data/sample", metavar="DIR", help="folder of task files (default: data/sample)")
     add("--bert", default=MINILM, help="the weights of all sides")
     add("--task", choices=list(TASKS), default=None, help="default: sst and para")
     add("--batch_size", type=positive(int), default=32)
@@ -292,8 +293,7 @@ def main(argv=None):
     print()
     print(table(["what", "ours", "sentence-transformers", "times as fast"], encoding))
     if memory:
-        print()
-        print(table(["peak MB", *against], memory))
+        print("\n" + table(["peak MB", *against], memory))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from evaluate import model_outputs, pearson, to_predictions
 from model import MultitaskBert
 from support import files, run_folder
 from support.console import Parser, UserError, command, table
-from support.flags import positive
+from support.flag_types import place, positive
 from tasks import TASKS, DataSet, Examples
 
 GOALS = {"sst": 0.80, "para": 0.85, "sts": 0.85}  # polarity, accuracy, Pearson's r
@@ -54,7 +54,8 @@ def ask(model, tokenizer, task, sentences, second_sentences):
 @command
 def main(argv=None):
     parser = Parser(prog="everyday.py", description="Everyday sentences and pairs.")
-    parser.add_argument("--run", default="runs/sample", metavar="DIR", help="folder of a run (default: runs/sample)")
+    parser.add_argument("--run", type=place, default="runs/sample", metavar="DIR",
+        help="folder of a run (default: runs/sample)")  # fmt: skip
     parser.add_argument("--show", type=positive(int), default=8, help="how many wrong answers of each task to print")
     args = parser.parse_args(argv)
     model, tokenizer = MultitaskBert.load(run_folder.best_folder(args.run))

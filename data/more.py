@@ -31,7 +31,7 @@ from simcse import SentenceEncoder, embeddings
 from support.console import Parser, UserError, command
 from support.downloads import MINILM, find_model
 from support.files import replacing
-from support.flag_types import positive
+from support.flag_types import place, positive
 from support.flags import add_device, choose_device
 from tasks import SPLITS, TASKS, data_path, read_examples
 from tokenizer import MAX_TOKENS, Tokenizer
@@ -100,8 +100,8 @@ def more(folder, task, embed, k, rng):
 def main(argv=None):
     parser = Parser(prog="data/more.py", description="Unlabelled examples out of the training sentences.")
     add = parser.add_argument
-    add("--data", default="data/sample", metavar="DIR", help="folder of the task files (default: data/sample)")
-    add("--out", default="runs/more", metavar="DIR", help="where the new files go (default: runs/more)")
+    add("--data", type=place, default="data/sample", metavar="DIR", help="folder of task files (default: data/sample)")
+    add("--out", type=place, default="runs/more", metavar="DIR", help="where the new files go (default: runs/more)")
     add("--bert", default=MINILM, help="the encoder that finds neighbours: a folder or a name")
     add("--neighbours", type=positive(int), default=6, metavar="K", help="a pair is drawn from the K nearest")
     add("--seed", type=positive(int, 0), default=11711)

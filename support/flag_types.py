@@ -1,9 +1,26 @@
 """What flags take: argparse types, which turn a text into a value or say what is wrong with it."""
 
 import argparse
+import os
 import re
 
 LAYERS, WIDTH, BATCH = 1000, 2**16, 2**20  # far above what anybody trains
+
+
+def place(text):
+    """An argparse type: the path of a file or folder, "~" expanded."""
+    path = os.path.expanduser(text)
+    try:
+        raw = os.fsencode(path)
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{text!a:.40} is not UTF-8 text") from None
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"{text!r:.40} names nothing; name a file or folder, or leave the flag out")
+    if path.startswith("~"):
+        raise argparse.ArgumentTypeError(f"{text!r:.40} begins with no user of this machine; write ./~ for a plain ~")
+    if len(raw) > 3500 or max(map(len, raw.split(b"/"))) > 255:  # longer ones, with what is appended, no disk takes
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is too long a path; choose a shorter one")
+    return path
 
 
 def positive(kind, low=None, most=2**63 - 1):

@@ -11,7 +11,7 @@ from kernels.cpu.products import bfloat16_products, use_bfloat16_products
 from support import run_folder
 from support.console import Parser, UserError
 from support.downloads import MINILM, MODELS
-from support.flag_types import BATCH, LAYERS, WIDTH, fold, fraction, positive, share
+from support.flag_types import BATCH, LAYERS, WIDTH, fold, fraction, place, positive, share
 
 # ----- where and how to compute
 
@@ -72,7 +72,7 @@ def multitask_parser(tasks, splits, samplings, presets):
     add = parser.add_argument
     add("--option", choices=("finetune", "pretrain"), default="finetune", help="train all, or only the heads")
     add("--bert", default=MINILM, help="pretrained encoder: a folder or a name")
-    add("--out", default=None, help="folder of the run (default: runs/OPTION)")
+    add("--out", type=place, default=None, help="folder of the run (default: runs/OPTION)")
     add("--resume", action="store_true", help="go on with the run in --out, if there is one")
     add("--eval_only", action="store_true", help="score the best model of the run in --out, write its predictions")
     add("--save_every", type=positive(int), default=1000, metavar="N", help="save every N steps, besides epoch ends")
@@ -115,12 +115,14 @@ def multitask_parser(tasks, splits, samplings, presets):
     add("--S", type=positive(int), default=1, help="training steps between moves of the averaged weights")
     add("--beta", type=fraction, default=0.99, help="momentum of the averaged weights, 0 for the plain Bregman term")
     add("--smart_projection", choices=("unit", "ball"), default="unit", help="see the text of smart.py")
-    add("--teacher", nargs="+", metavar="RUN", help="finished runs, whose ensemble this run learns from (distill.py)")
-    add("--unlabelled", metavar="DIR", help="more training examples, which the teachers label (data/more.py)")
+    add("--teacher", type=place, nargs="+", metavar="RUN",
+        help="finished runs, whose ensemble this run learns from (distill.py)")  # fmt: skip
+    add("--unlabelled", type=place, metavar="DIR",
+        help="more training examples, which the teachers label (data/more.py)")  # fmt: skip
     add("--distill_lambda", type=share, default="annealed", metavar="NUMBER",
         help="weight of the labels, beside the teachers' outputs (default: annealed, from 0 to 1)")  # fmt: skip
 
-    add("--data", default="data/sample", metavar="DIR", help="folder of the task files")
+    add("--data", type=place, default="data/sample", metavar="DIR", help="folder of the task files")
     add("--max_examples", type=positive(int), default=None, metavar="N", help="only N examples of each file, at random")
     add("--train_examples", type=positive(int), default=None, metavar="N",
         help="only N training examples of each task, drawn at random; dev and test stay whole")  # fmt: skip
@@ -129,10 +131,10 @@ def multitask_parser(tasks, splits, samplings, presets):
     for task in tasks.values():
         for split in splits:
             file = task.file.format(split=splits[split])
-            add(f"--{task.name}_{split}", default=None, metavar="FILE", help=f"(default: DATA/{file})")
+            add(f"--{task.name}_{split}", type=place, metavar="FILE", help=f"(default: DATA/{file})")
         for split in ("dev", "test"):
-            add(f"--{task.name}_{split}_out", default=f"predictions/{task.name}-{split}-output.csv", metavar="FILE",
-                help="where predictions go, relative to --out")  # fmt: skip
+            add(f"--{task.name}_{split}_out", type=place, default=f"predictions/{task.name}-{split}-output.csv",
+                metavar="FILE", help="where predictions go, relative to --out")  # fmt: skip
     return parser
 
 
@@ -228,14 +230,14 @@ def simcse_parser():
     add("--layers", type=positive(int, most=LAYERS), help="start from a random encoder of so many layers instead")
     add("--hidden", type=positive(int, most=WIDTH), default=None,
         help="and of this width, a multiple of 32 (--bert: tokenizer only)")  # fmt: skip
-    add("--out", default="runs/simcse", help="folder of the run")
+    add("--out", type=place, default="runs/simcse", help="folder of the run")
     add("--resume", action="store_true", help="go on with the run in --out, if there is one")
     add("--eval_only", action="store_true", help="assess the encoder of the run in --out again")
     add("--save_every", type=positive(int), default=1000, metavar="N", help="save every N steps, besides epoch ends")
 
-    add("--corpus", metavar="FILE", help="one sentence a line (default: training sentences of all tasks)")
-    add("--pairs", default=None, metavar="FILE", help="supervised: 'para', or a file of 2 or 3 tab-separated columns")
-    add("--data", default="data/sample", metavar="DIR", help="folder of the task files")
+    add("--corpus", type=place, metavar="FILE", help="one sentence a line (default: training sentences of all tasks)")
+    add("--pairs", type=place, metavar="FILE", help="supervised: 'para', or a file of 2 or 3 tab-separated columns")
+    add("--data", type=place, default="data/sample", metavar="DIR", help="folder of the task files")
     add("--normalize_length", type=positive(int), default=None, metavar="N",
         help="keep sentences of more than N characters only, cut to N")  # fmt: skip
     add("--max_sentences", type=positive(int), default=None, metavar="N", help="only N lines, drawn at random")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from support.console import Parser, UserError
-from support.flag_types import positive
+from support.flag_types import place, positive
 
 
 class Row(NamedTuple):
@@ -127,12 +127,14 @@ def parse_reproduce(argv):
     add("--seeds", type=int, nargs="+", default=None, help="(default: those of the preset)")
     add("--flags", default="", metavar="TEXT", help='more flags of multitask.py for every run: --flags="--data DIR"')
     add("--simcse_flags", default="", metavar="TEXT", help="more flags of simcse.py for its stages, likewise")
-    add("--out", default=None, metavar="DIR", help="folder of the runs (default: runs/tables/PRESET)")
-    add("--results", default="results", metavar="DIR", help="folder of the tables and of the evidence")
+    add("--out", type=place, metavar="DIR", help="folder of the runs (default: runs/tables/PRESET)")
+    add("--results", type=place, default="results", metavar="DIR", help="folder of the tables and of the evidence")
     add("--report", action="store_true", help="write the table from the evidence, and run nothing")
-    add("--keep", metavar="RUN", help="make the evidence of this run, a run of multitask.py or a soup, as --row")
+    add("--keep", type=place, metavar="RUN",
+        help="make the evidence of this run, a run of multitask.py or a soup, as --row")  # fmt: skip
     add("--row", metavar="NAME", help="with --keep: of which row; one of the tables, or a new name")
-    add("--data", metavar="DIR", help="where evidence has the task files from (default: where they were in training)")
+    add("--data", type=place, metavar="DIR",
+        help="where evidence has the task files from (default: where they were in training)")  # fmt: skip
     add("--data_name", metavar="NAME", help="what the evidence calls the data (default: the name of their folder)")
     add("--commit", help="with --keep: of the code that trained it (default: the one that is checked out)")
     add("--device", metavar="NAME", help="what to call the machine (default: the name of its processor or GPU)")
