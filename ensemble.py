@@ -34,7 +34,7 @@ import numpy as np
 from evaluate import METRICS, dev_score, score, to_predictions, write_predictions
 from predict import examples_of, outputs_of
 from soup import make_soup, write_records
-from support import flags
+from support import flags, places
 from support.console import UserError, command, table
 from tasks import TASKS
 
@@ -195,6 +195,7 @@ def _rows(labels, found, rows):
 @command
 def main(argv=None):
     args = flags.parse_ensemble(argv)
+    places.check_folder("--out", args.out, "predictions")
     device, weights = flags.choose_device(args), args.weights or [1.0] * len(args.runs)
     dev = examples_of(args.runs, args.data, "dev")
     asked = dev if args.split == "dev" else examples_of(args.runs, args.data, args.split)

@@ -26,6 +26,7 @@ from sampling import SAMPLINGS
 from smart import PRESETS as SMART_PRESETS
 from support import evidence, files, flags, jobs, keep_evidence, run_folder, tables
 from support.console import UserError, command
+from support.places import check_folder
 from support.rows import MERGED, METHODS, PLAIN, PUBLISHED_ENSEMBLE, TUNING, encoder_flags, parse_reproduce, row_flags
 from tasks import SPLITS, TASKS
 from visualize import view
@@ -225,6 +226,7 @@ def predict_test(folders, kept, method):
 @command
 def main(argv=None):
     args = parse_reproduce(argv)
+    check_folder("--results", args.results, args.runs.name, f"{args.runs.name}/data", args.predictions.name)
     rows = TUNING if args.table == 1 else METHODS
     if args.keep:
         seed = files.read_json(Path(args.keep) / "config.json", {"seed": int})["seed"]

@@ -30,6 +30,7 @@ from support.files import replacing
 from support.flag_types import place, positive
 from support.flags import add_device, choose_device
 from support.output_cache import model_folder
+from support.places import check_file
 from tasks import TASKS, DataSet
 
 SST = TASKS["sst"]
@@ -168,6 +169,7 @@ def check(args):
         run_folder.check_named_once(runs)
     if not args.out.endswith(".png"):
         raise UserError(f"--out {args.out} is not the name of a PNG file; let it end in .png")
+    check_file("--out", args.out)
     if args.figure == "embeddings":
         if args.method == "pca" and (args.perplexity, args.seed) != (30.0, 0):
             raise UserError("--perplexity and --seed are of t-SNE, and --method is pca; leave them out")

@@ -14,6 +14,7 @@ import numpy as np
 from support.console import Parser, command, table
 from support.downloads import MINILM, find_model
 from support.flag_types import place, positive
+from support.places import check_file
 from tasks import TASKS, DataSet, data_path, read_examples
 from tokenizer import Tokenizer
 
@@ -70,6 +71,8 @@ def main(argv=None):
     parser.add_argument("--batch_size", type=positive(int, 2), default=32)
     parser.add_argument("--out", type=place, metavar="FILE", help="draw one batch of sst into a picture")
     args = parser.parse_args(argv)
+    if args.out:
+        check_file("--out", args.out)
     tokenizer, rng, rows = Tokenizer(find_model(MINILM)), np.random.default_rng(0), []
     for name, task in TASKS.items():
         lengths = token_counts(args.data, task, tokenizer)

@@ -33,6 +33,7 @@ from support.downloads import MINILM, find_model
 from support.files import replacing
 from support.flag_types import place, positive
 from support.flags import add_device, choose_device
+from support.places import check_folder
 from tasks import SPLITS, TASKS, data_path, read_examples
 from tokenizer import MAX_TOKENS, Tokenizer
 
@@ -107,6 +108,7 @@ def main(argv=None):
     add("--seed", type=positive(int, 0), default=11711)
     add_device(parser)
     args = parser.parse_args(argv)
+    check_folder("--out", args.out)
     paths = {task: data_path(args.out, task, "unlabelled") for task in TASKS.values()}
     if any(path.exists() for path in paths.values()):
         raise UserError(f"{args.out} holds unlabelled examples already, perhaps of a student; choose another --out")

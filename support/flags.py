@@ -12,6 +12,7 @@ from support import run_folder
 from support.console import Parser, UserError
 from support.downloads import MINILM, MODELS
 from support.flag_types import BATCH, LAYERS, WIDTH, fold, fraction, place, positive, share
+from support.places import check_folder, check_predictions, prediction_files
 
 # ----- where and how to compute
 
@@ -132,9 +133,8 @@ def multitask_parser(tasks, splits, samplings, presets):
         for split in splits:
             file = task.file.format(split=splits[split])
             add(f"--{task.name}_{split}", type=place, metavar="FILE", help=f"(default: DATA/{file})")
-        for split in ("dev", "test"):
-            add(f"--{task.name}_{split}_out", type=place, default=f"predictions/{task.name}-{split}-output.csv",
-                metavar="FILE", help="where predictions go, relative to --out")  # fmt: skip
+    for flag, usual in prediction_files(tasks).items():
+        add(f"--{flag}", type=place, default=usual, metavar="FILE", help="where predictions go, relative to --out")
     return parser
 
 
@@ -148,19 +148,10 @@ def parse_multitask(argv, *tables):
     parser.set_defaults(out=f"runs/{args.option}", **presets[args.smart or "weak"])
     args = run_folder.parse_flags(parser, argv)
     check_multitask(args, vars(multitask_parser(*tables).parse_args([])) | presets["weak"])
-    check_places(args, tables[0])
+    check_predictions(args, tables[0], tables[1])
     if args.unlabelled and args.epochs and not args.eval_only:
         check_unlabelled(args, tables[0])
     return args
-
-
-def check_places(args, tasks):
-    """Raises UserError where a prediction file could not be written, before the training that it would crown."""
-    for flag in (f"{name}_{split}_out" for name in tasks for split in ("dev", "test")):
-        path = Path(args.out) / getattr(args, flag)
-        above = next((folder for folder in path.parents if os.path.exists(folder)), "")  # False for what is too long
-        if os.path.isdir(path) or len(path.name) > 200 or not os.path.isdir(above) or not os.access(above, os.W_OK):
-            raise UserError(f"--{flag} {getattr(args, flag)!r:.80}: {path!s:.80} cannot be written; name another file")
 
 
 def check_unlabelled(args, tasks):
@@ -262,6 +253,8 @@ def simcse_parser():
 
 def check_simcse(args, longest):
     """Raises UserError for flags that make no sense together. Args: longest, tokens that the tokenizer takes."""
+    if not args.eval_only:
+        check_folder("--out", args.out)
     if args.corpus and args.pairs:
         raise UserError("--corpus is unsupervised and --pairs supervised; give one of them")
     if args.max_tokens > longest:

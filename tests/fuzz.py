@@ -26,7 +26,7 @@ from bench.measure import largest_memory
 from bert import BertConfig
 from sampling import SAMPLINGS
 from smart import PRESETS
-from support import flags, run_folder
+from support import flags, places, run_folder
 from support.checks import read_options
 from support.console import Parser, UserError
 from support.files import read_json
@@ -179,7 +179,7 @@ def targets(folder):
             return
         if parser is parsers[0]:
             args.out = str(Path(folder) / "none")
-            flags.check_places(args, TASKS)
+            places.check_predictions(args, TASKS, SPLITS)
             flags.check_multitask(args, vars(parsers[0].parse_args([])) | PRESETS["weak"])
 
     def resumed(place):

@@ -1,18 +1,28 @@
-"""Places that flags name: what cannot be one is one sentence."""
+"""Places that flags name: what cannot be one, or cannot be written, is one sentence before the work."""
 
+import importlib.util
+import os
 from pathlib import Path
 
 import pytest
+from tiny import ROOT
 
+import ensemble
+import multitask
+import reproduce
+import simcse
 import visualize
 from sampling import SAMPLINGS
 from smart import PRESETS
-from support import flags
+from support import flags, places
 from support.console import UserError
 from support.rows import parse_reproduce
-from tasks import SPLITS, TASKS
+from tasks import SPLITS, TASKS, data_path
 
 TABLES = TASKS, SPLITS, SAMPLINGS, PRESETS
+spec = importlib.util.spec_from_file_location("more", ROOT / "data" / "more.py")
+more = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(more)
 
 
 @pytest.mark.parametrize(
@@ -44,3 +54,104 @@ def test_a_tilde_is_the_home_folder_in_every_flag_that_names_a_place(monkeypatch
     assert {action.dest for action in named if not action.type or action.type("~/x") != "/home/somebody/x"} == set()
     assert parsers[0].parse_args(["--teacher", "~/a", "./~"]).teacher == ["/home/somebody/a", "./~"]
     assert parse_reproduce(["--table", "1", "--results=~/r"]).runs == Path("/home/somebody/r/runs-sample")
+
+
+FOLDERS = {
+    "multitask": (multitask.main, [], "--out"),
+    "simcse": (simcse.main, [], "--out"),
+    "reproduce": (reproduce.main, ["--table", "2", "--report"], "--results"),
+    "ensemble": (ensemble.main, ["no-run"], "--out"),
+    "more": (more.main, [], "--out"),
+}
+
+
+@pytest.mark.parametrize("program", FOLDERS)
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(tmp_path, refused, program):
+    main, argv, flag = FOLDERS[program]
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to("nothing")
+    for name, says in {"file": "is not a folder", "link": "is not a folder", "file/x/y": "lies below"}.items():
+        refused(main, [*argv, flag, tmp_path / name], f"error: {flag} {tmp_path / name} {says}")
+    assert sorted(os.listdir(tmp_path)) == ["file", "link"]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_that_a_program_makes_in_another_is_tried_too(tmp_path, refused):
+    (tmp_path / "predictions").write_text("")
+    (tmp_path / "runs-sample").mkdir()
+    (tmp_path / "runs-sample" / "data").write_text("")
+    refused(ensemble.main, ["no-run", "--out", tmp_path], f"--out {tmp_path}: {tmp_path}/predictions is not a folder")
+    refused(reproduce.main, ["--table", "2", "--results", tmp_path], f"{tmp_path}/runs-sample/data is not a folder")
+    said = f"--out {tmp_path}: its predictions/sst-dev-output.csv lies below"
+    refused(multitask.main, ["--out", tmp_path], said)
+
+
+def test_a_figure_that_cannot_be_written_is_refused_before_the_work(tmp_path, refused):
+    (tmp_path / "a.png").mkdir()
+    (tmp_path / "file").write_text("")
+    faults = {"a.png": "is not a file", "file/a.png": "lies below", f"{'x' * 240}.png": "too long a name"}
+    for name, says in faults.items():
+        refused(visualize.main, ["curves", "no-run", "--out", tmp_path / name], f"--out {tmp_path}/{name:.20}", says)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="no folder here that nobody can write")
+def test_a_folder_in_which_nothing_can_be_made_is_refused():
+    for place in ("/proc", "/proc/x/y"):
+        with pytest.raises(UserError, match=f"^--out {place} cannot be written .*; name another folder$"):
+            places.check_folder("--out", place)
+
+
+# ----- prediction files of a run
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--sst_dev_out", "/"], "--sst_dev_out / is not a file"),
+        (["--sst_dev_out", ".."], "is not a file"),
+        (["--sst_dev_out", "x" * 250], "too long a name"),
+        (["--sst_dev_out", "file/predictions.csv"], "lies below"),
+        (["--sst_dev_out", "file"], "holds no predictions"),
+        (["--sst_dev_out", "/dev/null"], "is not a file"),
+        (["--sst_dev_out", "config.json"], "the run's own config.json"),
+        (["--sts_test_out", "metrics.jsonl.part"], "the run's own metrics.jsonl"),
+        (["--sst_dev_out", "lock"], "the run's own lock"),
+        (["--sst_dev_out", "best"], "the run's own best"),
+        (["--sst_dev_out", "x/../last/x/p.csv"], "the run's own last"),
+        (["--sst_dev_out", "predictions"], "--sst_test_out --sst_dev_out"),
+        (["--sst_dev_out", "p.csv", "--para_dev_out", "x/../p.csv"], "--para_dev_out x/../p.csv --sst_dev_out p.csv"),
+        (["--sst_dev_out", "p.csv.part", "--para_dev_out", "p.csv"], "--para_dev_out --sst_dev_out"),
+        (["--sst_dev_out", "p.csv", "--para_dev_out", "p.csv/q.csv"], "--para_dev_out --sst_dev_out"),
+        (["--data", ".", "--sst_test_out", "{cwd}/sts-test-student.csv"], "the task file sts-test-student.csv"),
+        (["--para_test", "new.csv", "--sst_test_out", "{cwd}/new.csv"], "the task file new.csv"),
+    ],
+)
+def test_a_prediction_file_takes_the_place_of_nothing_else(tmp_path, monkeypatch, refused, argv, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "file").write_text("mine")
+    argv = [text.format(cwd=tmp_path) for text in argv]
+    refused(multitask.main, ["--out", "run", *argv], *words.format(cwd=tmp_path).split(" --"))
+    assert os.listdir(tmp_path) == ["run"]
+    assert os.listdir(tmp_path / "run") == ["file"]
+
+
+def test_a_new_run_whose_folder_would_be_a_prediction_file_is_refused(tmp_path, refused):
+    refused(multitask.main, ["--out", tmp_path / "new", "--sst_dev_out", "."], "--sst_dev_out . is in the way of")
+
+
+def test_a_data_file_named_as_a_prediction_file_is_left_alone(tmp_path, task_files, refused):
+    path = data_path(task_files, TASKS["sst"], "dev")
+    before = path.read_bytes()
+    argv = ["--out", tmp_path, "--sst_dev_out", path]
+    refused(multitask.main, argv, f"--sst_dev_out {path} is there, and holds no predictions")
+    assert path.read_bytes() == before
+
+
+def test_predictions_of_before_and_an_empty_file_may_be_written_over(tmp_path):
+    folder = tmp_path / "predictions"
+    folder.mkdir()
+    (folder / "sst-dev-output.csv").write_text("id \t Predicted_Sentiment \nx , 3 \n")
+    (folder / "sts-dev-output.csv").touch()
+    args = flags.parse_multitask(["--out", str(tmp_path)], *TABLES)
+    assert args.sst_dev_out == "predictions/sst-dev-output.csv"
