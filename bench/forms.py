@@ -14,7 +14,7 @@ from bert import LayerNorm
 from kernels import cpu, plain
 from kernels.plain import Update
 from support.console import Parser, command, table
-from support.flags import positive
+from support.flag_types import BATCH, positive
 
 H, F, HEADS, WORDS = 384, 1536, 12, 30522
 
@@ -53,7 +53,7 @@ def cases(sentences, seed=0):
 @command
 def main(argv=None):
     parser = Parser(prog="python -m bench.forms", description="The plain operations against the CPU's fast forms.")
-    parser.add_argument("--sentences", type=positive(int), default=32)
+    parser.add_argument("--sentences", type=positive(int, most=BATCH), default=32)
     parser.add_argument("--runs", type=positive(int), default=15)
     args = parser.parse_args(argv)
     rows = []

@@ -13,7 +13,7 @@ import numpy as np
 
 from support.console import Parser, command, table
 from support.downloads import MINILM, find_model
-from support.flag_types import place, positive
+from support.flag_types import BATCH, place, positive
 from support.places import check_file
 from tasks import TASKS, DataSet, data_path, read_examples
 from tokenizer import Tokenizer
@@ -68,7 +68,7 @@ def draw(lengths, path):
 def main(argv=None):
     parser = Parser(prog="python -m bench.padding", description="How much of a padded batch is padding.")
     parser.add_argument("--data", type=place, default="data/sample", metavar="DIR", help="folder of the task files")
-    parser.add_argument("--batch_size", type=positive(int, 2), default=32)
+    parser.add_argument("--batch_size", type=positive(int, 2, BATCH), default=32)
     parser.add_argument("--out", type=place, metavar="FILE", help="draw one batch of sst into a picture")
     args = parser.parse_args(argv)
     if args.out:

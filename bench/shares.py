@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from bench.speed import Grouped, Ours, Padded, batches_of, processor_text
 from support.console import Parser, command, table
 from support.downloads import MINILM
-from support.flag_types import place, positive
+from support.flag_types import BATCH, THREADS, place, positive
 from support.flags import choose_kernels
 from tasks import TASKS
 
@@ -69,9 +69,9 @@ def main(argv=None):
     add("--data", type=place, default="data/sample", metavar="DIR", help="folder of task files (default: data/sample)")
     add("--bert", default=MINILM, help="the weights of all sides")
     add("--task", choices=list(TASKS), default="sst")
-    add("--batch_size", type=positive(int), default=32)
+    add("--batch_size", type=positive(int, most=BATCH), default=32)
     add("--steps", type=positive(int), default=20, help="how many measured steps of each side")
-    add("--threads", type=positive(int), default=torch.get_num_threads())
+    add("--threads", type=positive(int, most=THREADS), default=torch.get_num_threads())
     args = parser.parse_args(argv)
     args.device = "cpu"
     torch.set_num_threads(args.threads)

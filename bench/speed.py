@@ -37,7 +37,7 @@ from model import MultitaskBert, task_loss
 from simcse import SentenceEncoder, embeddings
 from support.console import Parser, UserError, command, table
 from support.downloads import MINILM, find_model
-from support.flag_types import place, positive
+from support.flag_types import BATCH, THREADS, place, positive
 from support.flags import add_device, choose_device, choose_kernels
 from tasks import TASKS, DataSet, data_path, read_examples
 from tokenizer import MAX_TOKENS, Tokenizer
@@ -263,9 +263,9 @@ def main(argv=None):
     add("--data", type=place, default="data/sample", metavar="DIR", help="folder of task files (default: data/sample)")
     add("--bert", default=MINILM, help="the weights of all sides")
     add("--task", choices=list(TASKS), default=None, help="default: sst and para")
-    add("--batch_size", type=positive(int), default=32)
+    add("--batch_size", type=positive(int, most=BATCH), default=32)
     add("--steps", type=positive(int), default=40, help="how many timed steps of each side")
-    add("--threads", type=positive(int), default=torch.get_num_threads())
+    add("--threads", type=positive(int, most=THREADS), default=torch.get_num_threads())
     add("--kernels", choices=kernels.CHOICES, default="auto", help="our operations: the fast ones, or kernels/plain.py")
     add_device(parser, "cpu")
     add("--linear", action="store_true", help="matrix products only")

@@ -4,7 +4,7 @@ import argparse
 import os
 import re
 
-LAYERS, WIDTH, BATCH = 1000, 2**16, 2**20  # far above what anybody trains
+LAYERS, WIDTH, BATCH, EPOCHS, THREADS = 1000, 2**16, 2**20, 10**6, 1024  # far above what anybody trains
 
 
 def place(text):

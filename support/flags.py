@@ -11,7 +11,7 @@ from kernels.cpu.products import bfloat16_products, use_bfloat16_products
 from support import run_folder
 from support.console import Parser, UserError
 from support.downloads import MINILM, MODELS
-from support.flag_types import BATCH, LAYERS, WIDTH, fold, fraction, place, positive, share
+from support.flag_types import BATCH, EPOCHS, LAYERS, WIDTH, fold, fraction, place, positive, share
 from support.places import check_folder, check_predictions, prediction_files
 
 # ----- where and how to compute
@@ -85,7 +85,7 @@ def multitask_parser(tasks, splits, samplings, presets):
     add("--hidden_dropout_prob", type=fraction, default=0.1,
         help="dropout in the encoder (but for its attention, which has its own) and the heads")  # fmt: skip
 
-    add("--epochs", type=positive(int, 0), default=3)
+    add("--epochs", type=positive(int, 0, EPOCHS), default=3)
     add("--batch_size", type=positive(int, most=BATCH), default=32)
     add("--lr", type=positive(float), default=1e-4, help="peak learning rate of the encoder")
     add("--head_lr", type=positive(float), default=1e-3, help="peak learning rate of the heads, which start untrained")
@@ -239,7 +239,7 @@ def simcse_parser():
     add("--dropout", type=fraction, default=0.1, help="in the encoder, where it makes the two views")
     add("--tau", type=positive(float), default=0.05, help="temperature")
 
-    add("--epochs", type=positive(int), default=1)
+    add("--epochs", type=positive(int, most=EPOCHS), default=1)
     add("--batch_size", type=positive(int, 2, BATCH), default=64)
     add("--lr", type=positive(float), default=3e-5, help="peak learning rate")
     add("--weight_decay", type=positive(float, 0), default=0.0)

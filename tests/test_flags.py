@@ -3,6 +3,8 @@
 import pytest
 
 import reproduce
+import simcse
+from bench import shares, speed
 from sampling import SAMPLINGS
 from smart import PRESETS
 from support import flags
@@ -30,6 +32,7 @@ TABLES = TASKS, SPLITS, SAMPLINGS, PRESETS
         (["--batch_size", str(10**12)], "--batch_size too large"),
         (["--seed", str(2**63)], "--seed too large"),
         (["--epochs", "1e3"], "--epochs not a number"),
+        (["--epochs", str(2**62)], "--epochs too large"),
         (["--option", "x" * 5000], "--option"),
     ],
 )
@@ -38,6 +41,14 @@ def test_a_number_that_no_run_can_have_is_refused_with_its_flag(argv, words):
         flags.multitask_parser(*TABLES).parse_args(argv)
     assert all(word in str(refused.value) for word in words.replace("1e+30 ", "").split())
     assert len(str(refused.value)) <= 300
+
+
+@pytest.mark.parametrize(
+    ("main", "flag"),
+    [(simcse.main, "--epochs")] + [(of.main, flag) for of in (speed, shares) for flag in ("--threads", "--batch_size")],
+)
+def test_other_programs_have_the_same_limits(refused, main, flag):
+    refused(main, [flag, 2**40], flag, "too large")
 
 
 def test_sizes_are_compared_with_the_memory_of_this_machine():
