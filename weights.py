@@ -55,12 +55,19 @@ def from_huggingface_names(tensors, shapes, std, source):
 
     Args: shapes, of our parameters by name; std, of a pooler that starts at random because the tensors have none;
     source, the folder, for messages. Tensors that the encoder does not have (a language-model head, say) are left
-    alone. Raises UserError where another tensor is missing, has another shape, or holds anything but finite floats.
+    alone. Raises UserError where another tensor is missing, comes twice, has another shape, or holds anything but
+    finite floats.
     """
     found = {}
     for name, tensor in tensors.items():
         name = name.removeprefix("bert.").replace("LayerNorm.gamma", "LayerNorm.weight")
-        found[name.replace("LayerNorm.beta", "LayerNorm.bias")] = tensor
+        name = name.replace("LayerNorm.beta", "LayerNorm.bias")
+        if name in found:
+            raise UserError(f"{source} has two weights {name}; fetch the model again")
+        found[name] = tensor
+    wanted = {part for name in shapes for part in _huggingface_names(name)}
+    if more := [name for name in found if name.startswith("encoder.layer.") and name not in wanted]:
+        print(f"{source}: its config.json has no place for {len(more)} weights ({more[0]}, ...)", file=sys.stderr)
     state = {}
     for name, shape in shapes.items():
         names = _huggingface_names(name)

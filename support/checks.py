@@ -15,6 +15,9 @@ OPTIONS = {  # of a `MultitaskBert`
     "pal_heads": int,
 }
 
+# of config.json: what else it may say would be another encoder
+USUAL = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
+
 MOST_LAYERS = 1000  # each costs Python objects, however few numbers it has
 
 
@@ -27,7 +30,7 @@ def read_bert_config(folder, wanted):
     if not path.exists():
         raise UserError(f"{folder} has no config.json; name the folder of a BERT model")
     found = read_json(path, optional={name: kind for name, (kind, _) in wanted.items()})
-    for key, only in {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}.items():
+    for key, only in USUAL.items():
         if found.get(key, only) != only:
             raise UserError(f"{path} says {key} = {shown(found[key])}, and only {only!r} is supported")
     values = {name: found.get(name, default) for name, (_, default) in wanted.items()}

@@ -144,7 +144,7 @@ def test_a_saved_encoder_loads_the_same_in_both_name_styles(tmp_path):
     assert torch.equal(Bert.load(tmp_path).word.weight, bert.word.weight)
 
 
-def test_weights_that_do_not_fit_are_refused(tmp_path):
+def test_weights_that_do_not_fit_are_refused(tmp_path, capsys):
     bert = Bert(tiny.config())
     bert.save(tmp_path)
     tensors = {name: t.clone() for name, t in read_safetensors(tmp_path / "model.safetensors").items()}
@@ -156,6 +156,15 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
     write_safetensors(tmp_path / "model.safetensors", tensors)
     with pytest.raises(UserError, match=r"config\.json asks for \(32,\)"):
         Bert.load(tmp_path)
+    tensors["encoder.layer.0.output.dense.bias"] = lost
+    write_safetensors(
+        tmp_path / "model.safetensors", tensors | {"bert.encoder.layer.0.output.dense.bias": lost.clone()}
+    )
+    with pytest.raises(UserError, match=r"two weights encoder\.layer\.0\.output\.dense\.bias"):
+        Bert.load(tmp_path)
+    write_safetensors(tmp_path / "model.safetensors", tensors | {"encoder.layer.2.output.dense.bias": lost.clone()})
+    Bert.load(tmp_path)
+    assert "no place for 1 weights (encoder.layer.2.output.dense.bias" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -164,6 +173,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
         ('{"model_type": "roberta"}', "model_type"),
         ('{"hidden_act": "relu"}', "hidden_act"),
         ('{"position_embedding_type": "relative_key"}', "position_embedding_type"),
+        ('{"is_decoder": true}', "is_decoder"),
         ('{"hidden_size": 30, "num_attention_heads": 4}', "multiple"),
         ('{"hidden_size": "wide"}', "hidden_size"),
         ("{", "JSON"),
