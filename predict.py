@@ -127,6 +127,8 @@ def check_labels(run, kept, split):
     if split == "dev" and not kept:
         raise UserError(f"{run} keeps nothing of dev; {evidence.REMEDY}")
     for name, (_, labels) in kept.items() if split == "dev" else ():
+        if name not in TASKS:
+            raise UserError(f"{run} keeps outputs of {name}, which is no task of tasks.py; leave it out")
         task = TASKS[name]
         if ((labels < task.low) | (labels > task.high) | (bool(task.classes) & (labels % 1 != 0))).any():
             raise UserError(f"{run}: labels of {name}-dev are no labels of this task; {evidence.REMEDY}")

@@ -22,7 +22,7 @@ from evaluate import probabilities, score
 from kernels import precision
 from model import MultitaskBert
 from pca_tsne import pca, tsne
-from predict import examples_of
+from predict import examples_of, outputs_of
 from support import evidence, files, run_folder
 from support.console import Parser, UserError, command
 from support.figures import draw_curves, draw_maps, draw_smart
@@ -99,7 +99,7 @@ def components(h):
 def view(run, examples, device):
     """What a run's best model makes of SST examples: `components` of what its head reads, and probabilities (n, 5)."""
     if evidence.is_evidence(run):
-        p = evidence.outputs_of(run, "dev", {SST.name: examples.ids})[SST.name]
+        p = outputs_of(run, {SST.name: examples}, "dev", device)[SST.name]
         found = evidence.more_of(run, "sst-dev-components")
         if len(found) != len(examples) or found.ndim != 2:
             raise UserError(f"{run} has components of other than {len(examples)} sentences; {evidence.REMEDY}")

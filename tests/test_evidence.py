@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import predict
 from evaluate import to_predictions
 from support import evidence, keep_evidence
 from support.console import UserError
@@ -343,3 +344,8 @@ def test_a_record_that_lacks_a_split_is_one_sentence(world):
     for read, more in ((evidence.examples_of, ()), (evidence.outputs_of, [{"sst": world.examples["sst-dev"][0]}])):
         with pytest.raises(UserError, match=r"record\.json has no examples of para-dev"):
             read(folder, "dev", *more)
+
+
+def test_evidence_of_a_task_that_is_not_ours_is_refused():
+    with pytest.raises(UserError, match=r"a keeps outputs of foo, which is no task of tasks\.py"):
+        predict.check_labels("a", {"foo": (["1"], np.ones(1))}, "dev")
