@@ -4,6 +4,7 @@
     metrics.jsonl            one JSON object a line: the losses and the dev metrics of each epoch
     last/state.safetensors   all that is needed to go on: weights, optimizer, random state, position, in ONE file, so
                              that it is always consistent with itself
+    last/unsaved             an empty file, until there is a first state
     best/                    the model with the best dev score, which `transformers` opens; the heads stand beside
     predictions/             what the best model predicts for dev and test
     lock                     an empty file, locked while a process trains
@@ -160,6 +161,19 @@ def state_path(folder):
     return Path(folder) / "last" / "state.safetensors"
 
 
+def begin_states(folder):
+    """Call before a run's first epoch ends. See `has_lost_state`."""
+    state_path(folder).parent.mkdir(exist_ok=True)
+    state_path(folder).with_name("unsaved").touch()
+
+
+def has_lost_state(folder, best="best"):
+    """True where an epoch has ended and the state is gone: not for a run that was killed before it saved one."""
+    if state_path(folder).exists() or state_path(folder).with_name("unsaved").exists():
+        return False
+    return best_folder(folder, best).exists() or any(line["kind"] == "dev" for line in read_metrics(folder))
+
+
 def save_state(folder, model, optimizer, extra, flags, position):
     """Writes `last/state.safetensors`, and into its metadata a checksum of everything.
 
@@ -173,6 +187,7 @@ def save_state(folder, model, optimizer, extra, flags, position):
     metadata = {name: json.dumps(value) for name, value in metadata.items()}
     metadata["checksum"] = _checksum(tensors, metadata)
     write_safetensors(state_path(folder), tensors, metadata)
+    state_path(folder).with_name("unsaved").unlink(missing_ok=True)
 
 
 def load_state(folder, model, optimizer, extra, flags, steps):
@@ -181,10 +196,10 @@ def load_state(folder, model, optimizer, extra, flags, steps):
     Args: steps, how many the whole run has. Returns the position, or None for a run that must start. Raises UserError
     for a state that is damaged or belongs to another run, before anything is taken over.
     """
-    path = state_path(folder)
+    path, remedy = state_path(folder), "copy the run again, or choose another --out"
     if not path.exists():
         return None
-    tensors, metadata = open_safetensors(path)
+    tensors, metadata = open_safetensors(path, remedy)
     own, random = _tensors(model, optimizer, extra), _random_states()
     if _shapes(tensors, without=random) != _shapes(own):
         raise UserError(f"{path} belongs to another model than these flags describe; choose another --out")
@@ -203,7 +218,7 @@ def load_state(folder, model, optimizer, extra, flags, steps):
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         checks = (False,)
     if not all(checks):
-        raise UserError(f"{path} is damaged; delete it, and --resume starts the run again from its first step")
+        raise UserError(f"{path} is damaged; {remedy}")
     for name in _lasting(saved.keys() & flags.keys()):  # older states hold others, too
         if saved[name] != flags[name]:
             said = f"--{name} {saved[name]!s:.60}, not {flags[name]!s:.60}"

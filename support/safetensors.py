@@ -50,8 +50,11 @@ def read_safetensors(path):
     return open_safetensors(path)[0]
 
 
-def open_safetensors(path):
-    """Like `read_safetensors`, with the file's metadata. Returns (tensors, metadata), both dicts by str."""
+def open_safetensors(path, remedy="fetch or write it again"):
+    """Like `read_safetensors`, with the file's metadata. Returns (tensors, metadata), both dicts by str.
+
+    Args: remedy, for the message of an invalid file.
+    """
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
@@ -67,7 +70,7 @@ def open_safetensors(path):
             tensors, metadata = _check(header, size - 8 - header_size)
             bytes_ = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a valid safetensors file: {error}; fetch or write it again") from None
+        raise UserError(f"{path} is not a valid safetensors file: {error}; {remedy}") from None
     start = 8 + header_size
     return {name: _view(bytes_, dtype, shape, start + begin) for name, dtype, shape, begin in tensors}, metadata
 

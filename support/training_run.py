@@ -54,9 +54,9 @@ class TrainingRun:
                 self.open.enter_context(run_folder.lock(self.folder))
         data = self.position["data"]
         self.position |= run_folder.load_state(self.folder, *self.state, len(self.plan)) or {}
-        if self.position["step"] == 0 and len(self.plan) and self._lost_its_state():
-            what = f"{self.folder} has trained, and its last/ is gone"
-            raise UserError(f"{what}; --eval_only scores it again, another --out trains anew")
+        if len(self.plan) and run_folder.has_lost_state(self.folder, self.best.name):
+            scored = "--eval_only scores it again, " * run_folder.best_folder(self.folder, self.best.name).exists()
+            raise UserError(f"{self.folder} has trained, and its last state is gone; {scored}another --out trains anew")
         kept = self.position["data"]
         if changed := ", ".join(name for name in data if kept.get(name, data[name]) != data[name]):
             raise UserError(f"not what {self.folder} was started with: {changed}; choose another --out")
@@ -73,12 +73,6 @@ class TrainingRun:
 
     def __exit__(self, *error):
         return self.open.__exit__(*error)
-
-    def _lost_its_state(self):
-        """True where an epoch has ended and somebody deleted last/, which is there from the first step on."""
-        if run_folder.state_path(self.folder).parent.exists():
-            return False
-        return self.best.exists() or any(line["kind"] == "dev" for line in run_folder.read_metrics(self.folder))
 
     def steps(self):
         """What is still to do: (step from 1, epoch from 1, batches). The caller calls `record` in each step."""
@@ -105,9 +99,10 @@ class TrainingRun:
         Raises UserError for a value that is not finite.
         """
         if self.writes and not self.begun:
-            run_folder.state_path(self.folder).parent.mkdir(exist_ok=True)
-            files.recover_folder(self.best)
             files.write_json(self.folder / "config.json", vars(self.args))
+            files.recover_folder(self.best)
+            if self.position["step"] == 0:
+                run_folder.begin_states(self.folder)
             run_folder.rewind_metrics(self.folder, self.position["step"])
             if self.position["step"] == 0:
                 run_folder.append_metrics(self.folder, kind="start", step=0, products=self.position["products"])

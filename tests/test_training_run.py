@@ -184,11 +184,13 @@ def test_a_best_model_that_was_deleted_comes_back_from_the_last_state(finished, 
 def test_a_run_whose_state_was_deleted_is_not_trained_over(finished, refused):
     out, _ = finished
     before = {path: path.read_bytes() for path in (out / "metrics.jsonl", *out.glob("best/*"))}
+    run_folder.state_path(out).unlink()  # as a copy without it, or a full disk
+    refused(multitask.main, ["--resume", "--out", out], f"{out} has trained", "--eval_only", "another --out")
     shutil.rmtree(out / "last")  # as `jobs.run` does
     refused(multitask.main, ["--resume", "--out", out], f"{out} has trained", "--eval_only", "another --out")
     multitask.main(["--eval_only", "--out", str(out)])
     shutil.move(out / "best", out / "moved")
-    refused(multitask.main, ["--resume", "--out", out], "has trained")
+    refused(multitask.main, ["--resume", "--out", out], "its last state is gone; another --out")
     shutil.move(out / "moved", out / "best")
     assert {path: path.read_bytes() for path in before} == before
 
