@@ -90,7 +90,8 @@ def make_soup(args, weights, scores, examples, device):
     """Makes a run of a soup in args.out, a folder like that of any other run.
 
     Args: args, the flags of `ensemble.py`; weights and scores, how much each run counts, and its dev score; examples,
-    {task: Examples} of dev. Returns {number of the run: weight}, who is in it. `write_records` completes the run.
+    {task: Examples} of dev. Returns {number of the run: weight}, who is in it. `write_records` completes the run:
+    until then it may be made again.
     """
     for run in args.runs:
         if evidence.is_evidence(run):
@@ -103,20 +104,18 @@ def make_soup(args, weights, scores, examples, device):
     numbers = choose_soup(folders, weights, scores, examples, device) if args.greedy else range(len(folders))
     members = {i: weights[i] for i in numbers}
     model, tokenizer = soup([folders[i] for i in numbers], list(members.values()))
+    write_config(args, members)
     with files.replacing_folder(Path(args.out) / "best") as folder:
         model.save(folder, tokenizer)
     return members
 
 
-def write_records(args, members, metrics):
-    """Writes `config.json` and `metrics.jsonl` of a soup's run: the flags of its first member, but for 0 epochs.
+def write_config(args, members):
+    """Writes `config.json` of a soup's run: the flags of its first member, but for 0 epochs.
 
-    So `--resume` leaves it as it is, and asks no teachers. Args: members, of `make_soup`; metrics, its dev metrics by
-    task.
+    So `--resume` leaves it as it is, and asks no teachers. Args: members, of `make_soup`.
     """
     configs = [files.read_json(Path(run) / "config.json") for run in args.runs]
-    notes = {"score": dev_score(metrics), "soup": {args.runs[i]: weight for i, weight in members.items()}}
-    run_folder.append_metrics(args.out, kind="dev", step=0, epoch=0, **metrics, **notes)
     first, *others = (configs[i] for i in members)
     own = {name: value for name, value in first.items() if name not in TEACHING}
     if any(config.get("fold") != first.get("fold") for config in others):
@@ -125,3 +124,9 @@ def write_records(args, members, metrics):
     scored_on = dict.fromkeys(sources) | {"data": args.data} if args.data else {n: configs[0][n] for n in sources}
     written = {f"{t}_{s}_out": f"predictions/{t}-{s}-output.csv" for t in TASKS for s in ("dev", "test")}
     files.write_json(Path(args.out) / "config.json", own | scored_on | written | {"out": args.out, "epochs": 0})
+
+
+def write_records(args, members, metrics):
+    """Writes `metrics.jsonl` of a soup's run. Args: members, of `make_soup`; metrics, its dev metrics by task."""
+    notes = {"score": dev_score(metrics), "soup": {args.runs[i]: weight for i, weight in members.items()}}
+    run_folder.append_metrics(args.out, kind="dev", step=0, epoch=0, **metrics, **notes)

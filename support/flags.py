@@ -8,7 +8,7 @@ import torch
 import kernels
 from kernels.cpu import libraries
 from kernels.cpu.products import bfloat16_products, use_bfloat16_products
-from support import run_folder
+from support import folders, run_folder
 from support.console import Parser, UserError
 from support.downloads import MINILM, MODELS
 from support.flag_types import BATCH, EPOCHS, LAYERS, WIDTH, fold, fraction, place, positive, share
@@ -288,6 +288,5 @@ def parse_ensemble(argv):
             raise UserError(f"--{flag} has nothing to choose between with one run; name more of them")
     if args.tune_weights and (args.weights or args.method == "soup"):
         raise UserError("--tune_weights finds the weights of --method average or vote; leave out --weights and soups")
-    if any((Path(args.out) / name).exists() for name in ("config.json", "last")):
-        raise UserError(f"{args.out} already holds a run; choose another --out")
+    folders.check_vacant_for_ensemble(args.out, soup=args.method == "soup")
     return args

@@ -12,7 +12,7 @@ import multitask
 import predict
 from model import MultitaskBert
 from predict import examples_of
-from soup import choose_soup, dev_score_of, soup, write_records
+from soup import choose_soup, dev_score_of, soup, write_config
 from support.safetensors import read_safetensors, write_safetensors
 from tasks import TASKS
 
@@ -112,13 +112,31 @@ def test_the_run_of_a_greedy_soup_has_the_flags_of_its_first_member_and_no_teach
         config.write_text(json.dumps(json.loads(config.read_text()) | more))
     args = SimpleNamespace(runs=[str(copied / name) for name in "abc"], out=str(copied / "soup"), data=None)
     (copied / "soup").mkdir()
-    write_records(args, {1: 1.0, 2: 1.0}, dict.fromkeys(TASKS, 0.5))
+    write_config(args, {1: 1.0, 2: 1.0})
     of = lambda name: json.loads((copied / name / "config.json").read_text())  # noqa: E731
     found, first = of("soup"), {name: value for name, value in of("b").items() if name not in own["b"]}
     assert found == first | {"out": args.out, "epochs": 0, "max_examples": 30}  # scored on the data of the first run
     assert (found["fold"], found["lr"]) == (None, 2e-3)
     shutil.copytree(copied / "b" / "best", copied / "soup" / "best")
     multitask.main(["--resume", "--out", args.out])
+
+
+def test_a_soup_replaces_nothing_but_a_soup_that_was_killed(copied, refused, monkeypatch):
+    flags = [str(copied / "a"), "--method", "soup", "--out", str(copied / "soup")]
+    with monkeypatch.context() as patch:
+        patch.setattr(ensemble, "write_records", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            ensemble.main(flags)
+    assert (copied / "soup" / "best").exists()
+    ensemble.main(flags)
+    refused(ensemble.main, flags, "already holds a run")
+    for name in ("metrics.jsonl", "best/precious.txt"):
+        shutil.rmtree(copied / "soup")
+        path = copied / "soup" / name
+        path.parent.mkdir(parents=True)
+        path.write_text("mine")
+        refused(ensemble.main, flags, f"{copied}/soup/{name.split('/')[0]} is there", "move it away")
+        assert path.read_text() == "mine"
 
 
 def test_soups_of_different_models_are_refused(copied, refused):
