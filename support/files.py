@@ -4,11 +4,21 @@ import contextlib
 import json
 import math
 import os
+import re
 import shutil
 import stat
 from pathlib import Path
 
 from support.console import UserError
+
+
+def beside(path, kind):
+    """A name beside `path` that no human gives: what stands there is this module's own.
+
+    Args: kind, "part" for what is not complete yet, "old" for what is about to be deleted.
+    """
+    path = Path(path)
+    return path.with_name(f".{path.name}.replacing.{kind}")
 
 
 class replacing:
@@ -18,12 +28,15 @@ class replacing:
     """
 
     def __init__(self, path):
-        self.path = Path(path)
-        self.aside = self.path.with_name(self.path.name + ".part")
+        self.path, self.aside = Path(path), beside(path, "part")
 
     def __enter__(self):
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(self.aside, "wb")
+        try:
+            self.file = open(self.aside, "wb")
+        except OSError as error:
+            error.filename = str(self.path)
+            raise
         return self.file
 
     def __exit__(self, kind, error, _):
@@ -36,7 +49,7 @@ class replacing:
             raise
         finally:
             self.aside.unlink(missing_ok=True)
-            if isinstance(error, OSError) and error.filename is None:  # a failed write does not say where
+            if isinstance(error, OSError) and error.filename in (None, str(self.aside)):  # a name that nobody knows
                 error.filename = str(self.path)
 
 
@@ -54,7 +67,7 @@ def naming(path):
 def replacing_folder(folder):
     """`with replacing_folder(best) as aside`: fill `aside`; it takes the place of `best` once it is complete."""
     folder = Path(folder)
-    aside, old = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".old")
+    aside, old = beside(folder, "part"), beside(folder, "old")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
@@ -70,7 +83,7 @@ def replacing_folder(folder):
 
 def recover_folder(folder):
     """Undoes a `replacing_folder` that was killed between its two renames. For the process that writes the run."""
-    old = folder.with_name(folder.name + ".old")
+    old = beside(folder, "old")
     if old.exists() and not folder.exists():
         os.rename(old, folder)
     shutil.rmtree(old, ignore_errors=True)
@@ -78,7 +91,8 @@ def recover_folder(folder):
 
 def is_left_over(folder):
     """True for what a `replacing_folder` that was killed leaves beside the folder itself."""
-    return folder.suffix == ".part" or (folder.suffix == ".old" and folder.with_suffix("").exists())
+    own = re.fullmatch(r"\.(.+)\.replacing\.(part|old)", folder.name)
+    return bool(own) and (own[2] == "part" or folder.with_name(own[1]).exists())
 
 
 # ----- reading what others wrote

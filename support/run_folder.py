@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from support.console import UserError
-from support.files import naming, open_regular, parse_json, read_json, replacing
+from support.files import beside, naming, open_regular, parse_json, read_json, replacing
 from support.safetensors import open_safetensors, write_safetensors
 
 OWN_FLAGS = ("out", "resume", "eval_only", "skip_test", "cuda_graphs")  # of one command, never taken over from the run
@@ -263,7 +263,7 @@ def _checksum(tensors, metadata):
 def best_folder(run, name="best"):
     """The folder of a run's best model, for readers: they never change the run, which may still be training."""
     best = Path(run) / name
-    old = best.with_name(f"{name}.old")
+    old = beside(best, "old")
     return old if old.exists() and not best.exists() else best
 
 

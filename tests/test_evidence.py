@@ -10,7 +10,7 @@ import torch
 
 import predict
 from evaluate import to_predictions
-from support import evidence, keep_evidence
+from support import evidence, files, keep_evidence
 from support.console import UserError
 from support.safetensors import open_safetensors, write_safetensors
 from tasks import TASKS
@@ -154,10 +154,10 @@ def test_evidence_is_found_by_row_and_seed(world):
     assert names("pals") == ["pals-7", "pals-8"]
     assert names("pals", [8]) == ["pals-8"]
     assert names("pals", [9]) == names("none") == []
-    shutil.copytree(world.root / "pals-7", world.root / "pals-7.part")  # as a kill leaves them
-    shutil.copytree(world.root / "pals-7", world.root / "pals-7.old")
-    (world.root / "pals-8").rename(world.root / "pals-8.old")
-    assert names("pals") == ["pals-7", "pals-8.old"]
+    for kind in ("part", "old"):  # as a kill leaves them
+        shutil.copytree(world.root / "pals-7", files.beside(world.root / "pals-7", kind))
+    (world.root / "pals-8").rename(files.beside(world.root / "pals-8", "old"))
+    assert names("pals") == [".pals-8.replacing.old", "pals-7"]
 
 
 def test_outputs_of_other_examples_are_refused(world):

@@ -7,7 +7,17 @@ import socket
 import pytest
 
 from support.console import UserError
-from support.files import open_regular, parse_json, read_json, read_text, shown, write_json
+from support.files import (
+    beside,
+    open_regular,
+    parse_json,
+    read_json,
+    read_text,
+    recover_folder,
+    replacing_folder,
+    shown,
+    write_json,
+)
 
 
 def test_json_is_read_back_with_keys_of_the_right_types(tmp_path):
@@ -86,3 +96,37 @@ def test_a_value_in_a_message_is_short():
     deep = json.loads("[" * 500 + "]" * 500)
     for value in ("x" * 10**6, 10**4000, deep, {"a": deep}, -1.5, None):
         assert len(shown(value)) <= 40
+
+
+# ----- replacing a folder
+
+
+def replace(folder, text):
+    with replacing_folder(folder) as aside:
+        (aside / "model").write_text(text)
+
+
+def test_a_folder_that_is_replaced_leaves_everything_beside_it_alone(tmp_path):
+    for name in ("best.old", "best.part", "encoder.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "precious").write_text("mine")
+    for text in ("first", "second"):
+        replace(tmp_path / "best", text)
+        recover_folder(tmp_path / "best")
+        assert (tmp_path / "best" / "model").read_text() == text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "best.old", "best.part", "encoder.old"]
+    assert len(list(tmp_path.rglob("precious"))) == 3
+
+
+def test_a_kill_between_the_two_renames_is_undone(tmp_path, monkeypatch):
+    replace(tmp_path / "best", "first")
+    renamed, rename = [], os.rename
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", lambda *names: 1 / 0 if renamed else renamed.append(rename(*names)))
+        with pytest.raises(ZeroDivisionError):
+            replace(tmp_path / "best", "second")
+    assert not (tmp_path / "best").exists()
+    assert beside(tmp_path / "best", "old").exists()
+    recover_folder(tmp_path / "best")
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+    assert (tmp_path / "best" / "model").read_text() == "first"

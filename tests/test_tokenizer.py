@@ -9,6 +9,7 @@ import tokenizers
 import torch
 
 from support.console import UserError
+from support.files import beside
 from tokenizer import Tokenizer, pack, to_padded, truncate_longer_first
 
 
@@ -187,7 +188,7 @@ def test_duplicate_and_blank_lines_of_a_vocabulary_shift_no_id(tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no full device here")
 def test_a_full_disk_names_the_file(tokenizer, tmp_path):
-    os.symlink("/dev/full", tmp_path / "vocab.txt.part")
+    os.symlink("/dev/full", beside(tmp_path / "vocab.txt", "part"))
     with pytest.raises(OSError, match="No space left") as full:
         tokenizer.save(tmp_path)
     assert full.value.filename == str(tmp_path / "vocab.txt")
