@@ -65,8 +65,14 @@ def naming(path):
 
 @contextlib.contextmanager
 def replacing_folder(folder):
-    """`with replacing_folder(best) as aside`: fill `aside`; it takes the place of `best` once it is complete."""
-    folder = Path(folder)
+    """`with replacing_folder(best) as aside`: fill `aside`; it takes the place of `best` once it is complete.
+
+    Where `best` is a link, to a larger disk perhaps, it takes the place of what that points to. Raises UserError where
+    a file stands there, before anything is written.
+    """
+    folder = Path(os.path.realpath(folder))
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file where a folder belongs; move it away")
     aside, old = beside(folder, "part"), beside(folder, "old")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -83,6 +89,7 @@ def replacing_folder(folder):
 
 def recover_folder(folder):
     """Undoes a `replacing_folder` that was killed between its two renames. For the process that writes the run."""
+    folder = Path(os.path.realpath(folder))
     old = beside(folder, "old")
     if old.exists() and not folder.exists():
         os.rename(old, folder)

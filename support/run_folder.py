@@ -17,6 +17,7 @@ all this for a training loop.
 import fcntl
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -263,7 +264,7 @@ def _checksum(tensors, metadata):
 def best_folder(run, name="best"):
     """The folder of a run's best model, for readers: they never change the run, which may still be training."""
     best = Path(run) / name
-    old = beside(best, "old")
+    old = beside(os.path.realpath(best), "old")
     return old if old.exists() and not best.exists() else best
 
 

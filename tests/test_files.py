@@ -18,6 +18,7 @@ from support.files import (
     shown,
     write_json,
 )
+from support.run_folder import best_folder
 
 
 def test_json_is_read_back_with_keys_of_the_right_types(tmp_path):
@@ -130,3 +131,23 @@ def test_a_kill_between_the_two_renames_is_undone(tmp_path, monkeypatch):
     recover_folder(tmp_path / "best")
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
     assert (tmp_path / "best" / "model").read_text() == "first"
+
+
+def test_what_a_link_points_to_is_replaced_again_and_again(tmp_path):
+    (tmp_path / "disk" / "target").mkdir(parents=True)
+    (tmp_path / "best").symlink_to(tmp_path / "disk" / "target")
+    for text in ("first", "second", "third"):
+        replace(tmp_path / "best", text)
+        assert (tmp_path / "disk" / "target" / "model").read_text() == text
+    (tmp_path / "disk" / "target").rename(beside(tmp_path / "disk" / "target", "old"))  # as a kill leaves it
+    assert (best_folder(tmp_path) / "model").read_text() == "third"
+    recover_folder(tmp_path / "best")
+    assert (tmp_path / "best" / "model").read_text() == "third"
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["target"]
+
+
+def test_a_file_in_the_place_of_a_folder_stays(tmp_path):
+    (tmp_path / "best").write_text("mine")
+    with pytest.raises(UserError, match="best is a file where a folder belongs"):
+        replace(tmp_path / "best", "first")
+    assert (tmp_path / "best").read_text() == "mine"
