@@ -96,6 +96,11 @@ def recover_folder(folder):
     shutil.rmtree(old, ignore_errors=True)
 
 
+def is_vacant(path):
+    """True where nothing stands, or an empty folder, or a link to one of the two."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
 def is_left_over(folder):
     """True for what a `replacing_folder` that was killed leaves beside the folder itself."""
     own = re.fullmatch(r"\.(.+)\.replacing\.(part|old)", folder.name)

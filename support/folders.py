@@ -1,6 +1,5 @@
 """What stands in a folder that somebody named: nothing of theirs is overwritten."""
 
-import os
 from pathlib import Path
 
 from support import files
@@ -12,8 +11,9 @@ def check_vacant(folder, *names):
 
     Args: names, of what it is about to write. It writes config.json before all of them: beside that they are its own.
     """
-    for path in (Path(folder) / name for name in names):
-        if os.path.lexists(path) and not (Path(folder) / "config.json").exists():
+    folder = Path(folder)
+    for path in () if (folder / "config.json").exists() else map(folder.joinpath, names):
+        if not files.is_vacant(path):
             raise UserError(f"{path} is there, and {folder} is no run; move it away, or choose another --out")
 
 

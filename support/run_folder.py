@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from support.console import UserError
-from support.files import beside, naming, open_regular, parse_json, read_json, replacing
+from support.files import beside, is_vacant, naming, open_regular, parse_json, read_json, replacing
 from support.safetensors import open_safetensors, write_safetensors
 
 OWN_FLAGS = ("out", "resume", "eval_only", "skip_test", "cuda_graphs")  # of one command, never taken over from the run
@@ -88,7 +88,7 @@ def lock(folder):
     A lock dies with its process. Reading a run needs none. Raises UserError where another process trains this run.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
-    file = open(Path(folder) / "lock", "w")  # noqa: SIM115, open as long as it locks
+    file = open(Path(folder) / "lock", "a")  # noqa: SIM115, open as long as it locks; "a" empties nobody's file
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -172,7 +172,7 @@ def has_lost_state(folder, best="best"):
     """True where an epoch has ended and the state is gone: not for a run that was killed before it saved one."""
     if state_path(folder).exists() or state_path(folder).with_name("unsaved").exists():
         return False
-    return best_folder(folder, best).exists() or any(line["kind"] == "dev" for line in read_metrics(folder))
+    return not is_vacant(best_folder(folder, best)) or any(line["kind"] == "dev" for line in read_metrics(folder))
 
 
 def save_state(folder, model, optimizer, extra, flags, position):

@@ -22,7 +22,7 @@ from statistics import mean
 import torch
 
 from kernels.cpu import libraries
-from support import distributed, files, run_folder
+from support import distributed, files, folders, run_folder
 from support.console import UserError, progress
 
 READ_EVERY = 20  # steps; reading a loss waits for the GPU
@@ -52,10 +52,11 @@ class TrainingRun:
         with distributed.rank_0_first():
             if self.writes:
                 self.open.enter_context(run_folder.lock(self.folder))
+        folders.check_vacant(self.folder, self.best.name, "last", "metrics.jsonl", "predictions")
         data = self.position["data"]
         self.position |= run_folder.load_state(self.folder, *self.state, len(self.plan)) or {}
         if len(self.plan) and run_folder.has_lost_state(self.folder, self.best.name):
-            scored = "--eval_only scores it again, " * run_folder.best_folder(self.folder, self.best.name).exists()
+            scored = "--eval_only scores it again, " * (not files.is_vacant(self.best))
             raise UserError(f"{self.folder} has trained, and its last state is gone; {scored}another --out trains anew")
         kept = self.position["data"]
         if changed := ", ".join(name for name in data if kept.get(name, data[name]) != data[name]):
@@ -63,7 +64,7 @@ class TrainingRun:
         self.position["data"] = data  # an older run knew less of them
         libraries.use(self.position["products"])  # whose last bits a resumed run must repeat
         done = self.position["step"]
-        if done >= self.plan.epoch_steps and not run_folder.best_folder(self.folder, self.best.name).exists():
+        if done >= self.plan.epoch_steps and files.is_vacant(run_folder.best_folder(self.folder, self.best.name)):
             print(f"{self.best} is gone: the model of step {done} takes its place", file=sys.stderr)
             self.position["best"] = -math.inf
             self._save_best()
@@ -99,7 +100,7 @@ class TrainingRun:
         Raises UserError for a value that is not finite.
         """
         if self.writes and not self.begun:
-            files.write_json(self.folder / "config.json", vars(self.args))
+            files.write_json(self.folder / "config.json", vars(self.args))  # before all others, see `check_vacant`
             files.recover_folder(self.best)
             if self.position["step"] == 0:
                 run_folder.begin_states(self.folder)

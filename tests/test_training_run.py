@@ -208,6 +208,26 @@ def test_a_run_that_was_killed_before_its_first_save_starts_again(finished, tmp_
     assert tiny.metrics(out) == tiny.metrics(whole)
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "predictions/sst-dev-output.csv", "best/model", "last/notes"])
+def test_a_new_run_overwrites_nothing_of_others(world, tmp_path, refused, name):
+    mine = [tmp_path / "run" / "lock", tmp_path / "run" / name]
+    mine[1].parent.mkdir(parents=True)
+    for path in mine:
+        path.write_text("mine")
+    first = tmp_path / "run" / name.split("/")[0]
+    refused(multitask.main, [*world, "--resume", "--out", tmp_path / "run"], f"{first} is there", "move it away")
+    assert [path.read_text() for path in mine] == ["mine", "mine"]
+
+
+def test_a_best_folder_that_is_a_link_to_another_disk_is_filled(world, tmp_path):
+    (tmp_path / "disk" / "target").mkdir(parents=True)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "best").symlink_to(tmp_path / "disk" / "target")
+    multitask.main([*world, "--out", str(tmp_path / "run")])
+    assert (tmp_path / "disk" / "target" / "heads.safetensors").exists()
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["target"]
+
+
 def test_a_config_with_values_of_another_kind_is_refused(finished, refused):
     out, _ = finished
     config = json.loads((out / "config.json").read_text())
