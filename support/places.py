@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from support.console import UserError
-from support.files import open_regular
+from support.files import beside, open_regular
 
 OWN = ("config.json", "metrics.jsonl", "lock", "last", "best", "outputs", "row.json", "seconds.json")  # of a run
 
@@ -32,7 +32,7 @@ def _fault(path, is_folder):
     there = os.path.lexists(path)
     if there and not (os.path.isdir(path) if is_folder else os.path.isfile(path)):
         return "is not a folder" if is_folder else "is not a file"
-    if len(os.fsencode(path.name)) > 240:  # ".part" is appended while it is written
+    if len(os.fsencode(path.name)) > 230:  # it is longer while it is written
         return "has too long a name"
     above = path if there and is_folder else next(filter(os.path.lexists, path.parents), Path())
     if not os.path.isdir(above):
@@ -54,8 +54,9 @@ def check_predictions(args, tasks, splits):
     """
     out, taken = Path(args.out), {}
     check_folder("--out", out)
-    for name in (name + end for name in OWN for end in ("", ".part", ".old")):
-        taken[_real(out / name)] = f"the run's own {name}"
+    for name in OWN:
+        for path in (out / name, beside(out / name, "part"), beside(out / name, "old")):
+            taken[_real(path)] = f"the run's own {name}"
     for name, split in ((name, split) for name in tasks for split in splits):
         file = Path(args.data, tasks[name].file.format(split=splits[split]))
         file = getattr(args, f"{name}_{split}") or file
@@ -66,7 +67,7 @@ def check_predictions(args, tasks, splits):
         said = f"--{flag} {given}" if given != usual else f"--out {out}: its {given}"
         if fault := _fault(path, is_folder=False) or _precious(path, tasks):
             raise UserError(f"{said} {fault}; name another place")
-        places = _real(path), _real(f"{path}.part")
+        places = _real(path), _real(beside(path, "part"))
         for place, whose in taken.items():
             if any(mine == place or mine in place.parents or place in mine.parents for mine in places):
                 raise UserError(f"--{flag} {given} is in the way of {whose}; name another file")

@@ -209,7 +209,8 @@ def load_state(folder, model, optimizer, extra, flags, steps):
         step, best = position["step"], position.get("best") or 0.0
         checks = (
             metadata.get("checksum") in (None, _checksum(tensors, metadata)),  # older states have none
-            type(step) is int and 0 <= step <= steps and isinstance(saved, dict),
+            type(step) is int and 0 <= step <= steps,
+            isinstance(saved, dict) and isinstance(position.get("data"), dict),
             isinstance(best, int | float) and best < float("inf"),  # not NaN; -inf before the first epoch's end
             groups.keys() == optimizer.steps.keys(),
             all(type(n) is int and 0 <= n <= step for n in groups.values()),

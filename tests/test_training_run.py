@@ -215,7 +215,7 @@ def test_a_new_run_overwrites_nothing_of_others(world, tmp_path, refused, name):
     for path in mine:
         path.write_text("mine")
     first = tmp_path / "run" / name.split("/")[0]
-    refused(multitask.main, [*world, "--resume", "--out", tmp_path / "run"], f"{first} is there", "move it away")
+    refused(multitask.main, [*world, "--resume", "--out", tmp_path / "run"], first.name, "is there")
     assert [path.read_text() for path in mine] == ["mine", "mine"]
 
 
