@@ -28,6 +28,7 @@ import contextlib
 import datetime
 import os
 import sys
+import threading
 
 import numpy as np
 import torch
@@ -36,20 +37,55 @@ import torch.distributed as dist
 from support.console import UserError
 
 TIMEOUT = datetime.timedelta(minutes=10)  # for one exchange: no process is ever that far ahead of another
+PATIENCE = 10  # seconds until a process says that it waits for the others
+REMEDY = "start with torchrun, or unset WORLD_SIZE"
+
+
+def launched():
+    """What torchrun says in the environment: (number of processes, this one's number on its machine). Else (1, 0).
+
+    Raises UserError where that is incomplete or makes no sense: a cluster or a notebook may have set a part of it.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return 1, 0
+    processes = _variable("WORLD_SIZE", 1, 2**31)
+    _variable("RANK", 0, processes - 1)
+    _variable("MASTER_PORT", 1, 2**16 - 1)
+    if not os.environ.get("MASTER_ADDR"):
+        raise UserError(f"WORLD_SIZE is set and MASTER_ADDR is not; {REMEDY}")
+    return processes, _variable("LOCAL_RANK", 0, processes - 1) if "LOCAL_RANK" in os.environ else 0
+
+
+def _variable(name, least, most):
+    """A whole number of the environment. Raises UserError for anything else."""
+    with contextlib.suppress(KeyError, ValueError):
+        if least <= (number := int(os.environ[name])) <= most:
+            return number
+    if name not in os.environ:
+        raise UserError(f"WORLD_SIZE is set and {name} is not; {REMEDY}")
+    raise UserError(f"{name} cannot be {os.environ[name]!r:.40} (WORLD_SIZE={os.environ['WORLD_SIZE']:.40}); {REMEDY}")
 
 
 def start(batch_size):
     """Joins the other processes, if torchrun started this one. Call it once the flags are known to be right.
 
-    Raises UserError for a batch too small to share.
+    Raises UserError for a batch too small to share, and where the processes do not find each other.
     """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes, _ = launched()
     if batch_size < processes:
         raise UserError(f"--batch_size {batch_size} cannot be shared by {processes} processes; start fewer of them")
     if processes == 1:
         return
-    with _lost_process():
+    place = f"{os.environ['MASTER_ADDR']:.60}:{os.environ['MASTER_PORT']}"
+    word = f"process {os.environ['RANK']} waits at {place} until all {processes} are there"
+    patience = threading.Timer(PATIENCE, print, [word], {"file": sys.stderr, "flush": True})
+    patience.start()
+    try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{processes} processes do not meet at {place} ({first_line(error):.100}); {REMEDY}") from None
+    finally:
+        patience.cancel()
     atexit.register(_leave)  # an interpreter that ends beneath gloo's threads aborts
     if rank() > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, it stays for good
@@ -101,14 +137,18 @@ def _lost_process():
     try:
         yield
     except RuntimeError as error:
-        reason = (str(error).strip().splitlines() or [""])[0].rpartition("] ")[2]
         print(  # at once: torchrun gives the survivors a tenth of a second
-            f"error: process {os.environ['RANK']} lost the others, one of them died or was stopped ({reason:.100}); "
-            "start the same command again with --resume",
+            f"error: process {os.environ['RANK']} lost the others, one of them died or was stopped "
+            f"({first_line(error):.100}); start the same command again with --resume",
             file=sys.stderr,
             flush=True,
         )
         raise SystemExit(2) from None
+
+
+def first_line(error):
+    """What an error of torch.distributed says, without the place in its source and the stack."""
+    return (str(error).strip().splitlines() or [""])[0].rpartition("] ")[2]
 
 
 def sum_(tensor):

@@ -8,7 +8,7 @@ import torch
 import kernels
 from kernels.cpu import libraries
 from kernels.cpu.products import bfloat16_products, use_bfloat16_products
-from support import folders, run_folder
+from support import distributed, folders, run_folder
 from support.console import Parser, UserError
 from support.downloads import MINILM, MODELS
 from support.flag_types import BATCH, EPOCHS, LAYERS, WIDTH, fold, fraction, place, positive, share
@@ -30,7 +30,7 @@ def choose_device(args):
         raise UserError("no CUDA device is available; leave out --use_gpu and --device cuda to run on the CPU")
     if args.device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    number = int(os.environ.get("LOCAL_RANK", "0"))
+    _, number = distributed.launched()
     if number >= torch.cuda.device_count():
         raise UserError(f"there is no GPU for process {number}; start {torch.cuda.device_count()} processes at most")
     torch.cuda.set_device(number)
@@ -192,22 +192,20 @@ def check_multitask(args, usual):
 
 def no_graphs(args):
     """Why a training step cannot be recorded, or None where it can; `support/cuda_graphs.py` has the reasons."""
-    unsupported = {
-        "--use_smart": args.use_smart,
-        "--gradient_surgery": args.gradient_surgery,
-        f"--pair_encoding {args.pair_encoding}": args.pair_encoding != "joint",
-        "--use_means": args.use_means,
-        "--teacher": args.teacher,
-        "--kernels plain": args.kernels == "plain",
-        "torchrun": int(os.environ.get("WORLD_SIZE", "1")) > 1,
+    on_gpu = args.device != "cpu" and torch.cuda.is_available()
+    triton = on_gpu and kernels.triton_backend() and kernels.runs_triton(torch.device("cuda"))
+    reasons = {
+        "with --use_smart": args.use_smart,
+        "with --gradient_surgery": args.gradient_surgery,
+        f"with --pair_encoding {args.pair_encoding}": args.pair_encoding != "joint",
+        "with --use_means": args.use_means,
+        "with --teacher": args.teacher,
+        "with --kernels plain": args.kernels == "plain",
+        "with torchrun": distributed.launched()[0] > 1,
+        "without a CUDA device": not on_gpu,
+        "without Triton on a card from sm_75 on": not triton,
     }
-    for what in (name for name, given in unsupported.items() if given):
-        return f"with {what}"
-    if args.device == "cpu" or not torch.cuda.is_available():
-        return "without a CUDA device"
-    if kernels.triton_backend() is None or not kernels.runs_triton(torch.device("cuda")):
-        return "without Triton on a card from sm_75 on"
-    return None
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 # ----- simcse.py

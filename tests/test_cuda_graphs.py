@@ -164,5 +164,5 @@ def test_cuda_graphs_are_refused_where_a_step_cannot_be_recorded(refused, monkey
     if DEVICE.type == "cpu":
         refused(multitask.main, ["--cuda_graphs"], "--cuda_graphs", "CUDA device")
     refused(multitask.main, ["--cuda_graphs", "--device", "cpu"], "--cuda_graphs", "CUDA device")
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(flags.distributed, "launched", lambda: (2, 0))
     refused(multitask.main, ["--cuda_graphs"], "--cuda_graphs", "torchrun")

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 
 import multitask
 import simcse
 from support import distributed
+from support.console import UserError
 from tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
@@ -139,11 +141,55 @@ def test_shares_cover_a_batch_and_differ_by_one_at_most(monkeypatch):
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(SystemExit):
-        multitask.main(["--batch_size", "3", "--out", str(tmp_path / "run")])
-    assert "cannot be shared by 4 processes" in capsys.readouterr().err
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path, monkeypatch, refused):
+    for name, value in (as_torchrun_does(1, 29500) | {"WORLD_SIZE": "4"}).items():
+        monkeypatch.setenv(name, value)
+    refused(multitask.main, ["--batch_size", "3", "--out", tmp_path / "run"], "cannot be shared by 4 processes")
+
+
+@pytest.mark.parametrize("main", [multitask.main, simcse.main])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"WORLD_SIZE": "abc"}, "WORLD_SIZE cannot be 'abc'"),
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE cannot be ''"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE cannot be '0'"),
+        ({"WORLD_SIZE": "9" * 5000}, "WORLD_SIZE cannot be '999"),
+        ({"RANK": None}, "WORLD_SIZE is set and RANK is not"),
+        ({"RANK": "x"}, "RANK cannot be 'x'"),
+        ({"RANK": "2"}, "RANK cannot be '2' (WORLD_SIZE=2)"),
+        ({"LOCAL_RANK": "-1"}, "LOCAL_RANK cannot be '-1'"),
+        ({"MASTER_PORT": "http"}, "MASTER_PORT cannot be 'http'"),
+        ({"MASTER_PORT": "65536"}, "MASTER_PORT cannot be '65536'"),
+        ({"MASTER_ADDR": None}, "MASTER_ADDR is not"),
+    ],
+)
+def test_what_no_torchrun_has_set_is_one_sentence(tmp_path, monkeypatch, refused, main, changes, words):
+    for name, value in (as_torchrun_does(1, 29500) | changes).items():
+        monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+    refused(main, ["--out", tmp_path / "run", "--device", "cpu"], words, "start with torchrun, or unset WORLD_SIZE")
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_process_needs_no_other_variables(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("RANK", "x")
+    assert distributed.launched() == (1, 0)
+
+
+def test_processes_that_do_not_meet_say_that_they_wait_and_then_end(monkeypatch, capfd):
+    for name, value in as_torchrun_does(1, free_port()).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed, "PATIENCE", 0.1)
+
+    def late(*_, timeout):
+        time.sleep(0.3)
+        raise dist.DistNetworkError("The client socket has timed out")
+
+    monkeypatch.setattr(distributed.dist, "init_process_group", late)
+    with pytest.raises(UserError, match="2 processes do not meet at "):
+        distributed.start(2)
+    assert "process 1 waits at 127.0.0.1" in capfd.readouterr().err
 
 
 def test_a_process_that_ends_early_says_so_by_its_exit_code_and_does_not_abort():
