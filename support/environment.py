@@ -7,6 +7,7 @@ What is interrupted goes on with the next call: `pip` finishes what is missing, 
 at the end.
 """
 
+import glob
 import http.client
 import importlib.metadata
 import os
@@ -39,21 +40,34 @@ def check_python():
 
 
 def make_environment(folder):
-    """A virtual environment in `folder` with all requirements."""
+    """A virtual environment in `folder` with all requirements. Nothing is deleted but links to what is gone."""
     python = os.path.join(folder, "bin", "python")
     if os.path.isfile(folder):
         stop(f"VENV={folder} is a file; name a folder, or leave VENV= out")
     pip = os.path.join(folder, "bin", "pip")  # the last thing that `venv` makes
     if not (os.path.exists(pip) and os.path.exists(python)):  # python is a link, perhaps to one that was removed
-        venv = ["-m", "venv", "--clear"] if os.path.islink(python) and not os.path.exists(python) else ["-m", "venv"]
-        done = subprocess.run([sys.executable, *venv, folder], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        if os.path.isdir(folder) and os.listdir(folder) and not os.path.exists(os.path.join(folder, "pyvenv.cfg")):
+            stop(f"VENV={folder} holds something else than a virtual environment; name another folder")
+        for link in glob.glob(os.path.join(glob.escape(folder), "bin", "python*")):
+            if not os.path.exists(link):
+                os.remove(link)
+        command = [sys.executable, "-m", "venv", folder]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace")
         if done.returncode:
-            remedy = "`sudo apt install python3-venv` on Debian and Ubuntu, `make train VENV=` on Colab"
-            stop(f"`python3 -m venv` does not work here; what mends that: {remedy}")
+            stop(why_no_environment(folder, done.stdout))
     source = without_cuda()
     size = "500 MB" if source or not sys.platform.startswith("linux") else "gigabytes"
     print("PyTorch and the other packages come now: " + size, flush=True)
     install(python, ["-r", os.path.join(ROOT, "requirements.txt"), *source])
+
+
+def why_no_environment(folder, said):
+    """A sentence with the remedy. Args: said, what `python3 -m venv` printed."""
+    if re.search("ensurepip is not|No module named '?(venv|ensurepip)", said):
+        remedy = "`sudo apt install python3-venv` on Debian and Ubuntu, `make train VENV=` on Colab"
+        return f"`python3 -m venv` does not work here; what mends that: {remedy}"
+    reason = (said.strip().splitlines() or ["no reason given"])[-1]
+    return f"`python3 -m venv {folder}` does not work ({reason:.150}); mend that, or name another folder with VENV="
 
 
 def without_cuda():

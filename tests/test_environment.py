@@ -32,16 +32,51 @@ def test_an_old_python_is_named_with_the_remedy(monkeypatch, stopped):
     assert "this is 3.9; name another with PYTHON=" in stopped(environment.check_python)
 
 
-def test_a_python_without_venv_gets_the_command_that_mends_it(monkeypatch, stopped, tmp_path):
-    monkeypatch.setattr(environment.sys, "executable", "false")
+def said_by_venv(monkeypatch, text):
+    done = environment.subprocess.CompletedProcess([], 1, text)
+    monkeypatch.setattr(environment.subprocess, "run", lambda command, **_: done)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The virtual environment was not created successfully because ensurepip is not\navailable.\n",
+        "/usr/bin/python3: No module named venv\n",
+        "Error: No module named 'ensurepip'\n",
+    ],
+)
+def test_a_python_without_venv_gets_the_command_that_mends_it(monkeypatch, stopped, tmp_path, text):
+    said_by_venv(monkeypatch, text)
     said = stopped(lambda: environment.make_environment(str(tmp_path / "venv")))
     assert "apt install python3-venv" in said and "VENV=" in said
+
+
+def test_another_reason_of_venv_is_named_and_apt_is_not(monkeypatch, stopped, tmp_path):
+    (tmp_path / "file").touch()
+    said = stopped(lambda: environment.make_environment(str(tmp_path / "file" / "venv")))
+    assert "Not a directory" in said and "another folder with VENV=" in said and "apt" not in said
+    full = "Error: Command '['python3', '-m', 'ensurepip', '--upgrade']' returned non-zero exit status 1.\n"
+    for text, reason in ((full, "exit status 1"), ("", "no reason given")):
+        said_by_venv(monkeypatch, text)
+        said = stopped(lambda: environment.make_environment(str(tmp_path / "venv")))
+        assert reason in said and "apt" not in said
+
+
+@pytest.mark.parametrize("names", [["bin/python", "thesis.txt"], ["thesis.txt"]])
+def test_a_folder_with_something_else_is_refused_and_stays(monkeypatch, stopped, tmp_path, names):
+    (tmp_path / "bin").mkdir()
+    for name in names:
+        (tmp_path / name).symlink_to(tmp_path / "removed")
+    monkeypatch.setattr(environment, "install", lambda *_: 1 / 0)
+    assert "holds something else" in stopped(lambda: environment.make_environment(str(tmp_path)))
+    assert all((tmp_path / name).is_symlink() for name in names)
 
 
 def test_an_environment_without_pip_is_made_anew(monkeypatch, tmp_path):
     """Debian without python3-venv leaves such a one, and so does a set-up that is stopped early."""
     folder = tmp_path / "venv"
     (folder / "bin").mkdir(parents=True)
+    (folder / "pyvenv.cfg").touch()
     (folder / "bin" / "python").symlink_to(sys.executable)
     commands = []
     done = environment.subprocess.CompletedProcess([], 0)
@@ -53,19 +88,20 @@ def test_an_environment_without_pip_is_made_anew(monkeypatch, tmp_path):
     assert commands == [["-m", "venv"], ["-m", "pip"], ["-m", "pip"]]
 
 
-def test_an_environment_whose_python_was_removed_is_made_anew(monkeypatch, tmp_path):
+def test_an_environment_whose_python_was_removed_is_mended_and_loses_nothing(monkeypatch, tmp_path):
     folder, asked = tmp_path / "venv", []
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, timeout=60)
     for name in ("python", "python3"):
         (folder / "bin" / name).unlink()
         (folder / "bin" / name).symlink_to(tmp_path / "removed")
-    (folder / "bin" / "pip").touch()
+    for kept in (folder / "bin" / "pip", folder / "thesis.txt"):
+        kept.touch()
     run = subprocess.run  # the real one, which makes the environment, but without pip
     monkeypatch.setattr(environment.subprocess, "run", lambda command, **of: run([*command, "--without-pip"], **of))
     monkeypatch.setattr(environment, "install", lambda python, what: asked.append(run([python, "-c", ""]).returncode))
     monkeypatch.setattr(environment, "without_cuda", lambda: [])
     environment.make_environment(str(folder))
-    assert asked == [0]
+    assert asked == [0] and kept.exists()
 
 
 def test_a_file_in_place_of_the_environment_is_one_sentence(stopped, tmp_path):
