@@ -3,24 +3,22 @@
 PYTHON ?= python3
 VENV ?= .venv
 # `make train VENV=` uses the interpreter at hand and installs only what it lacks
-RUN = $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
+RUN = '$(if $(VENV),$(VENV)/bin/python,$(PYTHON))'
 OPPONENTS = $(if $(VENV),$(VENV)/opponents,models/opponents)
 READY = $(if $(VENV),$(VENV)/ready,models/ready)
 OUT ?= runs/sample
 DATA ?= data/sample
-override DATA := $(patsubst ./%,%,$(DATA:%/=%))
-SAMPLE = $(shell [ "$(DATA)" -ef data/sample ] && echo yes)
+SAMPLE = $(shell [ '$(DATA)' -ef data/sample ] && echo yes)
 FLAGS ?=
 BERT ?= $(or $(wildcard models/float16),all-MiniLM-L6-v2)
 GPU ?= runs/gpu
-$(if $(VENV),$(shell [ -e "$(VENV)/bin/python" ] || rm -f "$(READY)"))
 # what `make gpu` does, in this order
 PARTS = kernel-tests graph-tests kernels step training
 part-kernel-tests = -m pytest -vv tests/test_kernels_gpu.py tests/test_kernels.py
 part-graph-tests = -m pytest -vv tests/test_cuda_graphs.py tests/test_precision.py
 part-kernels = -m bench.gpu --kernels $(TOY)
 part-step = -m bench.gpu --step $(TOY)
-part-training = multitask.py --option finetune --bert $(BERT) --data $(DATA) --out $(GPU)/run --resume $(FLAGS)
+part-training = multitask.py --option finetune --bert '$(BERT)' --data '$(DATA)' --out '$(GPU)/run' --resume $(FLAGS)
 TRITON = @$(RUN) -c "import triton" 2>/dev/null || { echo "error: Triton is needed, which exists for Linux only" >&2; exit 2; }
 PRESET ?= sample
 EVIDENCE ?= results/runs
@@ -29,20 +27,30 @@ STRONG = $(wildcard $(EVIDENCE)/smart-strong-8-*)
 # five models of one kind for the maps: seeds of one row, as far as they go
 ALIKE = $(wordlist 1,5,$(wildcard $(EVIDENCE)/means-*))
 
+# each is one word, and VENV alone may be empty; ~ is meant as in the shell
+NAMES = PYTHON VENV OUT DATA BERT GPU PRESET EVIDENCE
+$(foreach v,$(NAMES),$(eval override $v := $$(patsubst ~/%,$$(HOME)/%,$$($v))))
+override DATA := $(patsubst ./%,%,$(DATA:%/=%))
+$(foreach v,$(NAMES),$(if $(or $(word 2,$($v)),$(findstring ',$($v))),\
+$(error $v="$($v)" has a space or a quote in it; give it a name without them)))
+$(foreach v,$(filter-out VENV,$(NAMES)),$(if $($v),,$(error $v= is empty; give it a value, or leave it out)))
+$(if $(filter figures,$(MAKECMDGOALS)),$(if $(ALIKE),,$(error EVIDENCE=$(EVIDENCE) holds no runs means-*; leave it out)))
+$(if $(VENV),$(shell [ -e '$(VENV)/bin/python' ] || rm -f '$(READY)'))
+
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9 _-]+:.*## / {printf "%-24s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 train: $(READY)  ## fine-tune MiniLM on data/sample: 2 to 4 minutes on two cores (DATA=DIR OUT=DIR FLAGS="...")
-	$(RUN) multitask.py --option finetune --use_means --data $(DATA) --out $(OUT) --resume $(if $(SAMPLE),--epochs 3 --batch_size 16) $(FLAGS)
+	$(RUN) multitask.py --option finetune --use_means --data '$(DATA)' --out '$(OUT)' --resume $(if $(SAMPLE),--epochs 3 --batch_size 16) $(FLAGS)
 
 eval: $(READY)  ## score the trained model again and write its predictions (OUT=DIR)
-	$(RUN) multitask.py --eval_only --out $(OUT)
+	$(RUN) multitask.py --eval_only --out '$(OUT)'
 
 predict: $(READY)  ## type sentences, see what the trained model says (OUT=DIR)
-	$(RUN) predict.py --run $(OUT)
+	$(RUN) predict.py --run '$(OUT)'
 
 table1 table2 table3: $(READY)  ## reproduce a table, run by run, resumable (PRESET=sample|minilm|paper FLAGS="...")
-	$(RUN) reproduce.py --table $(@:table%=%) --preset $(PRESET) $(FLAGS)
+	$(RUN) reproduce.py --table $(@:table%=%) --preset '$(PRESET)' $(FLAGS)
 
 figures: $(READY)  ## draw the figures into results/, from the evidence of runs in EVIDENCE=results/runs
 	$(if $(and $(WEAK),$(STRONG)),$(RUN) visualize.py smart --weak $(WEAK) --strong $(STRONG) --out results/smart.png,@echo "no evidence of SMART over 8 epochs yet: results/smart.png stays as it is")
@@ -51,7 +59,7 @@ figures: $(READY)  ## draw the figures into results/, from the evidence of runs 
 	$(RUN) visualize.py curves $(wildcard $(EVIDENCE)/plain-* $(EVIDENCE)/means-*) --out results/curves.png
 
 everyday: $(READY)  ## ask the trained model about 700 everyday sentences and pairs (OUT=DIR)
-	$(RUN) data/everyday.py --run $(OUT)
+	$(RUN) data/everyday.py --run '$(OUT)'
 
 test: $(READY)  ## the test suite, some 4 minutes on two cores
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
@@ -66,7 +74,7 @@ compare: $(READY) $(OPPONENTS)  ## the encoder and its files against transformer
 	$(RUN) tests/compare.py
 
 bench: $(READY) $(OPPONENTS)  ## speed and memory against transformers (DATA=DIR FLAGS="...")
-	$(RUN) -m bench.speed --data $(DATA) $(FLAGS)
+	$(RUN) -m bench.speed --data '$(DATA)' $(FLAGS)
 
 kernels: $(READY)  ## compile every Triton kernel for T4 to Blackwell, no GPU needed: registers, spills, occupancy
 	$(TRITON)
@@ -77,12 +85,12 @@ launches: $(READY)  ## count the launches of a training step and model its time 
 	$(RUN) -m bench.launches $(FLAGS)
 
 gpu: $(PARTS:%=gpu-%)  ## on a GPU, no network: tests, kernels, step, training, into runs/gpu (VENV= BERT=DIR DATA=DIR)
-	@tail -qn 1 $(PARTS:%=$(GPU)/%.txt)
+	@tail -qn 1 $(PARTS:%='$(GPU)/%.txt')
 
 # 10 minutes for each part (then Ctrl-C, and what was printed stays); one that fails does not stop the next
 $(PARTS:%=gpu-%): gpu-%:
-	@mkdir -p $(GPU)
-	{ PYTHONUNBUFFERED=1 timeout -s INT -k 15 580 $(RUN) $(part-$*); echo "$*: exit code $$?"; } 2>&1 | tee $(GPU)/$*.txt
+	@mkdir -p '$(GPU)'
+	{ PYTHONUNBUFFERED=1 timeout -s INT -k 15 580 $(RUN) $(part-$*); echo "$*: exit code $$?"; } 2>&1 | tee '$(GPU)/$*.txt'
 
 gpu-weights: $(READY)  ## MiniLM in float16, 46 MB, into models/float16: to carry to a GPU without a network
 	$(RUN) -m bench.gpu_weights models/float16
@@ -98,14 +106,14 @@ clean:  ## remove the runs; the downloads stay
 	rm -rf runs
 
 $(READY): requirements.txt
-	$(PYTHON) support/environment.py $(VENV)
+	'$(PYTHON)' support/environment.py '$(VENV)'
 	$(RUN) -m support.downloads
-	mkdir -p $(@D)
-	touch $@
+	mkdir -p '$(@D)'
+	touch '$@'
 
 $(OPPONENTS): $(READY)
 	$(RUN) -m pip install --quiet --disable-pip-version-check transformers safetensors sentence-transformers
-	touch $@
+	touch '$@'
 
 .PHONY: help train eval predict everyday table1 table2 table3 figures test fuzz soak compare bench kernels launches gpu $(PARTS:%=gpu-%) gpu-weights data lint clean
 .NOTPARALLEL:  # parts of `make gpu` would share the GPU

@@ -1,6 +1,7 @@
 """The set-up that `make` calls: sentences where it cannot go on, and what an interpreter at hand keeps."""
 
 import http.server
+import os
 import subprocess
 import sys
 import threading
@@ -182,3 +183,38 @@ def test_an_interpreter_keeps_what_will_do_and_gets_only_what_it_lacks(monkeypat
 def test_this_interpreter_lacks_nothing():
     done = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def make(*arguments):
+    """What `make` would do: a finished process."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # of `make test`
+    return subprocess.run(["make", "-n", *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "DATA=my data"], 'DATA="my data" has a space'),
+        (["predict", "OUT=my out"], 'OUT="my out" has a space'),
+        (["train", "VENV=my env"], 'VENV="my env" has a space'),
+        (["gpu", "GPU=my gpu"], 'GPU="my gpu" has a space'),
+        (["eval", "OUT=it's"], 'OUT="it\'s" has a space or a quote'),
+        (["train", "DATA="], "DATA= is empty"),
+        (["train", "OUT= "], "OUT= is empty"),
+        (["table2", "PRESET="], "PRESET= is empty"),
+        (["train", "PYTHON="], "PYTHON= is empty"),
+        (["figures", "EVIDENCE=nope"], "EVIDENCE=nope holds no runs"),
+    ],
+)
+def test_a_variable_that_no_recipe_can_hold_is_one_sentence(arguments, words):
+    done = make(*arguments)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert words in done.stderr
+
+
+def test_variables_reach_the_programs_as_they_are(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    done = make("train", "DATA=./a&b/", "OUT=~/x;y", "FLAGS=--lr 1", "VENV=", "PYTHON=python3")
+    assert "'python3' multitask.py" in done.stdout
+    assert "--data 'a&b' --out '/home/me/x;y' --resume  --lr 1" in done.stdout
+    assert "--epochs 3 --batch_size 16" in make("train", "DATA=./data/sample/").stdout
