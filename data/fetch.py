@@ -4,7 +4,7 @@
 
 The files come from the course's public repository, github.com/gpoesia/minbert-default-final-project, folder data/. They
 are fetched one after the other, each aside and renamed: a fetch that was cut short goes on where it stopped, and a file
-that is complete is not fetched again. A file's length must be what the server announced.
+that is complete is not fetched again. A file's length must be what the server announced, and examples must stand in it.
 
 `--quora_14k` makes a second folder, DIR-quora-14k, of the data that results/README.md measures on: SST and STS as they
 are, and for Quora the course's dev file alone, cut into three by h, the SHA-1 of a pair's id modulo 100: train where
@@ -12,8 +12,10 @@ h < 70, dev where 70 <= h < 85, test (without labels) where h >= 85.
 """
 
 import argparse
+import contextlib
 import hashlib
 import http.client
+import os
 import shutil
 import sys
 import urllib.error
@@ -26,14 +28,17 @@ import support.interrupt  # noqa: F401, Ctrl-C is one line from here on
 
 from support import files
 from support.console import Parser, UserError, command
-from tasks import SPLITS, TASKS, data_path
+from tasks import SPLITS, TASKS, data_path, read_examples
 
 URL = "https://raw.githubusercontent.com/gpoesia/minbert-default-final-project/main/data"
 
 
-def fetch(url, path, timeout=60):
-    """Fetches one file, going on with `path.part` where there is one. Raises UserError where it cannot be had whole."""
-    part = path.with_name(path.name + ".part")
+def fetch(url, path, task, split, timeout=60):
+    """Fetches one file, going on with what came from this URL before.
+
+    Raises UserError where it cannot be had whole, and where it is no file of the task's split.
+    """
+    part = path.with_name(f"{path.name}.{hashlib.sha1(url.encode()).hexdigest()[:8]}.part")
     have = part.stat().st_size if part.exists() else 0
     try:
         request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
@@ -47,7 +52,7 @@ def fetch(url, path, timeout=60):
     except urllib.error.HTTPError as error:
         if error.code == 416:  # what is there already is as long as the file, or longer: start again
             part.unlink()
-            return fetch(url, path, timeout)
+            return fetch(url, path, task, split, timeout)
         raise UserError(f"{url} cannot be had ({error.code} {error.reason}); name another source with --url") from None
     except http.client.IncompleteRead:
         total = -1
@@ -59,12 +64,22 @@ def fetch(url, path, timeout=60):
     size = part.stat().st_size
     if total and size != total:
         raise UserError(f"{path.name} stopped after {size} bytes; run the same command again to go on")
-    with open(part, "rb") as file:
-        if file.read(100).lstrip().startswith((b"<", b"version https://git-lfs")):
-            part.unlink()
-            raise UserError(f"{url} is a page or a pointer, not a task file; name another source with --url")
+    try:
+        check(part, task, split, url, "name another source with --url")
+    except UserError:
+        part.unlink()
+        raise
     part.replace(path)
-    return size
+
+
+def check(path, task, split, source, remedy):
+    """Raises UserError, with the remedy, unless the file holds examples. Args: source, what the message calls it."""
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+            read_examples(path, task, labelled=split != "test")
+    except UserError as error:
+        reason = str(error).replace(str(path), "it")
+        raise UserError(f"{source} is no task file, but a page perhaps ({reason:.80}); {remedy}") from None
 
 
 def split_of(line):
@@ -74,11 +89,17 @@ def split_of(line):
 
 
 def cut_quora(folder, aside):
-    """Writes Quora-14k into the folder aside, of quora-dev.csv in folder: lines as they are, test without labels."""
+    """Writes Quora-14k into the folder aside, of quora-dev.csv in folder: lines as they are, test without labels.
+
+    Raises UserError where a split would be empty.
+    """
     task = TASKS["para"]
     header, *lines = data_path(folder, task, "dev").read_bytes().splitlines(keepends=True)
     for split in SPLITS:
         kept = [header, *(line for line in lines if line.count(b"\t") > 1 and split_of(line) == split)]
+        if len(kept) == 1:
+            path = data_path(folder, task, "dev")
+            raise UserError(f"{path} has no line for {split}; delete it, and the same command fetches it again")
         if split == "test":
             kept = [line.rpartition(b"\t")[0] + b"\n" for line in kept]
         data_path(aside, task, split).write_bytes(b"".join(kept))
@@ -96,10 +117,11 @@ def main(argv=None):
     for task in TASKS.values():
         for split in SPLITS:
             path = data_path(folder, task, split)
-            if path.exists():
-                print(f"{path} is there, {path.stat().st_size:,} bytes")
+            if there := path.exists():
+                check(path, task, split, path, "delete it, and the same command fetches it again")
             else:
-                print(f"{path} fetched, {fetch(f'{args.url}/{path.name}', path):,} bytes")
+                fetch(f"{args.url}/{path.name}", path, task, split)
+            print(f"{path} {'is there' if there else 'fetched'}, {path.stat().st_size:,} bytes")
     if args.quora_14k:
         whole, folder = folder, Path(f"{folder.resolve()}-quora-14k")
         if folder.exists():

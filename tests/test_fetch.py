@@ -95,6 +95,40 @@ def test_quora_14k_is_cut_from_the_dev_file_by_its_ids(server, tmp_path):
     assert (made / "ids-sst-train.csv").read_bytes() == (Files.folder / "ids-sst-train.csv").read_bytes()
 
 
+@pytest.mark.parametrize(
+    "body", [b"", b'{"message": "rate limit"}', b"\tid\tsentence\tsentiment\n", b"version https://git-lfs"]
+)
+def test_what_holds_no_examples_is_not_kept(server, tmp_path, refused, body):
+    (Files.folder / "ids-sst-train.csv").write_bytes(body)
+    refused(fetch.main, ["--out", tmp_path / "x", "--url", server], f"{server}/ids-sst-train.csv", "--url")
+    assert list((tmp_path / "x").iterdir()) == []
+    (tmp_path / "x" / "ids-sst-train.csv").write_bytes(body)  # of an older fetch
+    refused(fetch.main, ["--out", tmp_path / "x", "--url", server], tmp_path / "x", "delete it")
+    assert (tmp_path / "x" / "ids-sst-train.csv").read_bytes() == body
+
+
+def test_what_came_from_elsewhere_is_not_continued(server, tmp_path, refused):
+    whole = (Files.folder / "ids-sst-train.csv").read_bytes()
+    command = ["--out", str(tmp_path / "here"), "--url", server]
+    Files.cut = 100
+    refused(fetch.main, command, "stopped after 100 bytes")
+    (Files.folder / "ids-sst-train.csv").write_bytes(
+        whole.upper().replace(b"ID\tSENTENCE\tSENTIMENT", b"id\tsentence\tsentiment")
+    )
+    (tmp_path / "here" / "ids-sst-train.csv.part").write_bytes(b"mine")
+    fetch.main([*command[:-1], server + "/other"])
+    assert (tmp_path / "here" / "ids-sst-train.csv").read_bytes() == (Files.folder / "ids-sst-train.csv").read_bytes()
+    assert (tmp_path / "here" / "ids-sst-train.csv.part").read_bytes() == b"mine"
+
+
+def test_quora_14k_without_a_line_for_a_split_is_refused(server, tmp_path, refused):
+    text = "\tid\tsentence1\tsentence2\tis_duplicate\n0\t1\tWhat?\tWhich?\t1.0\n"  # of dev
+    (Files.folder / "quora-dev.csv").write_text(text)
+    command = ["--out", tmp_path / "here", "--url", server, "--quora_14k"]
+    refused(fetch.main, command, tmp_path / "here" / "quora-dev.csv", "no line for train", "delete it")
+    assert not (tmp_path / "here-quora-14k").exists()
+
+
 @pytest.mark.skipif(not REAL.exists(), reason="the CS224N files are not here")
 def test_quora_14k_of_the_course_is_the_data_of_the_results(tmp_path):
     """The files' digests stand in the evidence of each run. The dev file is put together from its three parts."""
