@@ -221,7 +221,7 @@ def main(argv=None):
         print_assessments(encoder=assess(model, tokenizer, examples, args.max_tokens))
         distributed.stop()
         return
-    bert = start_encoder(args, folder, tokenizer.wordpiece.get_vocab_size())
+    bert = start_encoder(args, folder, tokenizer.size)
     dropout = {name: getattr(start, name) for name in ("hidden_dropout_prob", "attention_probs_dropout_prob")}
     config = dataclasses.replace(bert.config, **dropout)  # to be saved: the usual dropout, not SimCSE's
     model = SentenceEncoder(bert, args.pooling).to(device)

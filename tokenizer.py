@@ -33,6 +33,7 @@ from support.console import UserError
 from support.vocabulary import read_wordpiece, write_wordpiece
 
 MAX_TOKENS = 512  # BERT has this many position embeddings
+UNKNOWN = "\U0010ffff \u2603"  # characters that hardly a vocabulary has: their piece is the unknown token
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Tokenizer:
         max_tokens, at least 3, how many the model has positions for; vocab_size, how many pieces it knows.
         Raises UserError where the folder has no usable tokenizer.
         """
-        self.max_tokens = min(max_tokens, MAX_TOKENS)
+        self.folder, self.max_tokens = folder, min(max_tokens, MAX_TOKENS)
         if max_tokens < 3:
             raise UserError(f"{folder}: {max_tokens} positions are too few for [CLS] and two [SEP]; use another model")
         self.wordpiece = read_wordpiece(folder)
@@ -109,9 +110,14 @@ class Tokenizer:
         self.wordpiece.no_truncation()
         # all three have to exist
         self.cls, self.sep, _ = (self._special(token, folder) for token in ("[CLS]", "[SEP]", "[UNK]"))
-        size = max(self.wordpiece.get_vocab().values()) + 1
-        if vocab_size is not None and size > vocab_size:
-            raise UserError(f"the tokenizer in {folder} has {size} pieces, its model {vocab_size}; fetch it again")
+        self._pieces([UNKNOWN])
+        if vocab_size is not None and self.size > vocab_size:
+            raise UserError(f"the tokenizer in {folder} has {self.size} pieces, its model {vocab_size}; fetch it again")
+
+    @property
+    def size(self):
+        """How many token ids there are: the largest, and one more for id 0."""
+        return max(self.wordpiece.get_vocab().values()) + 1
 
     def _special(self, token, folder):
         found = self.wordpiece.token_to_id(token)
@@ -138,7 +144,11 @@ class Tokenizer:
         return encoded
 
     def _pieces(self, sentences):
-        return [e.ids for e in self.wordpiece.encode_batch_fast(sentences, add_special_tokens=False)]
+        try:
+            return [e.ids for e in self.wordpiece.encode_batch_fast(sentences, add_special_tokens=False)]
+        except Exception as error:  # the library has no class of its own
+            said = f"the tokenizer in {self.folder} cannot cut a sentence ({error!s:.100})"
+            raise UserError(f"{said}; use a BERT-style WordPiece vocabulary") from None
 
     def save(self, folder):
         """Writes `tokenizer.json`, `vocab.txt` and `tokenizer_config.json`, which `transformers` reads."""

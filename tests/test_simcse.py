@@ -1,6 +1,7 @@
 """SimCSE: the loss by double loop, corpora of any size, and runs from start to encoder."""
 
 import itertools
+import json
 import math
 import random
 import shutil
@@ -191,9 +192,13 @@ def test_supervised_with_hard_negatives_from_a_random_start(tmp_path):
     rows = ["\t".join(tiny.sentence(rng) for _ in range(3)) for _ in range(40)]
     (tmp_path / "nli.tsv").write_text("\n".join(rows))
     more = f"--pairs {tmp_path / 'nli.tsv'} --layers 1 --hidden 64 --pooling mean --out {tmp_path / 'run'}"
-    simcse.main(flags(tmp_path, more))
+    argv = flags(tmp_path, more)
+    tokenizer = json.loads((tmp_path / "bert" / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["good"] = 4000  # a gap between the ids
+    (tmp_path / "bert" / "tokenizer.json").write_text(json.dumps(tokenizer))
+    simcse.main(argv)
     config = Bert.load(tmp_path / "run" / "encoder").config
-    assert (config.num_hidden_layers, config.hidden_size) == (1, 64)
+    assert (config.num_hidden_layers, config.hidden_size, config.vocab_size) == (1, 64, 4001)
     losses = [line["loss"] for line in tiny.metrics(tmp_path / "run") if line["kind"] == "train"]
     assert losses[1] < losses[0]
 

@@ -139,6 +139,28 @@ def test_a_damaged_tokenizer_is_one_sentence(tmp_path, raw, reason):
     assert len(str(refused.value)) - len(str(tmp_path)) < 250
 
 
+@pytest.mark.parametrize("kind", ["WordPiece", "WordLevel", "BPE", "Unigram"])
+def test_an_unknown_token_that_is_none_of_the_vocabulary_is_found_while_loading(tokenizer, tmp_path, kind):
+    tokenizer.save(tmp_path)
+    text = json.loads((tmp_path / "tokenizer.json").read_text())
+    model = text["model"] | {"type": kind, "unk_token": "<unk>", "merges": [], "unk_id": None, "byte_fallback": False}
+    if kind == "Unigram":
+        model["vocab"] = [[piece, -1.0] for piece in model["vocab"]]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(text | {"model": model}))
+    with pytest.raises(UserError, match=r"cannot cut a sentence .*(UNK|[Uu]nk)"):
+        Tokenizer(tmp_path)
+
+
+def test_ids_with_gaps_between_them_count_up_to_the_largest(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    text = json.loads((tmp_path / "tokenizer.json").read_text())
+    size = text["model"]["vocab"]["runs"] = 4000
+    (tmp_path / "tokenizer.json").write_text(json.dumps(text))
+    assert Tokenizer(tmp_path).size == size + 1
+    with pytest.raises(UserError, match="has 4001 pieces, its model 4000"):
+        Tokenizer(tmp_path, vocab_size=size)
+
+
 @pytest.mark.parametrize("lower", [True, False])
 @pytest.mark.parametrize("accents", [True, False, None])
 @pytest.mark.parametrize("chinese", [True, False])
