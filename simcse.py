@@ -44,6 +44,7 @@ from bert import Bert, BertConfig, Linear, initialize, sequence_means
 from evaluate import alignment, pearson, ranks, uniformity
 from kernels import precision
 from support import corpora, distributed, flags, run_folder
+from support.checks import check_memory, parameters_of
 from support.console import command, table
 from support.downloads import find_model
 from support.loss_scaling import scaler_for
@@ -197,8 +198,9 @@ def start_encoder(args, folder, vocabulary):
     p = {"hidden_dropout_prob": args.dropout, "attention_probs_dropout_prob": args.dropout}
     if args.layers is None:
         return Bert.load(folder, **p)
-    H = args.hidden
-    return Bert(BertConfig(vocabulary, H, args.layers, H // 32, 4 * H, **p))
+    config = BertConfig(vocabulary, args.hidden, args.layers, args.hidden // 32, 4 * args.hidden, **p)
+    check_memory(4 * parameters_of(dataclasses.asdict(config)), args.layers, "--layers and --hidden", "give less")
+    return Bert(config)
 
 
 @command

@@ -1,6 +1,5 @@
 """The flags of the training commands."""
 
-import os
 from pathlib import Path
 
 import torch

@@ -187,6 +187,11 @@ def test_max_sentences_draws_lines_of_any_corpus(tmp_path):
         assert set(rows) < {whole[i] for i in range(len(whole))}
 
 
+def test_a_random_start_that_no_machine_holds_is_refused_before_it_is_made(tmp_path, refused):
+    more = f"--layers 999 --hidden 32768 --out {tmp_path / 'run'}"
+    refused(simcse.main, flags(tmp_path, more), "--layers and --hidden asks for", "GB; give less")
+
+
 def test_supervised_with_hard_negatives_from_a_random_start(tmp_path):
     rng = random.Random(0)
     rows = ["\t".join(tiny.sentence(rng) for _ in range(3)) for _ in range(40)]
