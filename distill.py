@@ -61,7 +61,8 @@ from predict import data_flags, outputs_of
 from sampling import in_fold
 from support import distributed, evidence, files, flag_types, run_folder
 from support.console import UserError
-from support.output_cache import model_digest, model_folder, values_digest
+from support.folders import model_folder
+from support.output_cache import model_digest, values_digest
 from support.training_run import use_kept_products
 from tasks import TASKS
 

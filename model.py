@@ -44,6 +44,7 @@ from pals import Pals
 from support import files
 from support.checks import check_heads, read_options
 from support.console import UserError
+from support.folders import check_model
 from support.safetensors import write_safetensors
 from support.weight_files import read_checked
 from tasks import TASKS
@@ -180,13 +181,8 @@ class MultitaskBert(nn.Module):
 
     @classmethod
     def load(cls, folder):
-        """From a folder that `save` wrote. Returns (model, tokenizer). Raises UserError if it holds none."""
-        if not (Path(folder) / "multitask.json").exists():
-            run = Path(folder).parent
-            remedy = "name the folder of a run of multitask.py"
-            if (run / "last" / "state.safetensors").exists():  # `TrainingRun` writes it from the last state
-                remedy = f"write one with: python multitask.py --resume --out {run}"
-            raise UserError(f"{folder} holds no trained model; {remedy}")
+        """From a folder that `save` wrote, best/ of a run. Returns (model, tokenizer). Raises UserError for others."""
+        check_model(folder)
         bert = Bert.load(folder)
         model = cls(bert, **read_options(Path(folder) / "multitask.json"))
         try:

@@ -17,11 +17,12 @@ from pathlib import Path
 
 from evaluate import model_outputs, to_predictions
 from model import MultitaskBert
-from support import evidence, files, fingerprints, run_folder
+from support import evidence, files, fingerprints
 from support.console import Parser, UserError, as_utf8, command
 from support.flag_types import place
 from support.flags import add_device, add_kernels, choose_device, choose_kernels
-from support.output_cache import cached_outputs, model_folder
+from support.folders import model_folder
+from support.output_cache import cached_outputs
 from tasks import SPLITS, TASKS, DataSet, Examples, data_path, load_examples
 
 # the flags of a run that say which examples it was trained and chosen on
@@ -175,12 +176,7 @@ def main(argv=None):
         raise UserError("give one sentence, or two, that are not empty, or a --file, but not both")
     lines = ["\t".join(map(as_utf8, args.sentences))] if args.sentences else None
     lines = lines if args.file is None else read_lines(args.file)
-    folder = run_folder.best_folder(args.run)
-    if evidence.is_evidence(args.run):
-        raise UserError(f"{args.run} is the evidence of a run, without its weights; name a run, or train one")
-    if not folder.exists():
-        way = f"`python multitask.py --resume --out {args.run}` goes on with one until its next epoch ends"
-        raise UserError(f"{args.run} holds no trained model; {way}, `make train` trains one, --run names another")
+    folder = model_folder(args.run)
     device = choose_device(args)
     choose_kernels(args, device)
     model, tokenizer = MultitaskBert.load(folder)

@@ -229,6 +229,7 @@ def main(argv=None):
     check_folder("--results", args.results, args.runs.name, f"{args.runs.name}/data", args.predictions.name)
     rows = TUNING if args.table == 1 else METHODS
     if args.keep:
+        keep_evidence.check_finished(args.keep)
         seed = files.read_json(Path(args.keep) / "config.json", {"seed": int})["seed"]
         for row in [row for row in (*TUNING, *METHODS) if row.name == args.row]:
             check_flags(args, args.keep, row, seed)

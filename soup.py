@@ -19,9 +19,9 @@ from pathlib import Path
 from bert import BertConfig
 from evaluate import dev_metrics, dev_score
 from model import MultitaskBert
-from support import evidence, files, run_folder
+from support import files, run_folder
 from support.console import UserError
-from support.output_cache import model_folder
+from support.folders import model_folder
 from tasks import SPLITS, TASKS, DataSet
 from tokenizer import Tokenizer
 
@@ -93,9 +93,6 @@ def make_soup(args, weights, scores, examples, device):
     {task: Examples} of dev. Returns {number of the run: weight}, who is in it. `write_records` completes the run:
     until then it may be made again.
     """
-    for run in args.runs:
-        if evidence.is_evidence(run):
-            raise UserError(f"{run} is the evidence of a run, without its weights; a soup takes the runs themselves")
     folders = [model_folder(run) for run in args.runs]
     check_alike(folders)
     configs = [files.read_json(Path(run) / "config.json") for run in args.runs]

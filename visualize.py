@@ -23,13 +23,12 @@ from kernels import precision
 from model import MultitaskBert
 from pca_tsne import pca, tsne
 from predict import examples_of, outputs_of
-from support import evidence, files, run_folder
+from support import evidence, files, folders, run_folder
 from support.console import Parser, UserError, command
 from support.figures import draw_curves, draw_maps, draw_smart
 from support.files import replacing
 from support.flag_types import place, positive
 from support.flags import add_device, choose_device
-from support.output_cache import model_folder
 from support.places import check_file
 from tasks import TASKS, DataSet
 
@@ -45,10 +44,9 @@ COMPONENTS = 16
 
 def config_of(run):
     """The flags that a run was started with, a dict."""
-    path = Path(run) / "config.json"
-    if not path.exists():
-        raise UserError(f"{run} holds no run; train one with multitask.py, or name another folder")
-    return files.read_json(path)
+    if not evidence.is_evidence(run):
+        folders.check_run(run)
+    return files.read_json(Path(run) / "config.json")
 
 
 def lines_of(run, kind, names):
@@ -104,7 +102,7 @@ def view(run, examples, device):
         if len(found) != len(examples) or found.ndim != 2:
             raise UserError(f"{run} has components of other than {len(examples)} sentences; {evidence.REMEDY}")
         return found, p
-    model, tokenizer = MultitaskBert.load(model_folder(run))
+    model, tokenizer = MultitaskBert.load(folders.model_folder(run))
     h, p = look(model.to(device), DataSet(examples, tokenizer))
     return components(h), p
 

@@ -22,9 +22,10 @@ import numpy as np
 
 from evaluate import model_outputs, pearson, to_predictions
 from model import MultitaskBert
-from support import files, run_folder
+from support import files
 from support.console import Parser, UserError, command, table
 from support.flag_types import place, positive
+from support.folders import model_folder
 from tasks import TASKS, DataSet, Examples
 
 GOALS = {"sst": 0.80, "para": 0.85, "sts": 0.85}  # polarity, accuracy, Pearson's r
@@ -58,7 +59,7 @@ def main(argv=None):
         help="folder of a run (default: runs/sample)")  # fmt: skip
     parser.add_argument("--show", type=positive(int), default=8, help="how many wrong answers of each task to print")
     args = parser.parse_args(argv)
-    model, tokenizer = MultitaskBert.load(run_folder.best_folder(args.run))
+    model, tokenizer = MultitaskBert.load(model_folder(args.run))
     rows = []
     for name, (expected, sentences, second_sentences) in read_list(Path(__file__).with_name("everyday.tsv")).items():
         said = ask(model, tokenizer, TASKS[name], sentences, second_sentences)

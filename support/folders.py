@@ -1,9 +1,102 @@
-"""What stands in a folder that somebody named: nothing of theirs is overwritten."""
+"""What stands in a folder that somebody named: the model that they mean, or one sentence; nothing is overwritten."""
 
+import os
 from pathlib import Path
 
-from support import files
+from support import evidence, files, run_folder, weight_files
 from support.console import UserError
+from support.safetensors import open_safetensors
+
+ENCODER = ("config.json", "model.safetensors", "tokenizer.json")
+MODELS = {"best": (*ENCODER, "multitask.json", "heads.safetensors"), "encoder": ENCODER}  # folder in a run: its files
+PROGRAMS = {"best": "multitask.py", "encoder": "simcse.py"}
+
+
+def config_of(folder):
+    """The flags of the run in a folder, or {} where there is none. Raises UserError for a damaged config.json."""
+    path = Path(folder) / "config.json"
+    config = files.read_json(path) if path.exists() else {}
+    return config if "out" in config else {}
+
+
+# ----- reading
+
+
+def check_run(folder):
+    """Raises UserError unless a folder is a run of `multitask.py`, with or without a model."""
+    config = config_of(folder)
+    if not config or "tau" in config:  # a flag of simcse.py
+        raise UserError(f"{folder} {what_is(folder)}")
+
+
+def model_folder(run):
+    """The folder of a run's best model. Raises UserError where there is none, or not all of it."""
+    folder = run_folder.best_folder(run)
+    check_model(folder)
+    return folder
+
+
+def check_model(folder):
+    """Raises UserError unless a folder, best/ of a run, holds all of a model: else what is wrong with the run."""
+    folder = Path(folder)
+    run = folder.parent
+    if not (folder / "multitask.json").exists() and (files.is_vacant(folder) or not config_of(run)):
+        raise UserError(f"{run} {what_is(run)}")
+    check_whole(folder)
+
+
+def check_whole(folder, kind="best"):
+    """Raises UserError where a file of a run's model is missing or cut short. Args: kind, "best" or "encoder"."""
+    remedy, pals = _remedy(folder, kind), folder / "pals.safetensors"
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file, not a model; {remedy}")
+    for path in (*map(folder.joinpath, MODELS[kind]), *[pals] * pals.exists()):
+        if not path.exists():
+            raise UserError(f"{path} is missing; {remedy}")
+        (open_safetensors if path.suffix == ".safetensors" else files.read_json)(path, remedy=remedy)
+    if kind == "best":
+        options = files.read_json(folder / "multitask.json")
+        if pals.exists() != (options.get("pal_size") is not None):
+            raise UserError(f"{pals} and multitask.json beside it do not belong together; {remedy}")
+
+
+def _remedy(folder, kind):
+    run = folder.parent
+    if run_folder.state_path(run).exists():
+        return f"move {folder} away, and `python {PROGRAMS[kind]} --resume --out {run}` writes it again"
+    return "copy the run again"
+
+
+def what_is(folder):
+    """What stands where a run with a trained model was looked for, and what to do: text to follow the folder's name."""
+    whole = Path(os.path.abspath(folder))
+    has = lambda name: (whole / name).exists()  # noqa: E731
+    config, other = config_of(whole), "train one with multitask.py, or name another folder"
+    if not whole.exists():
+        return f"does not exist and so holds no run; check the name, or {other}"
+    if not whole.is_dir():
+        return "is a file; name the folder of a run"
+    if evidence.is_evidence(whole):
+        return "is the evidence of a run, without its weights; name the run itself"
+    if has("encoder") or "tau" in config:
+        return "is a run of simcse.py, which has no tasks; fine-tune its encoder first"
+    if config.get("epochs") == 0:
+        return "is a soup without its model; make it again with ensemble.py in another folder"
+    if config and run_folder.has_lost_state(whole):
+        return f"holds no trained model any more, and no state to go on from; copy the run again, or {other}"
+    if config:
+        return f"holds no trained model yet; let its first epoch end: python multitask.py --resume --out {folder}"
+    weights = any(has(name) or has(f"{name}.index.json") for name in weight_files.NAMES)
+    if weights and not has("multitask.json"):
+        return f"is a pretrained model; fine-tune it first: python multitask.py --bert {folder}"
+    if config_of(whole.parent):
+        return f"is a part of a run; name the run, {os.path.normpath(Path(folder, '..'))}"
+    if has("multitask.json"):
+        return "is a model without its run; name the folder in which it is best/"
+    return f"holds no run; {other}"
+
+
+# ----- writing
 
 
 def check_vacant(folder, *names):

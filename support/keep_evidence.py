@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from support import evidence, files, run_folder
+from support import evidence, files, folders, run_folder
 from support.console import UserError
 from support.safetensors import write_safetensors
 
@@ -32,9 +32,10 @@ def to_float16(values):
 
 
 def check_finished(run):
-    """Raises UserError for evidence, and for a run that is not finished or has seen only some of the dev examples."""
+    """Raises UserError unless a folder is a run that is finished and has seen all of the dev examples."""
     if evidence.is_evidence(run):
         raise UserError(f"{run} is evidence already; name a run")
+    folders.check_run(run)
     kinds = {"epochs": int, "max_examples": (int, type(None))}
     config, lines = files.read_json(Path(run) / "config.json", kinds), evidence.dev_lines(run)
     if not lines or lines[-1]["epoch"] < config["epochs"]:

@@ -25,18 +25,6 @@ from support.safetensors import open_safetensors, write_safetensors
 KEPT = 4  # files of a task and split
 
 
-def model_folder(run):
-    """The folder of a run's best model. Raises UserError where there is none."""
-    folder = run_folder.best_folder(run)
-    if not (folder / "multitask.json").exists():
-        if (Path(run) / "encoder").exists():
-            raise UserError(f"{run} is a run of simcse.py, which has no tasks; fine-tune its encoder first")
-        if (Path(run) / "config.json").exists():
-            raise UserError(f"{run} holds no trained model yet; let its first epoch end, or leave it out")
-        raise UserError(f"{run} holds no run; train one with multitask.py, or name another folder")
-    return folder
-
-
 def cached_outputs(run, split, data, compute):
     """What a run's best model says of a split: {task: values}.
 
@@ -44,7 +32,7 @@ def cached_outputs(run, split, data, compute):
     once, for the tasks whose values are not kept. It does not matter which device kept values came
     from: a GPU, which computes in bfloat16, says the same to about 3 digits.
     """
-    digest = model_digest(model_folder(run))
+    digest = model_digest(run_folder.best_folder(run))
     paths = {name: Path(run) / "outputs" / f"{name}-{split}-{text}.safetensors" for name, text in data.items()}
     origins = {name: {"model": digest, "data": text} for name, text in data.items()}
     found = {name: _read_values(path, origins[name]) for name, path in paths.items()}

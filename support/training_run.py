@@ -64,7 +64,10 @@ class TrainingRun:
         self.position["data"] = data  # an older run knew less of them
         libraries.use(self.position["products"])  # whose last bits a resumed run must repeat
         done = self.position["step"]
-        if done >= self.plan.epoch_steps and files.is_vacant(run_folder.best_folder(self.folder, self.best.name)):
+        best = run_folder.best_folder(self.folder, self.best.name)
+        if done and not files.is_vacant(best):
+            folders.check_whole(best, self.best.name)
+        if done >= self.plan.epoch_steps and files.is_vacant(best):
             print(f"{self.best} is gone: the model of step {done} takes its place", file=sys.stderr)
             self.position["best"] = -math.inf
             self._save_best()

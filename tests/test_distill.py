@@ -18,7 +18,7 @@ from model import MultitaskBert, task_loss
 from sampling import in_fold
 from support import flags as flags_of_run
 from support import run_folder
-from support.output_cache import model_folder
+from support.folders import model_folder
 from support.safetensors import read_safetensors
 from tasks import SPLITS, TASKS, DataSet, data_path, load_examples
 
@@ -364,7 +364,7 @@ def test_what_can_be_no_teacher_gets_one_sentence(world, refused):
     (world / "simcse" / "encoder").mkdir(parents=True)
     refuse(f"--teacher {world}/simcse", "run of simcse.py")
     shutil.rmtree(world / "c" / "best")
-    refuse(f"--teacher {world}/a {world}/c", "no trained model yet")
+    refuse(f"--teacher {world}/a {world}/c", "holds no trained model")
     with run_folder.lock(world / "a"):
         refuse(f"--teacher {world}/a", "still being trained", "wait for its end")
     (world / "evidence").mkdir()

@@ -353,7 +353,7 @@ def test_wrong_requests_get_one_sentence(copied, refused):
         path.write_text("\n".join(path.read_text().splitlines()[:2]) + "\n")
     refused(main, [a, b, "--tune_priors"], "one dev example")
     shutil.rmtree(b / "best")
-    refused(main, [a, b], b, "holds no trained model yet")
+    refused(main, [a, b], b, "holds no trained model any more")
     config = copied / "c" / "config.json"
     config.write_text(json.dumps({"data": str(copied / "data")}))  # as of another program of the project
     refused(main, [a, copied / "c"], copied / "c", "no run of multitask.py")

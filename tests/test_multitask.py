@@ -201,7 +201,7 @@ def test_wrong_requests_get_one_sentence(finished, flags, tmp_path, refused):
         refused(train, [*flags, "--use_gpu"], "no CUDA device")
     refused(train, [*flags, "--sst_train", tmp_path / "wrong.csv"], "no column 'sentence'")
     refused(train, [*flags, "--out", tmp_path / "file" / "run"], "file")
-    refused(predict.main, ["--run", tmp_path, "A film."], "no trained model")
+    refused(predict.main, ["--run", tmp_path, "A film."], "holds no run")
     refused(predict.main, ["--run", out, ""], "not empty")
     refused(predict.main, ["--run", out, "--file", tmp_path / "bytes"], "UTF-8")
     refused(train, ["--seed", "9" * 400], "--seed", "too large")

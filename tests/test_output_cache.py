@@ -5,8 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from support.console import UserError
-from support.output_cache import cached_outputs, model_folder
+from support.output_cache import cached_outputs
 
 
 @pytest.fixture
@@ -86,14 +85,3 @@ def test_outputs_that_cannot_be_kept_are_no_reason_to_stop(world, capsys):
     (world.run / "outputs").write_text("a file where the folder should be")
     assert world.outputs().keys() == world.values.keys()
     assert "cannot be kept" in capsys.readouterr().err
-
-
-def test_a_folder_without_a_model_gets_one_sentence(tmp_path):
-    with pytest.raises(UserError, match="holds no run"):
-        model_folder(tmp_path)
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="no trained model yet"):
-        model_folder(tmp_path)
-    (tmp_path / "encoder").mkdir()
-    with pytest.raises(UserError, match=r"run of simcse\.py"):
-        model_folder(tmp_path)

@@ -22,7 +22,7 @@ def trained(tiny_encoder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     (folder / "best").mkdir()
     MultitaskBert(Bert.load(tiny_encoder)).save(folder / "best", Tokenizer(tiny_encoder))
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text('{"out": "run"}')
     return folder
 
 

@@ -27,6 +27,7 @@ def write_run(folder, seed=0, smart=None, epochs=3, **config):
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     flags = {"use_smart": bool(smart), "smart": smart, "seed": seed, "epochs": epochs, "bert": "tiny"}
+    flags |= {"out": str(folder)}
     flags |= dict.fromkeys(SOURCES) | config
     (folder / "config.json").write_text(json.dumps(flags))
     lines = []
@@ -259,7 +260,7 @@ def test_wrong_requests_get_one_sentence(trained, tmp_path, refused, monkeypatch
     refused(draw, ["embeddings", "--runs", run, "--models", 0, *out], "greater than 0")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text("{}")
-    refused(draw, ["embeddings", "--runs", tmp_path / "other", *out], "other holds no trained model")
+    refused(draw, ["embeddings", "--runs", tmp_path / "other", *out], "other holds no run")
     refused(draw, ["embeddings", "--runs", run, "--data", tmp_path, *out], "does not exist")
     refused(draw, ["embeddings", "--runs", run, "--data", tmp_path / "few", *out], "too few SST dev sentences")
     bare = write_run(tmp_path / "bare", data=str(trained / "data"))
