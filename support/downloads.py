@@ -16,7 +16,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from support import weight_files
+from support import folders, weight_files
 from support.console import Parser, UserError, command
 from support.safetensors import open_safetensors
 
@@ -38,6 +38,9 @@ def find_model(name):
     """
     local = Path(os.path.expanduser(name))
     if name and local.is_dir():
+        for model in (local / "best", local / "encoder"):
+            if model.is_dir() and folders.config_of(local):
+                raise UserError(f"--bert {name} is a run; name its model, {model}")
         return local
     if name and local.exists():
         raise UserError(f"--bert {name} is a file; name the folder of a model, or a model such as {MINILM}")
