@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from bert import Bert
+from support import files
 from support.console import Parser, UserError, command
 from support.downloads import MINILM, find_model
 from support.flag_types import place
@@ -26,17 +27,20 @@ def main(argv=None):
     parser.add_argument("out", type=place, help="the folder to write")
     parser.add_argument("--bert", default=MINILM, help="the model (default: %(default)s)")
     args = parser.parse_args(argv)
-    source, out = find_model(args.bert), Path(args.out)
+    out = Path(args.out)
+    if not files.is_vacant(out):
+        raise UserError(f"{out} is there already; name another folder, or move it away")
+    source = find_model(args.bert)
     bert = Bert.load(source)
     tensors = {name: tensor.half() for name, tensor in to_huggingface_names(bert.state_dict()).items()}
     if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
         raise UserError(f"{args.bert} has weights beyond 65,504, which float16 cannot hold; carry it as it is")
-    out.mkdir(parents=True, exist_ok=True)
-    bert.config.save(out)
-    for path in (source / name for name in ("vocab.txt", "tokenizer.json", "tokenizer_config.json")):
-        if path.exists():
-            shutil.copyfile(path, out / path.name)
-    write_safetensors(out / "model.safetensors", tensors, {"format": "pt"})
+    with files.replacing_folder(out) as folder:
+        bert.config.save(folder)
+        for path in (source / name for name in ("vocab.txt", "tokenizer.json", "tokenizer_config.json")):
+            if path.exists():
+                shutil.copyfile(path, folder / path.name)
+        write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
     print(f"{out}: {sum(path.stat().st_size for path in out.iterdir()) / 1e6:.0f} MB")
 
 

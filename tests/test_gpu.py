@@ -42,6 +42,18 @@ def test_weights_are_carried_in_half_the_bytes_and_trained_in_float32(tmp_path):
     assert (out / "vocab.txt").read_text() == (source / "vocab.txt").read_text()
 
 
+def test_what_stands_where_the_weights_would_go_is_not_overwritten(tmp_path, refused):
+    source = tiny.folder(tmp_path / "bert")
+    (tmp_path / "file").write_text("mine")
+    before = {path: path.read_bytes() for path in source.iterdir()}
+    for out in (source, tmp_path / "file", tmp_path):
+        refused(gpu_weights.main, [out, "--bert", source], f"{out} is there already")
+    assert {path: path.read_bytes() for path in source.iterdir()} == before
+    (tmp_path / "empty").mkdir()
+    gpu_weights.main([str(tmp_path / "empty"), "--bert", str(source)])
+    assert Bert.load(tmp_path / "empty").config == Bert.load(source).config
+
+
 def test_weights_too_large_for_float16_are_refused(tmp_path, refused):
     bert = Bert.load(tiny.folder(tmp_path / "bert"))
     with torch.no_grad():
