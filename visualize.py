@@ -13,6 +13,7 @@ are PNG files of 900 pixels' width; they need matplotlib, which nothing else her
 import support.interrupt  # noqa: F401, Ctrl-C is one line from here on
 
 import importlib.util
+import os
 from pathlib import Path
 
 import numpy as np
@@ -184,7 +185,7 @@ def main(argv=None):
         groups = {"with weak SMART": args.weak, "with strong SMART": args.strong, "without SMART": args.plain}
         drawn = draw_smart({k: [sst_accuracies(run, k) for run in group] for k, group in groups.items() if group})
     elif args.figure == "curves":
-        names = [Path(run).resolve().name for run in args.runs]
+        names = [os.path.basename(os.path.realpath(run)) for run in args.runs]
         names = names if len(set(names)) == len(names) else args.runs
         records = [(lines_of(run, "train", []), lines_of(run, "dev", ["epoch", "score"])) for run in args.runs]
         drawn = draw_curves(dict(zip(names, records, strict=True)), {task.name: task.metric for task in TASKS.values()})

@@ -62,7 +62,7 @@ def write(root, run, record, paths, examples, outputs, more, name=None):
     digests = {key: evidence.digest_of_file(path) for key, path in paths.items()}
     known = (evidence.record_of(other)["data"] for other in evidence.find(root))
     name = name or next((data["name"] for data in known), None)
-    name = name or Path(next(iter(paths.values()))).resolve().parent.name
+    name = name or Path(os.path.realpath(next(iter(paths.values())))).parent.name
     record = {"row": record["row"], "seed": config["seed"]} | record | {"data": {"name": name, "files": digests}}
     stage, members = Path(config["bert"]).parent, evidence.best_epoch(run).get("soup")
     if (stage / "row.json").exists():  # a stage of SimCSE that the run began with
@@ -130,7 +130,11 @@ def _name(value):
 
 def _last_name(path):
     path = Path(path)
-    return path.parent.name if path.name in ("encoder", "best") and path.parent.name else path.resolve().name
+    return (
+        path.parent.name
+        if path.name in ("encoder", "best") and path.parent.name
+        else os.path.basename(os.path.realpath(path))
+    )
 
 
 def check_flags(folder, wanted, defaults):

@@ -271,7 +271,7 @@ def best_folder(run, name="best"):
 
 def check_named_once(runs, remedy=""):
     """Raises UserError where a list of runs names a folder twice. Args: remedy, more of it, for the message."""
-    folders = [Path(run).resolve() for run in runs]
+    folders = [os.path.realpath(run) for run in runs]
     for run, folder in zip(runs, folders, strict=True):
         if folders.count(folder) > 1:
             raise UserError(f"{run} is named twice; name it once{remedy}")

@@ -57,6 +57,14 @@ def test_a_hole_of_4_gb_or_a_pipe_in_place_of_metrics_costs_nothing(tmp_path):
         run_folder.read_metrics(tmp_path)
 
 
+def test_a_folder_named_twice_is_refused_by_any_name_and_a_loop_of_links_is_none(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "link").symlink_to(tmp_path)
+    run_folder.check_named_once([tmp_path, tmp_path / "loop"])
+    with pytest.raises(UserError, match="named twice; name it once, or twice"):
+        run_folder.check_named_once([tmp_path, tmp_path / "link"], ", or twice")
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no full device here")
 def test_a_full_disk_under_the_metrics_is_named(tmp_path):
     os.symlink("/dev/full", tmp_path / "metrics.jsonl")

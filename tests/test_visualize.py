@@ -248,6 +248,8 @@ def test_wrong_requests_get_one_sentence(trained, tmp_path, refused, monkeypatch
     pytest.importorskip("matplotlib")
     refused(draw, ["curves", tmp_path / "none", *out], "none", "holds no run")
     refused(draw, ["curves", young, *out], "young", "no train lines")
+    (tmp_path / "loop").symlink_to("loop")
+    refused(draw, ["curves", tmp_path / "loop", *out], "loop")
     refused(draw, ["smart", "--weak", weak, "--strong", weak, *out], "weak", "with weak SMART, not with strong")
     refused(draw, ["smart", "--weak", run, "--strong", weak, *out], "run0", "without SMART")
     refused(draw, ["smart", "--weak", weak, *out], "--strong")
