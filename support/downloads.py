@@ -21,7 +21,7 @@ from support.console import Parser, UserError, command
 from support.safetensors import open_safetensors
 
 MINILM = "all-MiniLM-L6-v2"
-MODELS = Path(os.environ.get("BERT_MODELS", Path(__file__).parent.parent / "models")).expanduser()  # fetched models
+MODELS = Path(os.path.expanduser(os.environ.get("BERT_MODELS") or Path(__file__).parent.parent / "models"))  # fetched
 HUB_NAME = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")  # name, or owner/name
 
 # MiniLM (Wang et al., 2020), fine-tuned on sentence pairs: 6 layers, 384 wide. It travels inside a package of PyPI.
@@ -48,6 +48,8 @@ def find_model(name):
         raise UserError(f"--bert {name} is an address; name the model alone, such as {MINILM} or bert-base-uncased")
     if not HUB_NAME.fullmatch(name):
         raise UserError(f"there is no folder {name!r}; name an existing folder, or a model such as {MINILM}")
+    if str(MODELS).startswith("~"):
+        raise UserError(f"BERT_MODELS={MODELS} is in the home folder of nobody; write out the folder's path")
     folder = MODELS / name
     if not complete(folder):
         _fetch(name, folder)

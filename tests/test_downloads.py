@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -80,6 +81,18 @@ def test_the_home_folder_is_meant_by_a_tilde(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "mine").mkdir()
     assert downloads.find_model("~/mine") == tmp_path / "mine"
+
+
+def test_a_home_folder_of_nobody_is_one_sentence_and_only_where_a_model_is_fetched(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BERT_MODELS", "~nobody of this name/x")
+    imported = runpy.run_path(downloads.__file__)
+    assert imported["find_model"](str(tmp_path)) == tmp_path
+    with pytest.raises(UserError, match="BERT_MODELS=~nobody of this name/x is in the home folder of nobody"):
+        imported["find_model"](downloads.MINILM)
+    monkeypatch.setenv("BERT_MODELS", "")
+    assert runpy.run_path(downloads.__file__)["MODELS"] == ROOT / "models"
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("left", [None, "nothing", "config.json", "half of the weights", "no vocabulary"])
