@@ -6,13 +6,12 @@
 A padded batch has (sentences) x (longest sentence) places. The packed batch of this project has a place for each token.
 """
 
-from pathlib import Path
-
-import matplotlib
 import numpy as np
 
 from support.console import Parser, command, table
 from support.downloads import MINILM, find_model
+from support.figures import figure
+from support.files import replacing
 from support.flag_types import BATCH, place, positive
 from support.places import check_file
 from tasks import TASKS, DataSet, data_path, read_examples
@@ -29,24 +28,26 @@ def token_counts(folder, task, tokenizer):
 
 def padding_share(lengths, batch_size):
     """The share of padding in padded batches of these examples, in the order given. Args: lengths (n,). A float."""
-    batches = [lengths[i : i + batch_size] for i in range(0, len(lengths) // batch_size * batch_size, batch_size)]
+    whole = max(len(lengths) // batch_size, 1)  # of fewer examples, the one batch that there is
+    batches = [lengths[i * batch_size : (i + 1) * batch_size] for i in range(whole)]
     return 1 - sum(b.sum() for b in batches) / sum(len(b) * b.max() for b in batches)
 
 
 def draw(lengths, path):
     """One batch, padded on the left and packed on the right. Args: lengths (B,), tokens of each sentence."""
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.colors import ListedColormap
 
+    drawn = figure(2.6)
+    drawn.set_figwidth(9)
+    axes = drawn.subplots(1, 2)
     B, longest, T = len(lengths), int(lengths.max()), int(lengths.sum())
-    figure, axes = plt.subplots(1, 2, figsize=(9, 2.6), width_ratios=(1, 1), layout="constrained")
     padded = np.arange(longest)[None, :] < lengths[:, None]  # (B, longest), True for a token
     packed = np.zeros((-(-T // longest), longest))  # the one long row, folded to the width of the left picture
     packed.flat[:T] = 1
     sentence = np.repeat(np.arange(B), lengths) % 2  # neighbours get two shades
     shades = np.full(packed.shape, np.nan)
     shades.flat[:T] = sentence
-    colours = matplotlib.colors.ListedColormap([BLUE, "#7fa6d1"])
+    colours = ListedColormap([BLUE, "#7fa6d1"])
     rows = np.where(padded, (np.arange(B) % 2)[:, None], np.nan)
     titles = (
         f"padded: {B} x {longest} = {B * longest} places, {1 - T / (B * longest):.0%} of them padding",
@@ -61,7 +62,8 @@ def draw(lengths, path):
         axis.set_xticks([]), axis.set_yticks([])
         for side in axis.spines.values():
             side.set_visible(False)
-    figure.savefig(path, dpi=150)
+    with replacing(path) as file:
+        drawn.savefig(file, format="png")
 
 
 @command
@@ -69,7 +71,7 @@ def main(argv=None):
     parser = Parser(prog="python -m bench.padding", description="How much of a padded batch is padding.")
     parser.add_argument("--data", type=place, default="data/sample", metavar="DIR", help="folder of the task files")
     parser.add_argument("--batch_size", type=positive(int, 2, BATCH), default=32)
-    parser.add_argument("--out", type=place, metavar="FILE", help="draw one batch of sst into a picture")
+    parser.add_argument("--out", type=place, metavar="FILE", help="draw one batch of sst into a PNG file")
     args = parser.parse_args(argv)
     if args.out:
         check_file("--out", args.out)
@@ -80,7 +82,7 @@ def main(argv=None):
         grouped = np.sort(lengths)
         rows.append([name, float(lengths.mean()), *(padding_share(x, args.batch_size) for x in (mixed, grouped))])
         if args.out and name == "sst":
-            draw(mixed[: args.batch_size], Path(args.out))
+            draw(mixed[: args.batch_size], args.out)
     print(table(["task", "tokens an example", "padding, shuffled", "padding, sorted by length"], rows))
 
 

@@ -1,8 +1,11 @@
 """How the figures of `visualize.py` are drawn, with matplotlib: each `draw_` function returns a `Figure`, 900 pixels
 wide."""
 
+import os
+
 import numpy as np
 
+os.environ["MPLBACKEND"] = "agg"  # draws into files; matplotlib cannot be imported with one that it does not know
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe & Ito (2008)
 LIGHT = {f"axes3d.{axis}axis.panecolor": "none" for axis in "xyz"} | {"grid.color": "0.9"}
 
