@@ -47,7 +47,7 @@ def test_what_was_measured_is_kept_and_measured_once(tmp_path, monkeypatch):
     assert len(calls) == libraries.AVAILABLE
 
 
-@pytest.mark.parametrize("damage", ["", "[]", "{", '{"x": 1}', "\xff", "of older code"])
+@pytest.mark.parametrize("damage", ["", "[]", "{", '{"x": 1}', "\xff", "[" * 100_000, "of older code"])
 def test_a_damaged_file_is_measured_again_and_a_folder_that_cannot_be_written_does_not_matter(tmp_path, damage):
     path = tmp_path / "products.json"
     if damage == "of older code":

@@ -126,7 +126,7 @@ def choose(path):
         return
     key = f"{processor()[0]}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     kept = {}
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         kept = json.loads(path.read_text(encoding="utf-8"))
     kept = kept if isinstance(kept, dict) else {}
     if not isinstance(kept.get(key), dict) or kept[key].keys() != WAYS.keys():
