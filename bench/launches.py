@@ -14,7 +14,6 @@ and each launch adds the gap between two kernels of a CUDA graph. Good to about 
 a change saves, before anything is measured. `python -m bench.gpu` measures.
 """
 
-import argparse
 import collections
 import math
 import sys
@@ -29,7 +28,7 @@ from bert import Bert, BertConfig
 from kernels.binding import record
 from kernels.weight_gradients import sums_into_float32
 from model import MultitaskBert, logits_of, task_loss
-from support.console import table
+from support.console import Parser, command, table
 from tasks import TASKS
 from tokenizer import pack
 
@@ -197,8 +196,9 @@ def step_table(launches, card):
     return rows
 
 
+@command
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m bench.launches", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m bench.launches", description="The launches of a training step, and their time.")
     parser.add_argument("--list", action="store_true", help="name each launch of a BERT-base step")
     args = parser.parse_args(argv)
     batch = batches_of(1)

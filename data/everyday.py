@@ -54,7 +54,7 @@ def ask(model, tokenizer, task, sentences, second_sentences):
 
 @command
 def main(argv=None):
-    parser = Parser(prog="everyday.py", description="Everyday sentences and pairs.")
+    parser = Parser(prog="data/everyday.py", description="Everyday sentences and pairs.")
     parser.add_argument("--run", type=place, default="runs/sample", metavar="DIR",
         help="folder of a run (default: runs/sample)")  # fmt: skip
     parser.add_argument("--show", type=positive(int), default=8, help="how many wrong answers of each task to print")

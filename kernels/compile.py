@@ -166,7 +166,10 @@ def occupancy(arch, cost, warps):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m kernels.compile", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m kernels.compile", description="Compiles every kernel, and prints what each costs.",
+        usage=argparse.SUPPRESS, allow_abbrev=False,
+    )  # fmt: skip
     parser.add_argument("--arch", type=int, nargs="+", choices=sorted(LIMITS), default=sorted(LIMITS))
     parser.add_argument("--only", default="", metavar="TEXT", help="operations whose name contains it")
     parser.add_argument("--float32", action="store_true", help="the float32 forms instead")
@@ -175,7 +178,10 @@ def main(argv=None):
     print(f"{'operation':<44} {'kernel':<26} arch   warps  registers  spilled  shared  occupancy")
     spilling = []
     for arch in args.arch:
-        for name, variant in variants(arch, torch.float32 if args.float32 else None, args.only):
+        found = variants(arch, torch.float32 if args.float32 else None, args.only)
+        if not found:
+            parser.error(f"no operation has {args.only!r} in its name; leave --only out")
+        for name, variant in found:
             kernel, warps = variant.name(), variant.options.num_warps
             try:
                 cost, _ = compile_variant(variant, arch)

@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message):
-        raise UserError(f"{shortened(message, 200)}; see `python {self.prog} --help`")
+        raise UserError(f"{shortened(message, 200)}; see `python {self.prog.removeprefix('python ')} --help`")
 
 
 def command(main):

@@ -28,7 +28,7 @@ from sampling import SAMPLINGS
 from smart import PRESETS
 from support import flags, places, run_folder
 from support.checks import read_options
-from support.console import Parser, UserError
+from support.console import Parser, UserError, command
 from support.files import read_json
 from support.safetensors import DTYPES, UNUSED, read_safetensors, write_safetensors
 from support.vocabulary import read_wordpiece
@@ -248,12 +248,13 @@ def fuzz(inputs, seed=0, seconds=None):
     return counts, findings
 
 
-def main():
-    parser = Parser(prog="tests/fuzz.py", description=__doc__.splitlines()[0])
+@command
+def main(argv=None):
+    parser = Parser(prog="tests/fuzz.py", description="Damaged input for everything that reads files or flags.")
     parser.add_argument("--inputs", type=flags.positive(int), default=100_000)
     parser.add_argument("--seed", type=flags.positive(int, 0), default=0)
     parser.add_argument("--seconds", type=flags.positive(float), default=540, help="stop after so many")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     started = time.perf_counter()
     counts, findings = fuzz(args.inputs, args.seed, args.seconds)
     for name, count in sorted(counts.items()):

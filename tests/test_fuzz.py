@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
-from fuzz import fuzz
+from fuzz import fuzz, main
 
 from bench import measure
 
@@ -12,6 +12,10 @@ def test_two_thousand_damaged_inputs_bring_nothing_but_sentences():
     counts, findings = fuzz(2_000, seed=1)
     assert sum(counts.values()) == 2_000
     assert findings == []
+
+
+def test_flags_are_checked(refused):
+    refused(main, ["--inputs", "0"], "--inputs: 0 is not greater than 0", "python tests/fuzz.py --help")
 
 
 def test_a_reader_that_fails_otherwise_is_found(monkeypatch):

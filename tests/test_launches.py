@@ -45,6 +45,16 @@ def test_the_recorder_counts_what_runs_and_nothing_else():
     assert update.bytes == 4 * (7 * 32 + 4 + 1)  # four read, three written, partial sums, the norm
 
 
+def test_flags_that_mean_nothing_are_one_line(refused, capsys):
+    refused(launches.main, ["--lis"], "--lis", "see `python -m bench.launches --help`")
+    with pytest.raises(SystemExit) as stopped:
+        ahead.main(["--only", "no such operation", "--arch", "90"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "python -m kernels.compile: error: no operation has 'no such operation' in its name; leave --only out"
+    ]
+
+
 def test_thirty_batches_compile_few_kernels():
     config = BertConfig(num_hidden_layers=2)
     recorder = launches.record_steps(config, launches.batches_of(30))
