@@ -11,7 +11,6 @@ are, and for Quora the course's dev file alone, cut into three by h, the SHA-1 o
 h < 70, dev where 70 <= h < 85, test (without labels) where h >= 85.
 """
 
-import argparse
 import contextlib
 import hashlib
 import http.client
@@ -107,7 +106,7 @@ def cut_quora(folder, aside):
 
 @command
 def main(argv=None):
-    parser = Parser(prog="data/fetch.py", description=__doc__.splitlines()[0], formatter_class=argparse.HelpFormatter)
+    parser = Parser(prog="data/fetch.py", description="Fetch the CS224N task files into a folder.")
     parser.add_argument("--out", default="data/cs224n", metavar="DIR")
     parser.add_argument("--url", default=URL, help="where the files are")
     parser.add_argument("--quora_14k", action="store_true", help="make DIR-quora-14k, too, of the Quora dev file alone")
@@ -123,7 +122,7 @@ def main(argv=None):
                 fetch(f"{args.url}/{path.name}", path, task, split)
             print(f"{path} {'is there' if there else 'fetched'}, {path.stat().st_size:,} bytes")
     if args.quora_14k:
-        whole, folder = folder, Path(f"{folder.resolve()}-quora-14k")
+        whole, folder = folder, Path(f"{os.path.realpath(folder)}-quora-14k")
         if folder.exists():
             print(f"{folder} is there")
         else:

@@ -80,6 +80,11 @@ def test_no_file_has_the_name_of_a_folder_and_no_two_files_one_name():
     assert {name for name in names if names.count(name) > 1} == set()
 
 
+def test_no_program_needs_its_docstring_which_python_may_leave_out():
+    paths = [*modules().values(), *(ROOT / "tests").glob("[!t]*.py")]
+    assert [path.name for path in paths if "__doc__" in path.read_text(encoding="utf-8")] == []
+
+
 def test_the_readme_names_every_lesson_and_stays_short():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.split()) <= 1000
