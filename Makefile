@@ -32,10 +32,10 @@ NAMES = PYTHON VENV OUT DATA BERT GPU PRESET EVIDENCE
 $(foreach v,$(NAMES),$(eval override $v := $$(patsubst ~/%,$$(HOME)/%,$$($v))))
 override DATA := $(patsubst ./%,%,$(DATA:%/=%))
 $(foreach v,$(NAMES),$(if $(or $(word 2,$($v)),$(findstring ',$($v))),\
-$(error $v="$($v)" has a space or a quote in it; give it a name without them)))
-$(foreach v,$(filter-out VENV,$(NAMES)),$(if $($v),,$(error $v= is empty; give it a value, or leave it out)))
+$(error $v="$($v)" has a space or a quote in it; give it a name without them, or unset it)))
+$(foreach v,$(filter-out VENV,$(NAMES)),$(if $($v),,$(error $v= is empty; give it a value, or unset it)))
 $(if $(filter figures,$(MAKECMDGOALS)),$(if $(ALIKE),,$(error EVIDENCE=$(EVIDENCE) holds no runs means-*; leave it out)))
-$(if $(VENV),$(shell [ -e '$(VENV)/bin/python' ] || rm -f '$(READY)'))
+$(if $(VENV),$(shell [ -e '$(VENV)/bin/python' ] || [ ! -e '$(VENV)/pyvenv.cfg' ] || rm -f '$(READY)'))
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9 _-]+:.*## / {printf "%-24s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -92,8 +92,10 @@ $(PARTS:%=gpu-%): gpu-%:
 	@mkdir -p '$(GPU)'
 	{ PYTHONUNBUFFERED=1 timeout -s INT -k 15 580 $(RUN) $(part-$*); echo "$*: exit code $$?"; } 2>&1 | tee '$(GPU)/$*.txt'
 
-gpu-weights: $(READY)  ## MiniLM in float16, 46 MB, into models/float16: to carry to a GPU without a network
-	$(RUN) -m bench.gpu_weights models/float16
+gpu-weights: models/float16  ## MiniLM in float16, 46 MB, into models/float16: to carry to a GPU without a network
+
+models/float16: | $(READY)
+	$(RUN) -m bench.gpu_weights $@
 
 data: $(READY)  ## fetch the CS224N files into data/cs224n (needs a network; FLAGS=--quora_14k, see data/fetch.py)
 	$(RUN) data/fetch.py $(FLAGS)

@@ -27,6 +27,7 @@ import support.interrupt  # noqa: F401, Ctrl-C is one line from here on
 
 from support import files
 from support.console import Parser, UserError, command
+from support.flag_types import place
 from tasks import SPLITS, TASKS, data_path, read_examples
 
 URL = "https://raw.githubusercontent.com/gpoesia/minbert-default-final-project/main/data"
@@ -107,7 +108,7 @@ def cut_quora(folder, aside):
 @command
 def main(argv=None):
     parser = Parser(prog="data/fetch.py", description="Fetch the CS224N task files into a folder.")
-    parser.add_argument("--out", default="data/cs224n", metavar="DIR")
+    parser.add_argument("--out", type=place, default="data/cs224n", metavar="DIR")
     parser.add_argument("--url", default=URL, help="where the files are")
     parser.add_argument("--quora_14k", action="store_true", help="make DIR-quora-14k, too, of the Quora dev file alone")
     args = parser.parse_args(argv)

@@ -4,6 +4,8 @@ import hashlib
 
 import numpy as np
 
+from support import corpora
+
 
 def of_examples(examples):
     """Changes with any id, sentence or label of `tasks.Examples`."""
@@ -23,3 +25,9 @@ def of_run(datasets):
         ids = np.concatenate([ids for sequences in splits["train"].encoded for ids, _ in sequences])
         found[f"{name} tokens"] = hashlib.sha256(ids.astype(np.int64).tobytes()).hexdigest()[:16]
     return found
+
+
+def of_simcse(corpus, tokenizer, examples):
+    """The same for a run of `simcse.py`. Args: examples, the dev pairs of `sts`."""
+    words = hashlib.sha256(tokenizer.wordpiece.to_str().encode()).hexdigest()[:16]
+    return {"corpus": corpora.fingerprint(corpus), "tokenizer": words, "sts dev": of_examples(examples)}

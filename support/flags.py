@@ -267,14 +267,21 @@ def parse_ensemble(argv):
     """The flags of `ensemble.py`, checked."""
     parser = Parser(prog="ensemble.py", description="Combine finished runs.")
     add = parser.add_argument
-    add("runs", nargs="+", metavar="RUN", help="folder of a run of multitask.py, or its evidence in results/runs")
+    add(
+        "runs",
+        type=place,
+        nargs="+",
+        metavar="RUN",
+        help="folder of a run of multitask.py, or its evidence in results/runs",
+    )
     add("--method", choices=("average", "vote", "soup"), default="average", help="of outputs, of decisions, of weights")
     add("--greedy", action="store_true", help="only those that improve the ensemble on dev, chosen for each task")
     add("--weights", "--priors", type=positive(float), nargs="+", metavar="W", help="of the RUNs (default: 1)")
     add("--tune_weights", "--tune_priors", action="store_true", help="search on half of dev, use if better on the rest")
     add("--split", choices=("dev", "test"), default="dev", help="what to predict (choices are made on dev)")
-    add("--out", default="runs/ensemble", metavar="DIR", help="for predictions, or the soup (default: runs/ensemble)")
-    add("--data", metavar="DIR", help="folder of the task files (default: the data of the first RUN)")
+    add("--out", type=place, default="runs/ensemble", metavar="DIR",
+        help="for predictions, or the soup (default: runs/ensemble)")  # fmt: skip
+    add("--data", type=place, metavar="DIR", help="folder of the task files (default: the data of the first RUN)")
     add_device(parser)
     args = parser.parse_args(argv)
     run_folder.check_named_once(args.runs, ", and give it a larger weight with --weights")

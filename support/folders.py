@@ -1,4 +1,4 @@
-"""What stands in a folder that somebody named: the model that they mean, or one sentence; nothing is overwritten."""
+"""What stands in a folder that was named: the model that is meant, or one sentence. Nothing there is overwritten."""
 
 import os
 from pathlib import Path
@@ -102,7 +102,7 @@ def what_is(folder):
 def check_vacant(folder, *names):
     """Raises UserError where a new run in this folder would overwrite what others left there.
 
-    Args: names, of what it is about to write. It writes config.json before all of them: beside that they are its own.
+    Args: names, of what the run is about to write. It writes config.json first: files beside one are the run's own.
     """
     folder = Path(folder)
     for path in () if (folder / "config.json").exists() else map(folder.joinpath, names):

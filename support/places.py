@@ -53,7 +53,9 @@ def check_predictions(args, tasks, splits):
     Args: args, the flags of `multitask.py`; tasks and splits, `TASKS` and `SPLITS` of `tasks.py`.
     """
     out, taken = Path(args.out), {}
-    check_folder("--out", out)
+    if not args.eval_only:
+        check_folder("--out", out)
+        check_folder("--out", _real(out / "best").parent)  # it may be a link to another disk
     for name in OWN:
         for path in (out / name, beside(out / name, "part"), beside(out / name, "old")):
             taken[_real(path)] = f"the run's own {name}"

@@ -29,13 +29,14 @@ from support.safetensors import open_safetensors, write_safetensors
 
 OWN_FLAGS = ("out", "resume", "eval_only", "skip_test", "cuda_graphs")  # of one command, never taken over from the run
 LONGEST_LINE = 1 << 20  # bytes of a line of metrics
-# these may change: they say how a run runs, and where that stands what it reads (its state knows the content)
-FREE_FLAGS = (*OWN_FLAGS, "device", "save_every", "data", "bert", "teacher", "unlabelled", "corpus", "pairs")
+# these may change: how a run runs, and the places of what it reads, since its state knows what stood there
+FREE_FLAGS = (*OWN_FLAGS, "device", "save_every", "data", "bert", "unlabelled", "corpus", "pairs")
+FREE_ENDS = ("_train", "_dev", "_test", "_out")  # of a task's files
 
 
 def _lasting(flags):
     """The names of the flags that a run keeps from its first step to its last. Args: flags, their names."""
-    return [name for name in flags if name not in FREE_FLAGS and not name.endswith(("_train", "_dev", "_test"))]
+    return [name for name in flags if name not in FREE_FLAGS and not name.endswith(FREE_ENDS)]
 
 
 def parse_flags(parser, argv):
@@ -163,7 +164,7 @@ def state_path(folder):
 
 
 def begin_states(folder):
-    """Call before a run's first epoch ends. See `has_lost_state`."""
+    """Makes last/, and in it the mark of a run that has saved no state yet: `has_lost_state` asks for it."""
     state_path(folder).parent.mkdir(exist_ok=True)
     state_path(folder).with_name("unsaved").touch()
 
@@ -210,7 +211,7 @@ def load_state(folder, model, optimizer, extra, flags, steps):
         checks = (
             metadata.get("checksum") in (None, _checksum(tensors, metadata)),  # older states have none
             type(step) is int and 0 <= step <= steps,
-            isinstance(saved, dict) and isinstance(position.get("data"), dict),
+            isinstance(saved, dict) and isinstance(position.get("data"), dict | str),
             isinstance(best, int | float) and best < float("inf"),  # not NaN; -inf before the first epoch's end
             groups.keys() == optimizer.steps.keys(),
             all(type(n) is int and 0 <= n <= step for n in groups.values()),

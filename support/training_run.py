@@ -59,8 +59,10 @@ class TrainingRun:
             scored = "--eval_only scores it again, " * (not files.is_vacant(self.best))
             raise UserError(f"{self.folder} has trained, and its last state is gone; {scored}another --out trains anew")
         kept = self.position["data"]
+        kept = kept if isinstance(kept, dict) else {"corpus": kept}  # of older code
         if changed := ", ".join(name for name in data if kept.get(name, data[name]) != data[name]):
-            raise UserError(f"not what {self.folder} was started with: {changed}; choose another --out")
+            remedy = "name what it read with --data or --bert, or choose another --out"
+            raise UserError(f"{changed} are not what {self.folder} was started with; {remedy}")
         self.position["data"] = data  # an older run knew less of them
         libraries.use(self.position["products"])  # whose last bits a resumed run must repeat
         done = self.position["step"]

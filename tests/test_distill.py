@@ -328,18 +328,18 @@ def stopped(world, monkeypatch):
 
 def test_a_resumed_run_needs_the_teachers_that_it_began_with(world, monkeypatch, refused):
     resume = stopped(world, monkeypatch)
-    refused(multitask.main, [*resume, "--teacher", world / "a"], "not what", "say of sts; choose another --out")
+    refused(multitask.main, [*resume, "--teacher", world / "a"], "was started with --teacher")
     shutil.rmtree(world / "b")
     refused(multitask.main, resume, world / "b", "holds no run")
     shutil.copytree(world / "a", world / "b")
-    refused(multitask.main, resume, "not what", "say of sts; choose another --out")
+    refused(multitask.main, resume, "are not what", "choose another --out")
 
 
 def test_a_resumed_run_is_told_where_its_teachers_say_something_else(world, monkeypatch, refused):
     resume = stopped(world, monkeypatch)
     said = distill.mean_outputs
     monkeypatch.setattr(distill, "mean_outputs", lambda *args: {n: v + (n == "para") for n, v in said(*args).items()})
-    refused(multitask.main, resume, "was started with: what the teachers say of para; choose another --out")
+    refused(multitask.main, resume, "what the teachers say of para are not what", "choose another --out")
 
 
 def test_the_teachers_of_a_resumed_run_are_asked_with_the_libraries_that_it_began_with(world, monkeypatch):

@@ -208,12 +208,17 @@ def test_supervised_with_hard_negatives_from_a_random_start(tmp_path):
     assert losses[1] < losses[0]
 
 
-def test_a_run_resumes_bit_for_bit(tmp_path, monkeypatch):
+def test_a_run_resumes_bit_for_bit_on_the_same_dev_pairs(tmp_path, monkeypatch, refused):
     simcse.main([*flags(tmp_path), "--out", str(tmp_path / "whole")])
     with monkeypatch.context() as patch:
         patch.setattr(training_run, "Interrupt", tiny.StopAfter(3))
         with pytest.raises(SystemExit):
             simcse.main([*flags(tmp_path), "--out", str(tmp_path / "parts")])
+    dev = data_path(tmp_path / "data", TASKS["sts"], "dev")
+    text = dev.read_text()
+    dev.write_text(text.replace("good", "bad"))
+    refused(simcse.main, ["--resume", "--out", tmp_path / "parts"], "sts dev are not what", "--data")
+    dev.write_text(text)
     simcse.main(["--resume", "--out", str(tmp_path / "parts")])
     whole, parts = (read_safetensors(tmp_path / name / "last" / "state.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)

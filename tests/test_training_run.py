@@ -312,17 +312,18 @@ def test_what_a_run_reads_may_move_and_may_not_change(tmp_path, monkeypatch, ref
         before = path.read_text()
         path.write_text(before.replace("good", "bad"))
         changed = {"train": "sst, sst tokens", "dev": "sst dev"}[split]
-        refused(multitask.main, resume, f"not what {run} was started with: {changed}; choose another --out")
+        refused(multitask.main, resume, f"{changed} are not what {run} was started with")
         path.write_text(before)
     words = bert / "tokenizer.json"
     before = words.read_text()
     words.write_text(before.replace('"good"', '"X"').replace('"bad"', '"good"').replace('"X"', '"bad"'))
-    refused(multitask.main, resume, "was started with: sst tokens, para tokens, sts tokens")
+    refused(multitask.main, resume, "sst tokens, para tokens, sts tokens are not what")
     words.write_text(before)
     multitask.main(resume)
     moved = data.rename(tmp_path / "data")
     refused(multitask.main, ["--eval_only", "--out", run], "does not exist", "--data")
-    multitask.main(["--eval_only", "--out", str(run), "--data", str(moved)])
+    multitask.main(f"--eval_only --out {run} --data {moved} --sst_dev_out {tmp_path}/elsewhere.csv".split())
+    assert (tmp_path / "elsewhere.csv").read_text().startswith("id ")
 
 
 # ----- --kernels
