@@ -332,7 +332,7 @@ def test_a_resumed_run_needs_the_teachers_that_it_began_with(world, monkeypatch,
     shutil.rmtree(world / "b")
     refused(multitask.main, resume, world / "b", "holds no run")
     shutil.copytree(world / "a", world / "b")
-    refused(multitask.main, resume, "are not what", "choose another --out")
+    refused(multitask.main, resume, f"teacher {world}/b", "choose another --out")
 
 
 def test_a_resumed_run_is_told_where_its_teachers_say_something_else(world, monkeypatch, refused):
