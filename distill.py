@@ -59,7 +59,7 @@ from evaluate import score
 from model import task_loss
 from predict import data_flags, outputs_of
 from sampling import in_fold
-from support import distributed, evidence, files, flag_types, run_folder
+from support import distributed, files, flag_types, run_folder
 from support.console import UserError
 from support.folders import model_folder
 from support.output_cache import model_digest, values_digest
@@ -162,8 +162,6 @@ def speakers(runs, examples):
 
 def fold_of(run):
     """The fold that a teacher was not trained on, "K/N", or None. Raises UserError for what can be no teacher."""
-    if evidence.is_evidence(run):
-        raise UserError(f"--teacher {run} is the evidence of a run, silent on training examples; name the run itself")
     if run_folder.is_training(run):
         raise UserError(f"--teacher {run} is still being trained, and its best model may change; wait for its end")
     data_flags(run)  # it has a best model, of these tasks

@@ -130,11 +130,9 @@ def _name(value):
 
 def _last_name(path):
     path = Path(path)
-    return (
-        path.parent.name
-        if path.name in ("encoder", "best") and path.parent.name
-        else os.path.basename(os.path.realpath(path))
-    )
+    if path.name in ("encoder", "best") and path.parent.name:
+        return path.parent.name
+    return os.path.basename(os.path.realpath(path))
 
 
 def check_flags(folder, wanted, defaults):
