@@ -11,7 +11,7 @@ import multitask
 from model import MultitaskBert
 from support import flags as program_flags
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # each worker of the suite has a core
 
 
 @pytest.fixture(scope="session", autouse=True)
