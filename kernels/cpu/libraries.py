@@ -10,8 +10,8 @@ dx = dy W; dW = dyᵀ x). On one AMD processor without AVX-512, in GFLOP/s of on
 
 On another with AVX-512 oneDNN's forward products have twice MKL's rate; held to AVX2, the same processor takes dx of a
 layer from 3,072 to 768 at 108 (MKL) or 68, and of one from 384 to 1,536 at 104 or 122. So `choose` times the products
-of a feed-forward layer, of MiniLM's size and of BERT-base's, once, in 0.4 s. oneDNN can also apply GELU within a
-product, which pays with AVX-512 and costs a tenth without: measured, too.
+of a feed-forward layer, of MiniLM's size and of BERT-base's, once, in 0.3 to 0.7 s. oneDNN can also apply GELU within a
+product, which pays with AVX-512 and costs up to a tenth without: measured, too.
 
 The choice changes the last bits of a product. It is therefore kept: by processor in a file, so that the next run rounds
 as this one does, and in each run's state, so that a resumed run goes on with it.
@@ -151,17 +151,25 @@ def _two_ways(name, T):
 
 
 @torch.no_grad()
-def measure(T=256, rounds=3):
-    """{product: the faster library, "gelu": the faster way}, or the usual one where that is not clearly slower."""
+def measure(T=256, rounds=5):
+    """{product: the faster library, "gelu": the faster way}, or the usual one where that is not clearly slower.
+
+    Each round times every way once, so that a moment in which something else runs spoils one round of many products and
+    not all rounds of one. The first round is not counted: oneDNN compiles in it.
+    """
+    calls = {}
+    for name, ways in WAYS.items():
+        calls |= {(name, way): call for way, call in zip(ways, _two_ways(name, T), strict=True)}
+    times = {key: [] for key in calls}
+    for _ in range(1 + rounds):
+        for key, call in calls.items():
+            start = time.perf_counter()
+            call()
+            times[key].append(time.perf_counter() - start)
+    best = {key: min(seconds[1:]) for key, seconds in times.items()}
     found = usual()
     for name, ways in WAYS.items():
-        calls, times = _two_ways(name, T), dict.fromkeys(ways, float("inf"))
-        for _ in range(rounds):
-            for way, call in zip(ways, calls, strict=True):
-                start = time.perf_counter()
-                call()
-                times[way] = min(times[way], time.perf_counter() - start)
         other = ways[1 - ways.index(found[name])]
-        if times[other] * WORTH < times[found[name]]:
+        if best[name, other] * WORTH < best[name, found[name]]:
             found[name] = other
     return found
