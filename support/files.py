@@ -158,6 +158,8 @@ def parse_json(text, source, required=None, optional=None, remedy="fetch or writ
     """
     try:
         value = json.loads(text, parse_constant=_no_number, parse_float=_finite)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()  # fails for half of a surrogate pair, which no file can hold
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
         raise UserError(f"{source} is not valid JSON ({reason:.100}); {remedy}") from None

@@ -55,6 +55,7 @@ def test_json_is_read_back_with_keys_of_the_right_types(tmp_path):
         (b'{"n": [[1]]}', "n cannot be a list"),
         (b'{"n": 1, "o": 1}', "o cannot be 1"),
         (b'{"n": "\xff"}', "UTF-8"),
+        (b'{"n": 1, "x": ["a\\ud800"]}', "surrogates not allowed"),
         ('{"n": 1}'.encode("utf-16"), "UTF-8"),
         (b"\0" * 1000, "not valid JSON"),
     ],
