@@ -48,8 +48,6 @@ say is kept in their folders (`support/output_cache.py`). So a step costs what a
 """
 
 import sys
-from argparse import ArgumentTypeError
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -57,9 +55,9 @@ import torch.nn.functional as F
 
 from evaluate import score
 from model import task_loss
-from predict import data_flags, outputs_of
+from predict import data_flags, flags_of, outputs_of
 from sampling import in_fold
-from support import distributed, files, flag_types, run_folder
+from support import distributed, run_folder
 from support.console import UserError
 from support.folders import model_folder
 from support.output_cache import model_digest, values_digest
@@ -165,9 +163,4 @@ def fold_of(run):
     if run_folder.is_training(run):
         raise UserError(f"--teacher {run} is still being trained, and its best model may change; wait for its end")
     data_flags(run)  # it has a best model, of these tasks
-    path = Path(run) / "config.json"
-    found = files.read_json(path, optional={"fold": (str, type(None))}).get("fold")
-    try:
-        return None if found is None else flag_types.fold(found)
-    except ArgumentTypeError as error:
-        raise UserError(f"{path}: {error}; leave this run out") from None
+    return flags_of(run).get("fold")

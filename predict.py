@@ -17,14 +17,17 @@ from pathlib import Path
 
 from evaluate import model_outputs, to_predictions
 from model import MultitaskBert
-from support import evidence, files, fingerprints
+from sampling import SAMPLINGS
+from smart import PRESETS
+from support import evidence, files, fingerprints, saved_flags
 from support.console import Parser, UserError, as_utf8, command
 from support.flag_types import place
-from support.flags import add_device, add_kernels, choose_device, choose_kernels
-from support.folders import model_folder
+from support.flags import add_device, add_kernels, choose_device, choose_kernels, multitask_parser
+from support.folders import check_run, model_folder
 from support.output_cache import cached_outputs
 from tasks import SPLITS, TASKS, DataSet, Examples, data_path, load_examples
 
+TABLES = TASKS, SPLITS, SAMPLINGS, PRESETS  # what the flags of multitask.py depend on
 # the flags of a run that say which examples it was trained and chosen on
 SOURCES = ("data", "max_examples", *(f"{task}_{split}" for task in TASKS for split in SPLITS))
 
@@ -78,11 +81,17 @@ def describe_lines(model, tokenizer, lines):
 # ----- what runs say of dev and test
 
 
+def flags_of(run):
+    """The flags that a run of `multitask.py`, or its evidence, was started with: a dict, checked as if typed."""
+    if not evidence.is_evidence(run):
+        check_run(run)
+    return saved_flags.read_flags(run, multitask_parser(*TABLES))
+
+
 def data_flags(run):
     """Which data a run was trained on: a Namespace of --data, --max_examples, and a --TASK_SPLIT for each file."""
     model_folder(run)  # there is one
-    kinds = dict.fromkeys(SOURCES, (str, type(None))) | {"data": str, "max_examples": (int, type(None))}
-    saved = files.read_json(Path(run) / "config.json", optional=kinds, remedy="leave this run out")
+    saved = flags_of(run)
     if any(name not in saved for name in SOURCES):
         raise UserError(f"{run} is no run of multitask.py on the tasks {', '.join(TASKS)}; leave it out")
     return Namespace(**{name: saved[name] for name in SOURCES})

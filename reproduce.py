@@ -21,18 +21,15 @@ from statistics import mean
 import ensemble
 from evaluate import dev_score, score, write_predictions
 from kernels.cpu.products import bfloat16_products
-from predict import examples_of, outputs_of, paths_of, task_paths
-from sampling import SAMPLINGS
-from smart import PRESETS as SMART_PRESETS
+from predict import TABLES, examples_of, flags_of, outputs_of, paths_of, task_paths
 from support import evidence, files, flags, jobs, keep_evidence, run_folder, tables
 from support.console import UserError, command
 from support.places import check_folder
 from support.rows import MERGED, METHODS, PLAIN, PUBLISHED_ENSEMBLE, TUNING, encoder_flags, parse_reproduce, row_flags
-from tasks import SPLITS, TASKS
+from tasks import TASKS
 from visualize import view
 
 NAMES = (*TASKS, "score")
-TABLES = TASKS, SPLITS, SAMPLINGS, SMART_PRESETS  # what the flags of multitask.py depend on
 
 
 # ----- running
@@ -56,7 +53,8 @@ def check_flags(args, kept, row, seed):
     """Raises UserError where a run in --out, or the one in `kept`, a folder or None, has other flags than its row."""
     wanted = flags.parse_multitask([*row_flags(args, row, seed), "--resume"], *TABLES)  # compares with the run, too
     if kept:
-        keep_evidence.check_flags(kept, vars(wanted), vars(flags.multitask_parser(*TABLES).parse_args([])))
+        usual = vars(flags.multitask_parser(*TABLES).parse_args([]))
+        keep_evidence.check_flags(kept, flags_of(kept), vars(wanted), usual)
 
 
 def check_score(folder, labels, outputs, remedy=evidence.REMEDY):
@@ -83,8 +81,8 @@ def run_rows(args, rows):
 
 def keep(args, run, record):
     """Makes the evidence of a finished run. Args: record, a dict of its row, seconds, commit and device."""
-    keep_evidence.check_finished(run)
-    config, examples, outputs = files.read_json(Path(run) / "config.json", {"device": str, "bf16": bool}), {}, {}
+    config, examples, outputs = flags_of(run), {}, {}
+    keep_evidence.check_finished(run, config)
     device = flags.choose_device(Namespace(device=config["device"]))
     wanted = Namespace(bf16=config["bf16"] and bfloat16_products(), kernels=config.get("kernels", "auto"))
     flags.choose_kernels(wanted, device)  # as it was scored
@@ -97,7 +95,7 @@ def keep(args, run, record):
             labels, said = {t: of.labels for t, of in these.items()}, {t: outputs[f"{t}-dev"] for t in these}
             check_score(run, labels, said, "name its task files with --data")
     paths = paths_of(run, args.data)
-    folder = keep_evidence.write(args.runs, run, record, paths, examples, outputs, more, args.data_name)
+    folder = keep_evidence.write(args.runs, run, config, record, paths, examples, outputs, more, args.data_name)
     print(f"the evidence of {run} is in {folder}")
 
 
@@ -229,10 +227,10 @@ def main(argv=None):
     check_folder("--results", args.results, args.runs.name, f"{args.runs.name}/data", args.predictions.name)
     rows = TUNING if args.table == 1 else METHODS
     if args.keep:
-        keep_evidence.check_finished(args.keep)
-        seed = files.read_json(Path(args.keep) / "config.json", {"seed": int})["seed"]
+        config = flags_of(args.keep)
+        keep_evidence.check_finished(args.keep, config)
         for row in [row for row in (*TUNING, *METHODS) if row.name == args.row]:
-            check_flags(args, args.keep, row, seed)
+            check_flags(args, args.keep, row, config["seed"])
         given = {"commit": args.commit or jobs.commit(), "device": args.device or jobs.device_name("cpu")}
         keep(args, args.keep, {"row": args.row, "seconds": args.seconds, **given})
         return

@@ -19,10 +19,11 @@ from pathlib import Path
 from bert import BertConfig
 from evaluate import dev_metrics, dev_score
 from model import MultitaskBert
+from predict import SOURCES, flags_of
 from support import files, run_folder
 from support.console import UserError
 from support.folders import model_folder
-from tasks import SPLITS, TASKS, DataSet
+from tasks import TASKS, DataSet
 from tokenizer import Tokenizer
 
 TRAINING_ONLY = ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range")
@@ -95,7 +96,7 @@ def make_soup(args, weights, scores, examples, device):
     """
     folders = [model_folder(run) for run in args.runs]
     check_alike(folders)
-    configs = [files.read_json(Path(run) / "config.json") for run in args.runs]
+    configs = [flags_of(run) for run in args.runs]
     if len({(config.get("bert"), config.get("seed")) for config in configs}) > 1:
         print("these runs began with other --bert or --seed: their mean may have learned nothing", file=sys.stderr)
     numbers = choose_soup(folders, weights, scores, examples, device) if args.greedy else range(len(folders))
@@ -112,13 +113,12 @@ def write_config(args, members):
 
     So `--resume` leaves it as it is, and asks no teachers. Args: members, of `make_soup`.
     """
-    configs = [files.read_json(Path(run) / "config.json") for run in args.runs]
+    configs = [flags_of(run) for run in args.runs]
     first, *others = (configs[i] for i in members)
     own = {name: value for name, value in first.items() if name not in TEACHING}
     if any(config.get("fold") != first.get("fold") for config in others):
         own["fold"] = None  # together they have seen every example
-    sources = ("data", "max_examples", *(f"{task}_{split}" for task in TASKS for split in SPLITS))
-    scored_on = dict.fromkeys(sources) | {"data": args.data} if args.data else {n: configs[0][n] for n in sources}
+    scored_on = dict.fromkeys(SOURCES) | {"data": args.data} if args.data else {n: configs[0][n] for n in SOURCES}
     written = {f"{t}_{s}_out": f"predictions/{t}-{s}-output.csv" for t in TASKS for s in ("dev", "test")}
     files.write_json(Path(args.out) / "config.json", own | scored_on | written | {"out": args.out, "epochs": 0})
 

@@ -14,7 +14,6 @@ import support.interrupt  # noqa: F401, Ctrl-C is one line from here on
 
 import importlib.util
 import os
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,8 +22,8 @@ from evaluate import probabilities, score
 from kernels import precision
 from model import MultitaskBert
 from pca_tsne import pca, tsne
-from predict import examples_of, outputs_of
-from support import evidence, files, folders, run_folder
+from predict import examples_of, flags_of, outputs_of
+from support import evidence, folders, run_folder
 from support.console import Parser, UserError, command
 from support.figures import draw_curves, draw_maps, draw_smart
 from support.files import replacing
@@ -43,16 +42,9 @@ COMPONENTS = 16
 # ----- what runs recorded
 
 
-def config_of(run):
-    """The flags that a run was started with, a dict."""
-    if not evidence.is_evidence(run):
-        folders.check_run(run)
-    return files.read_json(Path(run) / "config.json")
-
-
 def lines_of(run, kind, names):
     """The `train` or `dev` lines of a run's metrics that have a task and all of these names, a list of dicts."""
-    config_of(run)
+    flags_of(run)  # it is a run
     every = [line for line in run_folder.read_metrics(run) if line["kind"] == kind and line.keys() & TASKS.keys()]
     lines = [line for line in every if line.keys() >= {*names}]
     if not lines:
@@ -62,7 +54,7 @@ def lines_of(run, kind, names):
 
 def sst_accuracies(run, wanted):
     """SST dev accuracies, one per epoch. Args: wanted, "with weak SMART", "with strong SMART" or "without SMART"."""
-    config = config_of(run)
+    config = flags_of(run)
     found = f"with {config.get('smart') or 'weak'} SMART" if config.get("use_smart") else "without SMART"
     if found != wanted:
         raise UserError(f"{run} was trained {found}, not {wanted}; name it with another flag")

@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from support import evidence, files, folders, run_folder
+from support import evidence, files, flags, run_folder
 from support.console import UserError
 from support.safetensors import write_safetensors
+from support.saved_flags import read_flags
 
 PLACES = ("out", "resume", "eval_only", "skip_test")  # flags that say where a run stands and how it is started
 FILES = ("_train", "_dev", "_test", "_out")  # ends of flags that name files
+NEEDED = ("bert", "epochs", "seed", "device", "bf16", "max_examples")  # flags that every run has
 FREE = ("data", "device", "save_every", "cuda_graphs", "bf16", "kernels")  # may differ between runs of one row
 
 
@@ -31,28 +33,28 @@ def to_float16(values):
     return (z - z.max(1, keepdims=True)).astype(np.float16)
 
 
-def check_finished(run):
-    """Raises UserError unless a folder is a run that is finished and has seen all of the dev examples."""
+def check_finished(run, config):
+    """Raises UserError unless a run is finished and has seen all of the dev examples. Args: config, its flags."""
     if evidence.is_evidence(run):
         raise UserError(f"{run} is evidence already; name a run")
-    folders.check_run(run)
-    kinds = {"epochs": int, "max_examples": (int, type(None))}
-    config, lines = files.read_json(Path(run) / "config.json", kinds), evidence.dev_lines(run)
+    if missing := [name for name in NEEDED if name not in config]:
+        raise UserError(f"{run}/config.json has no {missing[0]!r}; copy the run again")
+    lines = evidence.dev_lines(run)
     if not lines or lines[-1]["epoch"] < config["epochs"]:
         raise UserError(f"{run} is not finished; go on with it first: python multitask.py --resume --out {run}")
     if config["max_examples"]:
         raise UserError(f"{run} knows only some of the dev examples; make evidence of runs without --max_examples")
 
 
-def write(root, run, record, paths, examples, outputs, more, name=None):
+def write(root, run, config, record, paths, examples, outputs, more, name=None):
     """Makes the evidence of a run, root/ROW-SEED, and returns that folder.
 
-    Args: record, a dict with row, commit, device and seconds; paths, the task files, {"TASK-SPLIT": path}; examples,
-    {"TASK-SPLIT": (ids, labels or None)}; outputs, {"TASK-SPLIT": values of `evaluate.model_outputs`}; more, {name:
-    array} to keep beside them; name, of the data (default: as runs in root call them, or the name of their folder).
+    Args: config, the run's flags; record, a dict with row, commit, device and seconds; paths, the task files,
+    {"TASK-SPLIT": path}; examples, {"TASK-SPLIT": (ids, labels or None)}; outputs, {"TASK-SPLIT": values of
+    `evaluate.model_outputs`}; more, {name: array} to keep beside them; name, of the data (default: as runs in root call
+    them, or the name of their folder).
     Raises UserError before anything is written.
     """
-    run, config = Path(run), files.read_json(Path(run) / "config.json", {"seed": int, "bert": str})
     folder, metrics = Path(root) / f"{record['row']}-{config['seed']}", _portable_metrics(run)
     if folder.exists() and not evidence.is_evidence(folder):
         raise UserError(f"{folder} is there, and it is no evidence; choose another --row, or move it away")
@@ -66,7 +68,7 @@ def write(root, run, record, paths, examples, outputs, more, name=None):
     record = {"row": record["row"], "seed": config["seed"]} | record | {"data": {"name": name, "files": digests}}
     stage, members = Path(config["bert"]).parent, evidence.best_epoch(run).get("soup")
     if (stage / "row.json").exists():  # a stage of SimCSE that the run began with
-        own = {"flags": portable(files.read_json(stage / "config.json"), name)}
+        own = {"flags": portable(read_flags(stage, flags.simcse_parser(), "copy the run again"), name)}
         record["encoder"] = files.read_json(stage / "row.json", {"seconds": (int, float)}) | own
     if members:
         record["soup"] = _names_of(members)
@@ -135,12 +137,13 @@ def _last_name(path):
     return os.path.basename(os.path.realpath(path))
 
 
-def check_flags(folder, wanted, defaults):
+def check_flags(folder, config, wanted, defaults):
     """Raises UserError where a run, or its evidence, was started with other flags than those wanted.
 
-    Args: wanted and defaults, dicts of flags. A flag that the run did not know yet counts as its default.
+    Args: config, its flags; wanted and defaults, dicts of flags. A flag that the run did not know yet counts as its
+    default.
     """
-    config = portable(files.read_json(Path(folder) / "config.json"))
+    config = portable(config)
     for name, value in portable(wanted).items():
         own = config.get(name, defaults.get(name))
         if name not in FREE and own != value:

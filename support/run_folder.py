@@ -26,8 +26,8 @@ import torch
 from support.console import UserError
 from support.files import beside, is_vacant, naming, open_regular, parse_json, read_json, replacing
 from support.safetensors import open_safetensors, write_safetensors
+from support.saved_flags import OWN_FLAGS, as_typed
 
-OWN_FLAGS = ("out", "resume", "eval_only", "skip_test", "cuda_graphs")  # of one command, never taken over from the run
 LONGEST_LINE = 1 << 20  # bytes of a line of metrics
 # these may change: how a run runs, and the places of what it reads, since its state knows what stood there
 FREE_FLAGS = (*OWN_FLAGS, "device", "save_every", "data", "bert", "unlabelled", "corpus", "pairs")
@@ -57,27 +57,18 @@ def parse_flags(parser, argv):
         return args
     if not (args.resume or args.eval_only):
         raise UserError(f"{args.out} already holds a run; add --resume to go on with it, or choose another --out")
-    saved = read_json(config, remedy="choose another --out")
+    remedy = "choose another --out"
+    saved = read_json(config, remedy=remedy)
     if "out" not in saved or saved.keys() - vars(args).keys():
-        raise UserError(f"{config} is not a run of {parser.prog}; choose another --out")
-    usual = {name: parser.get_default(name) for name in vars(args)}  # for flags that are newer than the run
-    saved = {name: value for name, value in (usual | saved).items() if name not in OWN_FLAGS}
-    try:  # as if typed, so that each value is checked
-        given = []
-        for name, value in saved.items():
-            if isinstance(value, list) and all(isinstance(part, str) for part in value):
-                given += [f"--{name}", *value]
-            elif value is not None and value is not False:
-                given.append(f"--{name}" + f"={value}" * (value is not True))
-        checked = parser.parse_args(given)
-    except UserError as error:
-        raise UserError(f"{config} is damaged ({error!s:.150}); choose another --out") from None
-    parser.set_defaults(**{name: getattr(checked, name) for name in saved})
+        raise UserError(f"{config} is not a run of {parser.prog}; {remedy}")
+    parser.set_defaults(**as_typed(parser, saved, config, remedy))
+    kept = parser.parse_args([])  # with the defaults of flags that are newer than the run
     args = parser.parse_args(argv)
-    for name in _lasting(saved):
-        if getattr(args, name) != saved[name]:
+    for name in _lasting(vars(args)):
+        value, before = getattr(args, name), getattr(kept, name)
+        if value != before:
             raise UserError(
-                f"{args.out} was started with --{name} {saved[name]}, not {getattr(args, name)}; "
+                f"{args.out} was started with --{name} {before}, not {value}; "
                 f"leave the flag out to resume, or choose another --out"
             )
     return args

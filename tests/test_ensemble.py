@@ -9,6 +9,9 @@ import torch
 from tiny import assert_refused, run
 
 import ensemble
+import multitask
+import reproduce
+import visualize
 from ensemble import choose, combine, held_out, metric_of, tune
 from evaluate import METRICS, dev_score, to_predictions
 from predict import examples_of, outputs_of
@@ -355,6 +358,24 @@ def test_wrong_requests_get_one_sentence(copied, refused):
     shutil.rmtree(b / "best")
     refused(main, [a, b], b, "holds no trained model any more")
     config = copied / "c" / "config.json"
-    config.write_text(json.dumps({"data": str(copied / "data")}))  # as of another program of the project
+    config.write_text(json.dumps({"data": str(copied / "data"), "out": "c"}))  # as of another program of the project
     refused(main, [a, copied / "c"], copied / "c", "no run of multitask.py")
     assert not (copied / "runs").exists()
+
+
+def test_every_program_that_reads_a_run_reads_its_flags_so(copied, refused):
+    a, b, out = copied / "a", copied / "b", ["--out", copied / "out"]
+    config = json.loads((b / "config.json").read_text())
+    (b / "config.json").write_text(json.dumps(config | {"kernels": 7}))
+    for main, argv in (
+        (ensemble.main, [a, b, *out]),
+        (ensemble.main, [a, b, "--data", copied / "data", "--method", "soup", *out]),
+        (visualize.main, ["curves", b, "--out", copied / "a.png"]),
+        (visualize.main, ["smart", "--weak", b, "--strong", a, "--out", copied / "a.png"]),
+        (visualize.main, ["embeddings", "--runs", b, "--out", copied / "a.png"]),
+        (reproduce.main, ["--keep", b, "--row", "mine", "--results", copied / "results"]),
+        (multitask.main, ["--resume", "--out", b]),
+        (multitask.main, ["--teacher", a, b, "--bert", a / "best", "--data", copied / "data", *out]),
+    ):
+        refused(main, argv, b / "config.json", "is damaged", "--kernels")
+    assert not (copied / "out").exists()

@@ -56,7 +56,7 @@ def world(tmp_path):
             paths = {key: self.data / f"{key}.csv" for key in (*self.examples, "sst-train")}
             record = {"row": row, "seconds": 60, "commit": "abc1234", "device": "a machine"} | record
             return keep_evidence.write(
-                self.root, self.run, record, paths, self.examples, self.outputs, {"map": self.map}
+                self.root, self.run, self.config, record, paths, self.examples, self.outputs, {"map": self.map}
             )
 
         def set_config(self, **changes):
@@ -77,7 +77,9 @@ def world(tmp_path):
         (world.data / f"{key}.csv").write_text(key)
     world.run.mkdir()
     world.config = {"seed": 7, "epochs": 2, "bert": "all-MiniLM-L6-v2", "data": str(world.data), "out": str(world.run)}
-    world.set_config(max_examples=None, sst_dev="/home/me/x", sst_dev_out="p.csv", resume=True, lr=1e-4, bf16=True)
+    world.set_config(
+        max_examples=None, sst_dev="/home/me/x", sst_dev_out="p.csv", resume=True, lr=1e-4, bf16=True, device="cpu"
+    )
     line = {"kind": "dev", "step": 9, "sst": 0.5, "para": 0.6, "sts": 0.7}
     lines = [line | {"epoch": 1, "score": 0.7}, line | {"epoch": 2, "score": 0.6}]
     (world.run / "metrics.jsonl").write_text("".join(json.dumps(of) + "\n" for of in lines))
@@ -208,7 +210,7 @@ def test_only_evidence_is_replaced_and_evidence_makes_none(world):
     (world.root / "pals-7").rmdir()
     world.run = world.write()
     with pytest.raises(UserError, match="evidence already"):
-        keep_evidence.check_finished(world.run)
+        keep_evidence.check_finished(world.run, world.config)
     assert [path.name for path in evidence.find(world.root)] == ["pals-7"]
 
 
@@ -267,22 +269,23 @@ def test_the_members_of_a_soup_are_kept_by_their_names(world, tmp_path):
 
 
 def test_a_run_that_is_not_finished_is_no_evidence(world):
-    keep_evidence.check_finished(world.run)
+    keep_evidence.check_finished(world.run, world.config)
     world.set_config(epochs=3)
     with pytest.raises(UserError, match="not finished"):
-        keep_evidence.check_finished(world.run)
+        keep_evidence.check_finished(world.run, world.config)
     world.set_config(epochs=2, max_examples=10)
     with pytest.raises(UserError, match="only some of the dev examples"):
-        keep_evidence.check_finished(world.run)
+        keep_evidence.check_finished(world.run, world.config)
 
 
 def test_flags_other_than_those_of_the_row_are_refused(world):
     folder, usual = world.write(), {"new_flag": 0.5, "lr": 1e-4}
+    kept = files.read_json(folder / "config.json")
     own = world.config | {"bf16": False, "data": "elsewhere", "out": "o"}  # these may differ
-    keep_evidence.check_flags(folder, own | {"new_flag": 0.5}, usual)  # a flag that came later, at its default
+    keep_evidence.check_flags(folder, kept, own | {"new_flag": 0.5}, usual)  # a flag that came later, at its default
     for wrong in ({"lr": 2e-4}, {"new_flag": 0.6}, {"bert": "bert-base-uncased"}):
         with pytest.raises(UserError, match=f"started with --{next(iter(wrong))}"):
-            keep_evidence.check_flags(folder, own | wrong, usual)
+            keep_evidence.check_flags(folder, kept, own | wrong, usual)
 
 
 def test_labels_survive_as_they_were(tmp_path):

@@ -16,8 +16,8 @@ FLOORS = (
     {"bert", "tasks", "sampling"},
     {"adamw", "evaluate", "pals"},
     {"model"},
-    {"smart", "surgery", "simcse", "soup", "pca_tsne"},
-    {"ensemble", "predict", "visualize", "distill"},
+    {"smart", "surgery", "simcse", "pca_tsne"},
+    {"ensemble", "soup", "predict", "visualize", "distill"},
     {"multitask"},
     {"reproduce", "bench", "data"},
 )

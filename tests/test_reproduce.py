@@ -152,11 +152,11 @@ def write_evidence(root, task_files, seeds=(1, 2, 3, 4, 5, 6, 7), row="plain"):
         }
         line = {"kind": "dev", "epoch": 1, "step": 1, **metrics, "score": dev_score(metrics)}
         (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
-        config = vars(flags_of_run.parse_multitask(["--out", "none", "--seed", str(seed)], *reproduce.TABLES))
-        (run / "config.json").write_text(json.dumps(config | {"data": str(task_files)}))
+        argv = ["--out", "none", "--seed", str(seed), "--data", str(task_files)]
+        config = vars(flags_of_run.parse_multitask(argv, *reproduce.TABLES))
         paths = {"sst-dev": task_files / "ids-sst-dev.csv"}
         record = {"row": row, "seconds": 60, "commit": "abc", "device": "a machine"}
-        keep_evidence.write(root, run, record, paths, examples, outputs, {})
+        keep_evidence.write(root, run, config, record, paths, examples, outputs, {})
     shutil.rmtree(run)
 
 

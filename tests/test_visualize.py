@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 
+import predict
 import visualize
 from evaluate import model_outputs
 from pca_tsne import pca
@@ -28,7 +29,7 @@ def write_run(folder, seed=0, smart=None, epochs=3, **config):
     rng = np.random.default_rng(seed)
     flags = {"use_smart": bool(smart), "smart": smart, "seed": seed, "epochs": epochs, "bert": "tiny"}
     flags |= {"out": str(folder)}
-    flags |= dict.fromkeys(SOURCES) | config
+    flags |= dict.fromkeys(SOURCES) | {"data": "data"} | config
     (folder / "config.json").write_text(json.dumps(flags))
     lines = []
     for epoch in range(1, epochs + 1):
@@ -125,7 +126,9 @@ def kept(trained, tmp_path_factory):
         one, zero = np.ones(1, dtype=np.float32), np.zeros((1, 2), dtype=np.float32)
         examples |= {"para-dev": (["a"], one), "sts-dev": (["b"], one)}  # which no map is made of
         outputs = {"sst-dev": p, "para-dev": zero + 0.5, "sts-dev": one}
-        keep_evidence.write(root, run, record, paths, examples, outputs, {"sst-dev-components": h})
+        keep_evidence.write(
+            root, run, predict.flags_of(run), record, paths, examples, outputs, {"sst-dev-components": h}
+        )
     return [str(folder) for folder in evidence.find(root)]
 
 
