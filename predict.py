@@ -134,14 +134,16 @@ def examples_of(runs, data, split):
 
 def check_labels(run, kept, split):
     """Raises UserError for examples of evidence, {task: (ids, labels)}, that cannot be of these tasks."""
-    if split == "dev" and not kept:
-        raise UserError(f"{run} keeps nothing of dev; {evidence.REMEDY}")
-    for name, (_, labels) in kept.items() if split == "dev" else ():
+    if missing := [f"{name}-dev" for name in TASKS if split == "dev" and name not in kept]:
+        raise UserError(f"{run} keeps nothing of {missing[0]}; {evidence.REMEDY}")
+    for name, (_, labels) in kept.items():
         if name not in TASKS:
             raise UserError(f"{run} keeps outputs of {name}, which is no task of tasks.py; leave it out")
         task = TASKS[name]
+        if labels is None:
+            continue
         if ((labels < task.low) | (labels > task.high) | (bool(task.classes) & (labels % 1 != 0))).any():
-            raise UserError(f"{run}: labels of {name}-dev are no labels of this task; {evidence.REMEDY}")
+            raise UserError(f"{run}: labels of {name}-{split} are no labels of this task; {evidence.REMEDY}")
 
 
 def outputs_of(run, examples, split, device):

@@ -39,7 +39,11 @@ def record_of(folder):
     """The dict in record.json."""
     path = Path(folder) / "record.json"
     record = files.read_json(path, {"row": str, "seed": int, "data": dict, "examples": dict} | RECORD)
-    if not isinstance(record["data"].get("name"), str) or not isinstance(record["data"].get("files"), dict):
+    if not 0 <= record["seed"] < 2**63:
+        raise UserError(f"{path}: seed cannot be {record['seed']}; {REMEDY}")
+    name = record["data"].get("name")  # of a folder
+    whole = isinstance(name, str) and name.strip(".") and "/" not in name
+    if not whole or not isinstance(record["data"].get("files"), dict):
         raise UserError(f"{path} does not say which data it is of; {REMEDY}")
     return record
 

@@ -296,13 +296,30 @@ def test_labels_survive_as_they_were(tmp_path):
     assert again.tobytes() == labels.tobytes()
 
 
-@pytest.mark.parametrize("data", [{}, {"name": 3, "files": {}}, {"name": "x", "files": []}, {"name": "x"}])
+@pytest.mark.parametrize(
+    "data",
+    [
+        {},
+        {"name": 3, "files": {}},
+        {"name": "x", "files": []},
+        {"name": "x"},
+        *({"name": name, "files": {}} for name in ("", "..", "/etc", "a/b")),
+    ],
+)
 def test_a_record_that_does_not_say_which_data_it_is_of_is_one_sentence(tmp_path, data):
     record = {"row": "plain", "seed": 1, "data": data, "examples": {}}
     record |= {"seconds": 1, "commit": "abc1234", "device": "a machine"}
     (tmp_path / "record.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match="which data it is of"):
         evidence.record_of(tmp_path)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_that_no_run_has_is_one_sentence(world, seed):
+    path = world.write() / "record.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"seed": seed}))
+    with pytest.raises(UserError, match=f"seed cannot be {seed}"):
+        evidence.find(world.root)
 
 
 DEV = {"kind": "dev", "step": 1, "epoch": 1, "sst": 0.5, "score": 0.5}
@@ -349,6 +366,12 @@ def test_a_record_that_lacks_a_split_is_one_sentence(world):
             read(folder, "dev", *more)
 
 
-def test_evidence_of_a_task_that_is_not_ours_is_refused():
+def test_evidence_of_a_task_that_is_not_ours_or_without_one_that_is_is_refused():
+    kept = {name: (["1"], np.ones(1)) for name in TASKS}
     with pytest.raises(UserError, match=r"a keeps outputs of foo, which is no task of tasks\.py"):
-        predict.check_labels("a", {"foo": (["1"], np.ones(1))}, "dev")
+        predict.check_labels("a", kept | {"foo": (["1"], np.ones(1))}, "dev")
+    with pytest.raises(UserError, match=r"a keeps outputs of foo, which is no task of tasks\.py"):
+        predict.check_labels("a", {"foo": (["1"], None)}, "test")
+    with pytest.raises(UserError, match="a keeps nothing of sst-dev"):
+        predict.check_labels("a", {name: of for name, of in kept.items() if name != "sst"}, "dev")
+    predict.check_labels("a", {"sst": (["1"], None)}, "test")
