@@ -276,6 +276,8 @@ def test_a_run_that_is_not_finished_is_no_evidence(world):
     world.set_config(epochs=2, max_examples=10)
     with pytest.raises(UserError, match="only some of the dev examples"):
         keep_evidence.check_finished(world.run, world.config)
+    with pytest.raises(UserError, match=r"config.json has no 'seed'; copy the run again"):
+        keep_evidence.check_finished(world.run, {name: of for name, of in world.config.items() if name != "seed"})
 
 
 def test_flags_other_than_those_of_the_row_are_refused(world):
