@@ -35,26 +35,23 @@ NAMES = (*TASKS, "score")
 # ----- running
 
 
-def check(args, rows):
-    """Raises UserError where a run, or its evidence, was started with other flags than those of its row."""
-    new = not args.report and args.table != 3
-    wanted = flags.parse_multitask([*row_flags(args, rows[0], args.seeds[0]), "--resume"], *TABLES)
-    paths = paths_of(None, args.data) if args.data else task_paths(wanted)
-    evidence.check_data(args.runs, paths if new else None)
-    for row in rows:
-        kept = {evidence.record_of(folder)["seed"]: folder for folder in evidence.find(args.runs, row.name)}
-        for seed in {*args.seeds, *kept}:
-            check_flags(args, kept.get(seed), row, seed)
-        if row.encoder and new:
+def check_runs(args, runs):
+    """Raises UserError where one of these cannot be run, or goes on and was started with other flags than its row's.
+
+    Args: runs, a list of (row, seed).
+    """
+    for row, seed in runs:
+        wanted = flags.parse_multitask([*row_flags(args, row, seed), "--resume"], *TABLES)
+        if row.encoder:
             run_folder.parse_flags(flags.simcse_parser(), [*encoder_flags(args, row.encoder), "--resume"])
+    if runs:  # all on the same data
+        evidence.check_data(args.runs, paths_of(None, args.data) if args.data else task_paths(wanted))
 
 
-def check_flags(args, kept, row, seed):
-    """Raises UserError where a run in --out, or the one in `kept`, a folder or None, has other flags than its row."""
-    wanted = flags.parse_multitask([*row_flags(args, row, seed), "--resume"], *TABLES)  # compares with the run, too
-    if kept:
-        usual = vars(flags.multitask_parser(*TABLES).parse_args([]))
-        keep_evidence.check_flags(kept, flags_of(kept), vars(wanted), usual)
+def check_flags(args, run, row, seed):
+    """Raises UserError where a run, or its evidence, was started with other flags than those of its row."""
+    words, usual = row_flags(args, row, seed), vars(flags.multitask_parser(*TABLES).parse_args([]))
+    keep_evidence.check_flags(run, flags_of(run), vars(flags.parser_for(words, *TABLES).parse_args(words)), usual)
 
 
 def check_score(folder, labels, outputs, remedy=evidence.REMEDY):
@@ -68,6 +65,7 @@ def check_score(folder, labels, outputs, remedy=evidence.REMEDY):
 def run_rows(args, rows):
     """Runs what has left no evidence, seed by seed."""
     missing = [(row, n) for n in args.seeds for row in rows if not evidence.find(args.runs, row.name, [n])]
+    check_runs(args, missing)
     print(f"{len(missing)} of {len(rows) * len(args.seeds)} runs to do")
     for row, seed in missing:
         stage, run = Path(args.out, row.encoder), Path(args.out, f"{row.name}-{seed}")
@@ -237,10 +235,15 @@ def main(argv=None):
     names = [row.name for row in rows]
     if unknown := [name for name in args.rows or () if name not in names]:
         raise UserError(f"table {args.table} has no row {unknown[0]!r:.40}; its rows are {', '.join(names)}")
-    check(args, rows)
-    if args.table != 3 and not args.report:
+    evidence.check_data(args.runs)
+    if args.table == 3:
+        return report_ensembles(args)
+    for row in rows:
+        for folder in evidence.find(args.runs, row.name):
+            check_flags(args, folder, row, evidence.record_of(folder)["seed"])
+    if not args.report:
         run_rows(args, [row for row in rows if not args.rows or row.name in args.rows])
-    report_ensembles(args) if args.table == 3 else report_rows(args, rows)
+    report_rows(args, rows)
 
 
 if __name__ == "__main__":

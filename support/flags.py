@@ -137,16 +137,21 @@ def multitask_parser(tasks, splits, samplings, presets):
     return parser
 
 
+def parser_for(argv, *tables):
+    """`multitask_parser(*tables)`, with the defaults that depend on other flags of `argv`."""
+    parser = multitask_parser(*tables)
+    args = parser.parse_args(argv)
+    parser.set_defaults(out=f"runs/{args.option}", **tables[-1][args.smart or "weak"])
+    return parser
+
+
 def parse_multitask(argv, *tables):
-    """The flags of a run of `multitask.py`, checked, with the defaults that depend on other flags filled in.
+    """The flags of a run of `multitask.py`, checked.
 
     Args: tables, the arguments of `multitask_parser`.
     """
-    parser, presets = multitask_parser(*tables), tables[-1]
-    args = parser.parse_args(argv)
-    parser.set_defaults(out=f"runs/{args.option}", **presets[args.smart or "weak"])
-    args = run_folder.parse_flags(parser, argv)
-    check_multitask(args, vars(multitask_parser(*tables).parse_args([])) | presets["weak"])
+    args = run_folder.parse_flags(parser_for(argv, *tables), argv)
+    check_multitask(args, vars(multitask_parser(*tables).parse_args([])) | tables[-1]["weak"])
     check_predictions(args, tables[0], tables[1])
     if args.unlabelled and args.epochs and not args.eval_only:
         check_unlabelled(args, tables[0])
@@ -267,13 +272,8 @@ def parse_ensemble(argv):
     """The flags of `ensemble.py`, checked."""
     parser = Parser(prog="ensemble.py", description="Combine finished runs.")
     add = parser.add_argument
-    add(
-        "runs",
-        type=place,
-        nargs="+",
-        metavar="RUN",
-        help="folder of a run of multitask.py, or its evidence in results/runs",
-    )
+    add("runs", type=place, nargs="+", metavar="RUN",
+        help="folder of a run of multitask.py, or its evidence in results/runs")  # fmt: skip
     add("--method", choices=("average", "vote", "soup"), default="average", help="of outputs, of decisions, of weights")
     add("--greedy", action="store_true", help="only those that improve the ensemble on dev, chosen for each task")
     add("--weights", "--priors", type=positive(float), nargs="+", metavar="W", help="of the RUNs (default: 1)")

@@ -148,5 +148,6 @@ def check_flags(folder, config, wanted, defaults):
         own = config.get(name, defaults.get(name))
         if name not in FREE and own != value:
             raise UserError(
-                f"{folder} was started with --{name} {own}, its row has {value}; choose another row or folder"
+                f"{folder} was started with --{name} {own}, its row has {value}; "
+                f"give the flags of the run with --flags, or choose another --row or --results"
             )

@@ -256,6 +256,31 @@ def test_mistakes_get_one_sentence(table, refused, tmp_path):
     refused(reproduce.main, ["--table", "1", "--report", "--results", tmp_path / "results"], "was started with")
 
 
+@pytest.mark.parametrize("preset", rows.PRESETS)
+def test_each_row_of_each_table_can_run_with_each_preset(tmp_path, preset):
+    args = ["--table", "2", "--preset", preset, "--out", str(tmp_path), "--flags"]
+    for more in ("", "--lr 2e-4", "--head_lr 1e-4", "--epochs 1 --bert x --data y"):
+        every = [(row, 7) for row in (*rows.TUNING, *rows.METHODS)]
+        reproduce.check_runs(rows.parse_reproduce([*args, more]), every)
+
+
+def test_what_is_not_asked_for_is_in_nobodys_way(table, tmp_path, refused, monkeypatch):
+    """A run in --out matters where it goes on, and evidence where it stands in the table."""
+    for name in ("plain-1", "size-96-2"):  # started with other flags
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        config = flags_of_run.parse_multitask(["--out", str(tmp_path / "none"), "--epochs", "9"], *reproduce.TABLES)
+        files.write_json(tmp_path / "runs" / name / "config.json", vars(config))
+    table("--table", "1", "--rows", "size-96", "--seeds", "1")
+    table("--table", "1", "--report")
+    folders = ["--results", tmp_path / "results", "--preset", "sample", "--out", tmp_path / "runs"]
+    reproduce.main([str(word) for word in [*folders, "--table", "3"]])
+    assert table.started == ["size-96-1"]
+    refused(reproduce.main, [*folders, "--table", "1", "--rows", "plain", "--seeds", "1"], "size-96-1", "--flags")
+    refused(reproduce.main, [*folders, "--table", "3", "--flags=--epochs 1"], "--flags does nothing for table 3")
+    folders[1] = tmp_path / "new"
+    refused(reproduce.main, [*folders, "--table", "1", "--rows", "plain", "--seeds", "1"], "plain-1 was started with")
+
+
 def test_evidence_needs_a_row_that_can_name_a_folder(tmp_path, refused):
     keep = ["--results", tmp_path / "results", "--keep", tmp_path / "run"]
     refused(reproduce.main, [*keep, "--table", "2"], "--keep", "add --row")
