@@ -81,9 +81,9 @@ def keep(args, run, record):
     """Makes the evidence of a finished run. Args: record, a dict of its row, seconds, commit and device."""
     config, examples, outputs = flags_of(run), {}, {}
     keep_evidence.check_finished(run, config)
-    device = flags.choose_device(Namespace(device=config["device"]))
+    device = flags.choose_device(Namespace(device="cpu" if config["device"] == "cpu" else "auto"))
     wanted = Namespace(bf16=config["bf16"] and bfloat16_products(), kernels=config.get("kernels", "auto"))
-    flags.choose_kernels(wanted, device)  # as it was scored
+    flags.choose_kernels(wanted, device)  # as it was scored, where this machine can
     for split in ("dev", "test"):
         these = examples_of([run], args.data, split)
         examples |= {f"{task}-{split}": (of.ids, of.labels) for task, of in these.items()}

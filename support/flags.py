@@ -1,5 +1,6 @@
 """The flags of the training commands."""
 
+from argparse import BooleanOptionalAction
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ def add_device(parser, default="auto"):
 def choose_device(args):
     """The device to train on; under torchrun on a machine with GPUs, each process has one of its own."""
     if args.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("no CUDA device is available; leave out --use_gpu and --device cuda to run on the CPU")
+        raise UserError("no CUDA device is available; compute on the CPU with --device cpu")
     if args.device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     _, number = distributed.launched()
@@ -37,7 +38,7 @@ def choose_device(args):
 
 
 def add_kernels(parser):
-    parser.add_argument("--bf16", action="store_true",
+    parser.add_argument("--bf16", action=BooleanOptionalAction, default=False,
         help="matrix products in bfloat16 on a CPU that has them (on a GPU they always are)")  # fmt: skip
     parser.add_argument("--kernels", choices=kernels.CHOICES, default="auto",
         help="plain: every operation as kernels/plain.py defines it; slower")  # fmt: skip
@@ -49,13 +50,16 @@ def choose_kernels(args, device):
     Raises UserError where the processor lacks what is asked for.
     """
     if args.bf16 and args.kernels == "plain":
-        raise UserError("--kernels plain computes in float32; leave out --bf16")
+        raise UserError("--kernels plain computes in float32; leave out --bf16, or add --no-bf16")
     kernels.use(args.kernels)
     if args.kernels == "auto" and device.type == "cpu":
         libraries.choose(MODELS / "products.json")
     if args.bf16 and device.type == "cpu":
         if not bfloat16_products():
-            raise UserError("this processor has no bfloat16 products; leave out --bf16")
+            if getattr(args, "resume", False) and Path(args.out, "config.json").exists():
+                said = f"{args.out} was started with --bf16, and this processor has no bfloat16 products"
+                raise UserError(f"{said}; go on with it on another machine, or choose another --out")
+            raise UserError("this processor has no bfloat16 products; leave out --bf16, or add --no-bf16")
         use_bfloat16_products()
 
 

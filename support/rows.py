@@ -7,6 +7,7 @@ Learning of minBERT": bert-base-uncased, all 283,003 Quora pairs.
 import re
 import shlex
 import sys
+from argparse import BooleanOptionalAction
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,8 +97,8 @@ def encoder_flags(args, name):
     parser = Parser(add_help=False)
     for flag in ("--data", "--bert", "--device"):
         parser.add_argument(flag)
-    for flag in ("--bf16", "--use_gpu"):
-        parser.add_argument(flag, action="store_true")
+    parser.add_argument("--bf16", action=BooleanOptionalAction)
+    parser.add_argument("--use_gpu", action="store_true")
     shared, _ = parser.parse_known_args(row_flags(args, PLAIN, 0))
     given = [f"--{flag}" if value is True else f"--{flag}={value}" for flag, value in vars(shared).items() if value]
     _, common, length, _ = PRESETS[args.preset]

@@ -29,6 +29,7 @@ from support.safetensors import open_safetensors, write_safetensors
 from support.saved_flags import OWN_FLAGS, as_typed
 
 LONGEST_LINE = 1 << 20  # bytes of a line of metrics
+COMPUTING = ("device", "bf16", "kernels")  # the same model on another machine
 # these may change: how a run runs, and the places of what it reads, since its state knows what stood there
 FREE_FLAGS = (*OWN_FLAGS, "device", "save_every", "data", "bert", "unlabelled", "corpus", "pairs")
 FREE_ENDS = ("_train", "_dev", "_test", "_out")  # of a task's files
@@ -42,8 +43,9 @@ def _lasting(flags):
 def parse_flags(parser, argv):
     """The flags of a run: from `argv`, and with --resume from the run's own `config.json`.
 
-    So `--resume --out DIR` alone goes on with the flags of before. Raises UserError where a flag given now contradicts
-    the run, and where a run would be overwritten.
+    So `--resume --out DIR` alone goes on with the flags of before. With --eval_only too, but for how to compute: a
+    trained model may stand on another machine. Raises UserError where a flag given now contradicts the run, and where
+    a run would be overwritten.
     """
     args = parser.parse_args(argv)
     if args.resume and args.eval_only:
@@ -61,10 +63,12 @@ def parse_flags(parser, argv):
     saved = read_json(config, remedy=remedy)
     if "out" not in saved or saved.keys() - vars(args).keys():
         raise UserError(f"{config} is not a run of {parser.prog}; {remedy}")
-    parser.set_defaults(**as_typed(parser, saved, config, remedy))
+    free = COMPUTING if args.eval_only else ()
+    own = as_typed(parser, saved, config, remedy)
+    parser.set_defaults(**{name: value for name, value in own.items() if name not in free})
     kept = parser.parse_args([])  # with the defaults of flags that are newer than the run
     args = parser.parse_args(argv)
-    for name in _lasting(vars(args)):
+    for name in _lasting(name for name in vars(args) if name not in free):
         value, before = getattr(args, name), getattr(kept, name)
         if value != before:
             raise UserError(

@@ -18,6 +18,7 @@ from tiny import ROOT, assert_refused, run
 
 import multitask
 import predict
+import reproduce
 from bert import Bert
 from evaluate import probabilities
 from model import Head, MultitaskBert, task_loss
@@ -90,7 +91,25 @@ def test_a_run_on_fewer_examples_is_scored_on_all_and_leaves_test_to_eval_only(f
 
 def test_bfloat16_products_are_refused_where_there_are_none(flags, refused, monkeypatch):
     monkeypatch.setattr("support.flags.bfloat16_products", lambda: False)
-    refused(multitask.main, [*flags, "--bf16"], "--bf16")
+    refused(multitask.main, [*flags, "--bf16"], "leave out --bf16, or add --no-bf16")
+
+
+def test_a_run_of_another_machine_is_scored_with_what_this_one_has(finished, tmp_path, refused, monkeypatch):
+    """How to compute is no property of a trained model."""
+    for module in ("support.flags", "reproduce"):
+        monkeypatch.setattr(f"{module}.bfloat16_products", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    run = shutil.copytree(finished[0], tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"device": "cuda", "bf16": True}))
+    multitask.main(["--eval_only", "--out", str(run)])
+    multitask.main(["--eval_only", "--out", str(run), "--kernels", "plain"])
+    refused(multitask.main, ["--eval_only", "--out", run, "--bf16"], "leave out --bf16")
+    reproduce.main(["--keep", str(run), "--row", "mine", "--results", str(tmp_path / "results")])
+    refused(multitask.main, ["--resume", "--out", run], "no CUDA device", "--device cpu")
+    resume = ["--resume", "--out", run, "--device", "cpu"]
+    refused(multitask.main, resume, "was started with --bf16", "another machine")
+    refused(multitask.main, [*resume, "--no-bf16"], "was started with --bf16 True, not False")
 
 
 def test_predict_answers_one_sentence_a_pair_a_file_and_a_dialogue(finished, tmp_path, capsys):

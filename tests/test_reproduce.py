@@ -127,6 +127,9 @@ def test_the_other_rows_build_on_the_base(monkeypatch):
         "--data=d", "--bert=b", "--bf16", "--use_gpu", "--normalize_length", "128", "--epochs", "2",
         "--out", "runs/simcse-length",
     ]  # fmt: skip
+    Args.flags = "--no-bf16"  # of a processor without bfloat16 products
+    assert "--bf16" not in rows.encoder_flags(Args, "simcse")
+    assert not flags_of_run.parse_multitask(words("plain"), *reproduce.TABLES).bf16
 
 
 def write_evidence(root, task_files, seeds=(1, 2, 3, 4, 5, 6, 7), row="plain"):
