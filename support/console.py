@@ -24,12 +24,17 @@ class UserError(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, except that a wrong flag gets one sentence instead of the whole usage text (exit code 2), and that a
-    flag must be written out.
+    """argparse, except that a wrong flag gets one sentence instead of the whole usage text (exit code 2), that a flag
+    must be written out, and that a list may be given in parts: `--runs A --runs B`.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **{"allow_abbrev": False} | kwargs)
+
+    def add_argument(self, *names, **settings):
+        if settings.get("nargs") == "+":
+            settings["action"] = Extend
+        return super().add_argument(*names, **settings)
 
     def parse_known_args(self, args=None, namespace=None):
         for text in sys.argv[1:] if args is None else args:
@@ -39,6 +44,14 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         raise UserError(f"{shortened(message, 200)}; see `python {self.prog.removeprefix('python ')} --help`")
+
+
+class Extend(argparse.Action):
+    """Adds to a list, or begins one in place of the default."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, values if before is self.default else before + values)
 
 
 def command(main):

@@ -29,8 +29,8 @@ def as_typed(parser, saved, path, remedy):
     try:
         given = []
         for name, value in saved.items():
-            if isinstance(value, list) and all(isinstance(part, str) and part[:1] != "-" for part in value):
-                given += [f"--{name}", *value]
+            if isinstance(value, list) and all(isinstance(part, str) for part in value):
+                given += [f"--{name}={part}" for part in value]
             elif value is not None and value is not False:
                 given.append(f"--{name}" + f"={value}" * (value is not True))
         typed = vars(parser.parse_args(given))

@@ -10,7 +10,7 @@ import time
 import pytest
 from tiny import ROOT
 
-from support.console import UserError, as_utf8, command, shortened
+from support.console import Parser, UserError, as_utf8, command, shortened
 
 
 def program(body, *arguments, shell=None, **environment):
@@ -118,6 +118,23 @@ def test_a_bug_shows_where_it_is(error):
 
     with pytest.raises(type(error)):
         main([])
+
+
+def test_a_list_may_be_given_in_parts_and_its_default_gives_way():
+    parser = Parser(prog="x.py")
+    parser.add_argument("names", nargs="+")
+    parser.add_argument("--runs", nargs="+", default=["usual"])
+    parser.add_argument("--weights", nargs="+", type=int)
+    args = lambda text: vars(parser.parse_args(text.split()))  # noqa: E731
+    assert args("a b") == {"names": ["a", "b"], "runs": ["usual"], "weights": None}
+    assert args("a --runs b c --weights 1 --runs d --weights 2 3")["runs"] == ["b", "c", "d"]
+    parser.set_defaults(weights=[7])
+    assert args("a --weights 1 --runs=-b --runs=c --weights 2") == {
+        "names": ["a"],
+        "runs": ["-b", "c"],
+        "weights": [1, 2],
+    }
+    assert args("a")["weights"] == [7]
 
 
 def test_text_without_surrogates_stays_as_it_is():
