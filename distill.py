@@ -111,7 +111,7 @@ class Teachers:
         metrics = {n: score(TASKS[n], found[n][rows], examples[n].labels[rows]) for n, rows in known.items()}
         print("the teachers on the training examples: " + ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
         self.values = {name: torch.from_numpy(values).to(device) for name, values in found.items()}
-        self.digests = {f"teacher {run}": model_digest(model_folder(run)) for run in args.teacher}
+        self.digests = {f"teacher {i}": model_digest(model_folder(run)) for i, run in enumerate(args.teacher, 1)}
         self.digests |= {f"what the teachers say of {name}": values_digest(values) for name, values in found.items()}
 
     def loss_of(self, step, indices):
@@ -162,5 +162,8 @@ def fold_of(run):
     """The fold that a teacher was not trained on, "K/N", or None. Raises UserError for what can be no teacher."""
     if run_folder.is_training(run):
         raise UserError(f"--teacher {run} is still being trained, and its best model may change; wait for its end")
-    data_flags(run)  # it has a best model, of these tasks
+    try:
+        data_flags(run)  # it has a best model, of these tasks
+    except UserError as error:
+        raise UserError(f"--teacher {error}") from None
     return flags_of(run).get("fold")

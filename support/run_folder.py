@@ -31,13 +31,18 @@ from support.saved_flags import OWN_FLAGS, as_typed
 LONGEST_LINE = 1 << 20  # bytes of a line of metrics
 COMPUTING = ("device", "bf16", "kernels")  # the same model on another machine
 # these may change: how a run runs, and the places of what it reads, since its state knows what stood there
-FREE_FLAGS = (*OWN_FLAGS, "device", "save_every", "data", "bert", "unlabelled", "corpus", "pairs")
+READS = ("data", "bert", "unlabelled", "corpus", "pairs")
+FREE_FLAGS = (*OWN_FLAGS, "device", "save_every", *READS)
 FREE_ENDS = ("_train", "_dev", "_test", "_out")  # of a task's files
 
 
-def _lasting(flags):
-    """The names of the flags that a run keeps from its first step to its last. Args: flags, their names."""
-    return [name for name in flags if name not in FREE_FLAGS and not name.endswith(FREE_ENDS)]
+def _lasting(flags, free=FREE_FLAGS):
+    """What a run keeps from its first step to its last: values of flags, by name. Of a list of places it is the length.
+
+    Args: flags, a dict; free, names of those that may change.
+    """
+    kept = {name: value for name, value in flags.items() if name not in free and not name.endswith(FREE_ENDS)}
+    return {name: len(value) if isinstance(value, list) else value for name, value in kept.items()}
 
 
 def parse_flags(parser, argv):
@@ -63,16 +68,18 @@ def parse_flags(parser, argv):
     saved = read_json(config, remedy=remedy)
     if "out" not in saved or saved.keys() - vars(args).keys():
         raise UserError(f"{config} is not a run of {parser.prog}; {remedy}")
-    free = COMPUTING if args.eval_only else ()
     own = as_typed(parser, saved, config, remedy)
-    parser.set_defaults(**{name: value for name, value in own.items() if name not in free})
-    kept = parser.parse_args([])  # with the defaults of flags that are newer than the run
+    free = FREE_FLAGS
+    if args.eval_only:
+        own, free = {name: own[name] for name in own if name not in COMPUTING}, FREE_FLAGS + COMPUTING
+    parser.set_defaults(**own)
+    kept = vars(parser.parse_args([]))  # with the defaults of flags that are newer than the run
     args = parser.parse_args(argv)
-    for name in _lasting(name for name in vars(args) if name not in free):
-        value, before = getattr(args, name), getattr(kept, name)
-        if value != before:
+    before = _lasting(kept, free)
+    for name, value in _lasting(vars(args), free).items():
+        if value != before[name]:
             raise UserError(
-                f"{args.out} was started with --{name} {before}, not {value}; "
+                f"{args.out} was started with --{name} {kept[name]}, not {getattr(args, name)}; "
                 f"leave the flag out to resume, or choose another --out"
             )
     return args
@@ -179,8 +186,7 @@ def save_state(folder, model, optimizer, extra, flags, position):
     """
     tensors = {name: tensor.detach().cpu() for name, tensor in _tensors(model, optimizer, extra).items()}
     tensors |= _random_states()
-    lasting = {name: flags[name] for name in _lasting(flags)}
-    metadata = {"position": position, "optimizer_steps": optimizer.steps, "flags": lasting}
+    metadata = {"position": position, "optimizer_steps": optimizer.steps, "flags": _lasting(flags)}
     metadata = {name: json.dumps(value) for name, value in metadata.items()}
     metadata["checksum"] = _checksum(tensors, metadata)
     write_safetensors(state_path(folder), tensors, metadata)
@@ -217,9 +223,10 @@ def load_state(folder, model, optimizer, extra, flags, steps):
         checks = (False,)
     if not all(checks):
         raise UserError(f"{path} is damaged; {remedy}")
-    for name in _lasting(saved.keys() & flags.keys()):  # older states hold others, too
-        if saved[name] != flags[name]:
-            said = f"--{name} {saved[name]!s:.60}, not {flags[name]!s:.60}"
+    saved = _lasting(saved)  # older states hold others, too
+    for name, value in _lasting(flags).items():
+        if saved.get(name, value) != value:
+            said = f"--{name} {saved[name]!s:.60}, not {value!s:.60}"
             raise UserError(f"{path} was written with {said}; choose another --out")
     with torch.no_grad():
         for name, tensor in own.items():  # in place: the optimizer's flat tensors are what these are views of

@@ -61,7 +61,8 @@ class TrainingRun:
         kept = self.position["data"]
         kept = kept if isinstance(kept, dict) else {"corpus": kept}  # of older code
         if changed := ", ".join(name for name in data if kept.get(name, data[name]) != data[name]):
-            remedy = "name what it read with --data or --bert, or choose another --out"
+            flags = [f"--{name}" for name in (*run_folder.READS, "teacher") if getattr(self.args, name, None)]
+            remedy = f"name what it read with {', '.join(flags)}, or choose another --out"
             raise UserError(f"{changed} are not what {self.folder} was started with; {remedy}")
         self.position["data"] = data  # an older run knew less of them
         libraries.use(self.position["products"])  # whose last bits a resumed run must repeat

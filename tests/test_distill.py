@@ -329,10 +329,18 @@ def stopped(world, monkeypatch):
 def test_a_resumed_run_needs_the_teachers_that_it_began_with(world, monkeypatch, refused):
     resume = stopped(world, monkeypatch)
     refused(multitask.main, [*resume, "--teacher", world / "a"], "was started with --teacher")
-    shutil.rmtree(world / "b")
-    refused(multitask.main, resume, world / "b", "holds no run")
+    (world / "b").rename(world / "moved")
+    refused(multitask.main, resume, f"--teacher {world / 'b'}", "holds no run")
     shutil.copytree(world / "a", world / "b")
-    refused(multitask.main, resume, f"teacher {world}/b", "choose another --out")
+    refused(multitask.main, resume, "teacher 2, what the teachers", "with --data, --bert, --teacher, or choose")
+    monkeypatch.chdir(world)
+    multitask.main([*resume, "--teacher", "a", "--teacher=moved"])
+    assert json.loads((world / "student" / "config.json").read_text())["teacher"] == ["a", "moved"]
+
+
+def test_a_run_without_teachers_gets_none_later(world, refused):
+    multitask.main([*command(world, "--epochs 1"), "--out", str(world / "alone")])
+    refused(multitask.main, ["--resume", "--out", world / "alone", "--teacher", world / "a"], "--teacher None, not")
 
 
 def test_a_resumed_run_is_told_where_its_teachers_say_something_else(world, monkeypatch, refused):
