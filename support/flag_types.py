@@ -24,13 +24,16 @@ def place(text):
 
 
 def positive(kind, low=None, most=2**63 - 1):
-    """An argparse type: a number greater than 0, or at least `low`, and at most `most`."""
+    """An argparse type: a number greater than 0, or at least `low`, and at most `most`. Args: kind, int or float."""
+    what, form = ("whole number", r"[+-]?[0-9]+") if kind is int else ("number", r"[!-^`-~]+")  # not 1_0, as in Python
 
     def parse(text):
         try:
-            value = kind(text)
+            if not re.fullmatch(form, text):
+                raise ValueError
+            value = kind(text) if len(text) < 4000 else float(text)  # `int` takes no more digits
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r:.40} is not a number") from None
+            raise argparse.ArgumentTypeError(f"{text!r:.40} is not a {what}") from None
         if value != value or value < (low or 0) or (low is None and value == 0):
             bound = "greater than 0" if low is None else f"at least {low}"
             raise argparse.ArgumentTypeError(f"{text:.40} is not {bound}")

@@ -126,7 +126,7 @@ def parse_reproduce(argv):
     add("--table", type=int, choices=(1, 2, 3), help="1 settings, 2 methods, 3 many models as one (runs nothing)")
     add("--preset", choices=tuple(PRESETS), default="sample")
     add("--rows", nargs="+", metavar="ROW", help="run only these rows (default: all of the table)")
-    add("--seeds", type=int, nargs="+", default=None, help="(default: those of the preset)")
+    add("--seeds", type=positive(int, 0), nargs="+", default=None, help="(default: those of the preset)")
     add("--flags", default="", metavar="TEXT", help='more flags of multitask.py for every run: --flags="--data DIR"')
     add("--simcse_flags", default="", metavar="TEXT", help="more flags of simcse.py for its stages, likewise")
     add("--out", type=place, metavar="DIR", help="folder of the runs (default: runs/tables/PRESET)")

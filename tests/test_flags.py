@@ -31,7 +31,10 @@ TABLES = TASKS, SPLITS, SAMPLINGS, PRESETS
         (["--pal_size", "9" * 5000], "--pal_size"),
         (["--batch_size", str(10**12)], "--batch_size too large"),
         (["--seed", str(2**63)], "--seed too large"),
-        (["--epochs", "1e3"], "--epochs not a number"),
+        *((["--epochs", text], "--epochs not a whole number") for text in ("1e3", "1.5", "0x1", "1_0", " 1", "１", "")),
+        *((["--lr", text], "--lr not a number") for text in ("1,5", "1_0", " 1 ", "1 ", "１", "")),
+        (["--epochs", "9" * 5000], "--epochs too large"),
+        (["--epochs", "-" + "9" * 5000], "--epochs at least 0"),
         (["--epochs", str(2**62)], "--epochs too large"),
         (["--option", "x" * 5000], "--option"),
     ],
@@ -49,6 +52,10 @@ def test_a_number_that_no_run_can_have_is_refused_with_its_flag(argv, words):
 )
 def test_other_programs_have_the_same_limits(refused, main, flag):
     refused(main, [flag, 2**40], flag, "too large")
+
+
+def test_seeds_of_a_table_are_whole_numbers(refused):
+    refused(reproduce.main, ["--table", "1", "--seeds", "1.5"], "--seeds: '1.5' is not a whole number")
 
 
 def test_sizes_are_compared_with_the_memory_of_this_machine():
