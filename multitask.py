@@ -56,7 +56,8 @@ def train(args, model, tokenizer, datasets):
     """Trains `model` and leaves the run in args.out. Returns True, or False where Ctrl-C stopped it."""
     trainer, plan = Trainer(args, model, datasets), training_plan(args, datasets)
     save = lambda folder: model.save(folder, tokenizer)  # noqa: E731
-    lower = "--head_lr" if args.option == "pretrain" else "--lr or --head_lr"  # what to lower if training diverges
+    rates = {"--lr": args.option == "finetune", "--pal_lr": args.use_pals, "--head_lr": True}
+    lower = " or ".join(flag for flag, used in rates.items() if used)  # if training diverges
     run = TrainingRun(
         args, plan, model, trainer.optimizer,
         extra=trainer.state(), data=trainer.fingerprints(), save_model=save, rate_flags=lower,

@@ -43,7 +43,7 @@ from adamw import AdamW, linear_schedule
 from bert import Bert, BertConfig, Linear, initialize, sequence_means
 from evaluate import alignment, pearson, ranks, uniformity
 from kernels import precision
-from support import corpora, distributed, fingerprints, flags, run_folder
+from support import corpora, distributed, fingerprints, flags, folders, run_folder
 from support.checks import check_memory, parameters_of
 from support.console import command, table
 from support.downloads import find_model
@@ -211,7 +211,7 @@ def main(argv=None):
     flags.choose_kernels(args, device)
     distributed.start(args.batch_size)
     with distributed.rank_0_first():
-        folder = run_folder.best_folder(args.out, "encoder") if args.eval_only else find_model(args.bert)
+        folder = folders.encoder_folder(args.out) if args.eval_only else find_model(args.bert)
     start = BertConfig.load(folder) if args.eval_only or args.layers is None else BertConfig()  # or random weights
     tokenizer = Tokenizer(folder, start.max_position_embeddings, None if args.layers else start.vocab_size)
     with distributed.only_rank_0_warns():

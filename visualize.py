@@ -44,9 +44,11 @@ COMPONENTS = 16
 
 def lines_of(run, kind, names):
     """The `train` or `dev` lines of a run's metrics that have a task and all of these names, a list of dicts."""
-    flags_of(run)  # it is a run
+    epochs = flags_of(run).get("epochs")
     every = [line for line in run_folder.read_metrics(run) if line["kind"] == kind and line.keys() & TASKS.keys()]
     lines = [line for line in every if line.keys() >= {*names}]
+    if not lines and epochs == 0:
+        raise UserError(f"{run} is a soup, which has no epochs; name one of its members")
     if not lines:
         raise UserError(f"{run} has no {kind} lines of the tasks; let it finish an epoch, or name another run")
     return lines

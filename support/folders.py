@@ -36,6 +36,15 @@ def model_folder(run):
     return folder
 
 
+def encoder_folder(run):
+    """The encoder of a run of `simcse.py`. Raises UserError where there is none, or not all of it."""
+    folder = run_folder.best_folder(run, "encoder")
+    if files.is_vacant(folder):
+        raise UserError(f"{run} {_no_model(run, 'encoder')}")
+    check_whole(folder, "encoder")
+    return folder
+
+
 def check_model(folder):
     """Raises UserError unless a folder, best/ of a run, holds all of a model: else what is wrong with the run."""
     folder = Path(folder)
@@ -67,6 +76,13 @@ def _remedy(folder, kind):
     return "copy the run again"
 
 
+def _no_model(run, kind):
+    """What to do where a run has no model: text to follow its name. Args: kind, as in `MODELS`."""
+    if run_folder.has_lost_state(run, kind):
+        return "holds no trained model any more, and no state to go on from; copy the run again, or train another"
+    return f"holds no trained model yet; let its first epoch end: python {PROGRAMS[kind]} --resume --out {run}"
+
+
 def what_is(folder):
     """What stands where a run with a trained model was looked for, and what to do: text to follow the folder's name."""
     whole = Path(os.path.abspath(folder))
@@ -82,10 +98,8 @@ def what_is(folder):
         return "is a run of simcse.py, which has no tasks; fine-tune its encoder first"
     if config.get("epochs") == 0:
         return "is a soup without its model; make it again with ensemble.py in another folder"
-    if config and run_folder.has_lost_state(whole):
-        return f"holds no trained model any more, and no state to go on from; copy the run again, or {other}"
     if config:
-        return f"holds no trained model yet; let its first epoch end: python multitask.py --resume --out {folder}"
+        return _no_model(folder, "best")
     weights = any(has(name) or has(f"{name}.index.json") for name in weight_files.NAMES)
     if weights and not has("multitask.json"):
         return f"is a pretrained model; fine-tune it first: python multitask.py --bert {folder}"

@@ -62,12 +62,12 @@ def parse_flags(parser, argv):
         if state_path(args.out).exists():
             raise UserError(f"{args.out} holds a run without its config.json; choose another --out")
         return args
-    if not (args.resume or args.eval_only):
-        raise UserError(f"{args.out} already holds a run; add --resume to go on with it, or choose another --out")
     remedy = "choose another --out"
     saved = read_json(config, remedy=remedy)
     if "out" not in saved or saved.keys() - vars(args).keys():
         raise UserError(f"{config} is not a run of {parser.prog}; {remedy}")
+    if not (args.resume or args.eval_only):
+        raise UserError(f"{args.out} already holds a run; add --resume to go on with it, or choose another --out")
     own = as_typed(parser, saved, config, remedy)
     free = FREE_FLAGS
     if args.eval_only:

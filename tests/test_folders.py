@@ -77,6 +77,11 @@ def test_every_program_asks_the_same(wrong, run, refused):
     refused(multitask.main, ["--teacher", part, "--out", run.parent / "student"], part, says)
 
 
+def test_a_model_a_part_and_a_run_of_another_program_are_not_to_be_resumed(wrong, run, tiny_encoder, refused):
+    for folder in (tiny_encoder, run / "best", run.parent / "simcse"):
+        refused(multitask.main, ["--out", folder], f"{folder}/config.json is not a run of multitask.py; choose another")
+
+
 def test_the_run_of_a_model_is_named_as_its_folder_was(run, monkeypatch):
     monkeypatch.chdir(run.parent)
     for folder, parent in {"run/best": "run", "run/best/": "run", "./run/best/../best": "run"}.items():

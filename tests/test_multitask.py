@@ -89,6 +89,13 @@ def test_a_run_on_fewer_examples_is_scored_on_all_and_leaves_test_to_eval_only(f
     assert len(list((tmp_path / "run" / "predictions").iterdir())) == 6
 
 
+def test_what_to_lower_are_the_rates_of_what_trains(flags, refused):
+    pals = [*flags, "--use_pals", "--pal_size", "12", "--pal_lr", "9e18"]
+    refused(multitask.main, pals, "start again with a lower --lr or --pal_lr or --head_lr")
+    frozen = [*pals, "--option", "pretrain", "--out", flags[5].with_name("frozen")]
+    refused(multitask.main, frozen, "start again with a lower --pal_lr or --head_lr")
+
+
 def test_bfloat16_products_are_refused_where_there_are_none(flags, refused, monkeypatch):
     monkeypatch.setattr("support.flags.bfloat16_products", lambda: False)
     refused(multitask.main, [*flags, "--bf16"], "leave out --bf16, or add --no-bf16")

@@ -157,6 +157,13 @@ def test_a_run_writes_an_encoder_for_multitask_and_says_what_became_of_it(tmp_pa
     again = capsys.readouterr().out.splitlines()[-1].split("|")[2:]
     after = next(line for line in lines.splitlines() if line.startswith("| after")).split("|")[2:]
     assert [float(x) for x in again if x.strip()] == [float(x) for x in after if x.strip()]
+    score, encoder = ["--eval_only", "--out", tmp_path / "run"], tmp_path / "run" / "encoder"
+    encoder.rename(tmp_path / "moved")
+    refused(simcse.main, score, f"{tmp_path / 'run'} holds no trained model yet", "simcse.py --resume")
+    shutil.copytree(tmp_path / "moved", encoder, ignore=shutil.ignore_patterns("*.safetensors"))
+    refused(simcse.main, score, f"{encoder}/model.safetensors is missing; move", "--resume")
+    shutil.rmtree(encoder)
+    (tmp_path / "moved").rename(encoder)
     shutil.rmtree(tmp_path / "run" / "last")
     refused(simcse.main, ["--resume", "--out", tmp_path / "run"], "has trained", "--eval_only", "another --out")
     more = f"--bert {tmp_path / 'run' / 'encoder'} --data {tmp_path / 'data'} --epochs 1 --out {tmp_path / 'tuned'}"
