@@ -42,7 +42,13 @@ class Parser(argparse.ArgumentParser):
                 raise UserError(f"{text!r:.100} holds a NUL byte; leave it out")
         return super().parse_known_args(args, namespace)
 
+    def _get_option_tuples(self, option_string):  # of argparse, which splits "-hm, a film" into -h and its value
+        return []
+
     def error(self, message):
+        if message.endswith(("expected one argument", "expected at least one argument")):
+            flag = message.removeprefix("argument ").partition(":")[0].partition("/")[0]
+            message += f" (where it begins with a hyphen, write {flag}=...)"
         raise UserError(f"{shortened(message, 200)}; see `python {self.prog.removeprefix('python ')} --help`")
 
 

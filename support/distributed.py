@@ -46,9 +46,9 @@ def launched():
 
     Raises UserError where that is incomplete or makes no sense: a cluster or a notebook may have set a part of it.
     """
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    processes = _variable("WORLD_SIZE", 1, 2**31) if "WORLD_SIZE" in os.environ else 1
+    if processes == 1:
         return 1, 0
-    processes = _variable("WORLD_SIZE", 1, 2**31)
     _variable("RANK", 0, processes - 1)
     _variable("MASTER_PORT", 1, 2**16 - 1)
     if not os.environ.get("MASTER_ADDR"):

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from support import folders, weight_files
 from support.console import Parser, UserError, command
+from support.places import check_folder
 from support.safetensors import open_safetensors
 
 MINILM = "all-MiniLM-L6-v2"
@@ -69,6 +70,7 @@ def complete(folder):
 
 
 def _fetch(name, folder):
+    check_folder("BERT_MODELS", folder.parent)
     print(f"fetching {name} into {folder}", file=sys.stderr)
     created = [path for path in folder.parents if MODELS in path.parents and not path.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)

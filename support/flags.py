@@ -182,7 +182,7 @@ def check_multitask(args, usual):
         raise UserError(f"--gradient_surgery takes every task in every step; leave out --sampling {args.sampling}")
     refused = no_graphs(args)
     if args.cuda_graphs == "on" and refused:
-        raise UserError(f"--cuda_graphs cannot record a step {refused}; leave one of the two out")
+        raise UserError(f"--cuda_graphs cannot record a step {refused}; leave it out")
     args.cuda_graphs = args.cuda_graphs != "off" and not refused
     needs = dict.fromkeys(("pal_size", "pal_heads", "pal_lr"), "use_pals")
     needs |= dict.fromkeys(("smart", "lambda_s", "mu", "epsilon", "sigma", "eta", "T_x", "S", "beta"), "use_smart")

@@ -120,6 +120,16 @@ def test_a_bug_shows_where_it_is(error):
         main([])
 
 
+def test_a_value_that_begins_with_a_hyphen_is_a_text_or_gets_its_remedy():
+    parser = Parser(prog="x.py")
+    parser.add_argument("sentence")
+    parser.add_argument("--flags", "--options")
+    assert parser.parse_args(["-hm, a film"]).sentence == "-hm, a film"
+    for mistake, says in (["--flags", "--bf16"], r"hyphen, write --flags=\.\.\.\)"), (["-hm"], "arguments: -hm;"):
+        with pytest.raises(UserError, match=says):
+            parser.parse_args(["a", *mistake])
+
+
 def test_a_list_may_be_given_in_parts_and_its_default_gives_way():
     parser = Parser(prog="x.py")
     parser.add_argument("names", nargs="+")

@@ -172,9 +172,10 @@ def test_what_no_torchrun_has_set_is_one_sentence(tmp_path, monkeypatch, refused
 
 
 def test_one_process_needs_no_other_variables(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "1")
     monkeypatch.setenv("RANK", "x")
-    assert distributed.launched() == (1, 0)
+    for one in ("1", "01", " 1"):
+        monkeypatch.setenv("WORLD_SIZE", one)
+        assert distributed.launched() == (1, 0)
 
 
 def test_processes_that_do_not_meet_say_that_they_wait_and_then_end(monkeypatch, capfd):

@@ -77,6 +77,14 @@ def test_what_can_be_no_model_is_one_sentence_and_nothing_is_created(tmp_path, m
     assert os.listdir(tmp_path) == []
 
 
+def test_a_file_in_place_of_the_folder_of_models_is_named_by_its_variable(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    for name, models in {"x": "file", "x/y": "file", "z": "file/below"}.items():
+        monkeypatch.setattr(downloads, "MODELS", tmp_path / models)
+        with pytest.raises(UserError, match=f"^BERT_MODELS {tmp_path}/file.* is not a folder; name another"):
+            downloads.find_model(name)
+
+
 def test_the_home_folder_is_meant_by_a_tilde(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "mine").mkdir()
