@@ -226,10 +226,11 @@ def load_data(args, tokenizer, splits=SPLITS):
     datasets = {}
     for name, files in load_examples(args, splits).items():
         if "train" in files:  # --fold K/N leaves part K out, so that this run can later teach on it (distill.py)
-            rows = np.flatnonzero(~in_fold(files["train"].ids, args.fold))
-            if not len(rows):
-                raise UserError(f"--fold {args.fold} leaves no training example of {name}; choose another")
-            files["train"] = files["train"].take(rows).sample(args.train_examples)
+            left_out = in_fold(files["train"].ids, args.fold)
+            if args.fold and left_out.all() == left_out.any():
+                which = "every" if left_out.all() else "no"
+                raise UserError(f"--fold {args.fold} leaves out {which} training example of {name}; choose another")
+            files["train"] = files["train"].take(np.flatnonzero(~left_out)).sample(args.train_examples)
             path = data_path(args.unlabelled or "", TASKS[name], "unlabelled")
             if args.unlabelled and path.exists():
                 new = read_examples(path, TASKS[name], labelled=False).sample(args.max_examples)

@@ -42,6 +42,8 @@ def find_model(name):
         for model in (local / "best", local / "encoder"):
             if model.is_dir() and folders.config_of(local):
                 raise UserError(f"--bert {name} is a run; name its model, {model}")
+        if (local / "pals.safetensors").exists():
+            print(f"--bert {name}: the PALs that its encoder was trained with stay behind", file=sys.stderr)
         return local
     if name and local.exists():
         raise UserError(f"--bert {name} is a file; name the folder of a model, or a model such as {MINILM}")

@@ -392,4 +392,5 @@ def test_what_can_be_no_teacher_gets_one_sentence(world, refused):
     refuse(f"--teacher {world}/a --cuda_graphs", "cannot record a step with --teacher; leave it out")
     for fold in ("0/2", "3/2", "1/1", "1", "half"):
         refuse(f"--fold {fold}", "is not a fold such as 1/2")
-    refuse("--fold 1/2 --max_examples 1", "leaves no training example of")
+    refuse("--fold 1/2 --max_examples 1", "--fold 1/2 leaves out", "training example of sst; choose another")
+    refuse("--fold 1/9999", "--fold 1/9999 leaves out no training example of sst")

@@ -77,6 +77,14 @@ def test_what_can_be_no_model_is_one_sentence_and_nothing_is_created(tmp_path, m
     assert os.listdir(tmp_path) == []
 
 
+def test_pals_that_stay_behind_are_told(tmp_path, capsys):
+    downloads.find_model(str(tmp_path))
+    assert capsys.readouterr().err == ""
+    (tmp_path / "pals.safetensors").write_text("")
+    downloads.find_model(str(tmp_path))
+    assert "the PALs that its encoder was trained with stay behind" in capsys.readouterr().err
+
+
 def test_a_file_in_place_of_the_folder_of_models_is_named_by_its_variable(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     for name, models in {"x": "file", "x/y": "file", "z": "file/below"}.items():
