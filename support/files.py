@@ -1,6 +1,7 @@
 """Files that are never half written, and files that others wrote, which are what they should be or one sentence."""
 
 import contextlib
+import glob
 import json
 import math
 import os
@@ -11,20 +12,46 @@ from pathlib import Path
 
 from support.console import UserError
 
+# all that a model of ours may consist of; what else stands in its folder is somebody else's
+MODEL = ("config.json", "multitask.json", "model.safetensors", "heads.safetensors", "pals.safetensors")
+MODEL += ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
+BESIDE = re.compile(r"\.(.+)\.replacing\.(?:(?:(\d{1,9})\.)?part|old)", re.ASCII)  # of what, and by which process
+
 
 def beside(path, kind):
     """A name beside `path` that no human gives: what stands there is this module's own.
 
-    Args: kind, "part" for what is not complete yet, "old" for what is about to be deleted.
+    Args: kind, "part" for what this process has not completed yet, "old" for what is about to be deleted.
     """
     path = Path(path)
-    return path.with_name(f".{path.name}.replacing.{kind}")
+    return path.with_name(f".{path.name}.replacing.{f'{os.getpid()}.' * (kind == 'part')}{kind}")
+
+
+def sweep(path):
+    """Deletes what processes that are dead by now left beside `path`, half written."""
+    for other in path.parent.glob(glob.escape(f".{path.name}.replacing.") + "*part"):
+        found = BESIDE.fullmatch(other.name)
+        if found and found[1] == path.name and not _runs(found[2]):
+            with contextlib.suppress(OSError):
+                other.unlink() if other.is_symlink() or not other.is_dir() else shutil.rmtree(other)
+
+
+def _runs(process):
+    """Whether a process runs on this machine. Args: its number, a text, or None, which nobody has."""
+    try:
+        os.kill(int(process), 0)
+    except (TypeError, ProcessLookupError):
+        return False
+    except PermissionError:  # somebody else's
+        pass
+    return True
 
 
 class replacing:
     """`with replacing(path) as file`: a binary file that takes the place of `path` once it is complete.
 
-    A kill at any instant leaves either the old file or the new one; a failed write leaves the old one.
+    A kill at any instant leaves either the old file or the new one; a failed write leaves the old one. Of two processes
+    that write one file, the last one wins.
     """
 
     def __init__(self, path):
@@ -32,6 +59,7 @@ class replacing:
 
     def __enter__(self):
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(self.path)
         try:
             self.file = open(self.aside, "wb")
         except OSError as error:
@@ -54,12 +82,18 @@ class replacing:
 
 
 @contextlib.contextmanager
-def naming(path):
-    """`with naming(path)`: a failed write, which does not say where it failed, says it."""
+def naming(path, *hidden):
+    """`with naming(path)`: a failed write, which does not say where it failed, says it.
+
+    Args: hidden, folders with names that nobody knows, which stand for `path`.
+    """
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or str(path)
+        error.filename = str(error.filename or path)
+        for folder in map(str, hidden):
+            if error.filename == folder or error.filename.startswith(f"{folder}/"):
+                error.filename = f"{path}{error.filename.removeprefix(folder)}"
         raise
 
 
@@ -67,33 +101,56 @@ def naming(path):
 def replacing_folder(folder):
     """`with replacing_folder(best) as aside`: fill `aside`; it takes the place of `best` once it is complete.
 
-    Where `best` is a link, to a larger disk perhaps, it takes the place of what that points to. Raises UserError where
-    a file stands there, before anything is written.
+    What others put into `best` moves on into the new one. Where `best` is a link, to a larger disk perhaps, the new one
+    takes the place of what that points to. Raises UserError where a file stands there, or a link to nothing, before
+    anything is written.
     """
-    folder = Path(os.path.realpath(folder))
+    folder = target_of(folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file where a folder belongs; move it away")
     aside, old = beside(folder, "part"), beside(folder, "old")
+    sweep(folder)
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
     try:
-        yield aside
-        recover_folder(folder)
-        if folder.exists():
-            os.rename(folder, old)
-        os.rename(aside, folder)
-        shutil.rmtree(old, ignore_errors=True)
+        with naming(folder, aside, old):
+            aside.mkdir(parents=True)
+            yield aside
+            recover_folder(folder)
+            if folder.exists():
+                os.rename(folder, old)
+            os.rename(aside, folder)
+            _clear(old, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
 def recover_folder(folder):
-    """Undoes a `replacing_folder` that was killed between its two renames. For the process that writes the run."""
-    folder = Path(os.path.realpath(folder))
+    """Undoes or ends a `replacing_folder` that was killed while it renamed. For the process that writes the run."""
+    folder = target_of(folder)
     old = beside(folder, "old")
-    if old.exists() and not folder.exists():
-        os.rename(old, folder)
+    with naming(folder, old):
+        if old.exists() and not folder.exists():
+            os.rename(old, folder)
+        _clear(old, folder)
+
+
+def _clear(old, folder):
+    """Deletes `old`, whose place `folder` has taken. What is not of a model, and not in `folder`, moves there first."""
+    for path in list(old.iterdir()) if old.exists() else ():
+        if path.name not in MODEL and not os.path.lexists(folder / path.name):
+            os.rename(path, folder / path.name)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def target_of(folder):
+    """What a folder is a link to, or the folder itself. Raises UserError for a link to nothing.
+
+    Its disk may not be mounted: a folder made there now would be hidden later.
+    """
+    target = Path(os.path.realpath(folder))
+    if os.path.islink(folder) and not target.exists() and not beside(target, "old").exists():
+        raise UserError(f"{folder} is a link to {target}, which is not there; mount its disk, or make that folder")
+    return target
 
 
 def is_vacant(path):
@@ -103,8 +160,8 @@ def is_vacant(path):
 
 def is_left_over(folder):
     """True for what a `replacing_folder` that was killed leaves beside the folder itself."""
-    own = re.fullmatch(r"\.(.+)\.replacing\.(part|old)", folder.name)
-    return bool(own) and (own[2] == "part" or folder.with_name(own[1]).exists())
+    found = BESIDE.fullmatch(folder.name)
+    return bool(found) and (folder.name.endswith("part") or folder.with_name(found[1]).exists())
 
 
 # ----- reading what others wrote

@@ -20,6 +20,7 @@ import torch
 
 from support import distributed, run_folder
 from support.console import UserError
+from support.files import MODEL, open_regular
 from support.safetensors import open_safetensors, write_safetensors
 
 KEPT = 4  # files of a task and split
@@ -74,10 +75,9 @@ def values_digest(array):
 
 def model_digest(folder):
     """A text that changes with every file of a model folder that its outputs depend on."""
-    names = ("config.json", "multitask.json", "model.safetensors", "heads.safetensors", "pals.safetensors")
     digest = hashlib.sha256()
-    for name in (*names, "tokenizer.json", "vocab.txt", "tokenizer_config.json"):
+    for name in MODEL:
         digest.update(name.encode())
-        with contextlib.suppress(FileNotFoundError), open(folder / name, "rb") as file:
+        with contextlib.suppress(FileNotFoundError), open_regular(folder / name) as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

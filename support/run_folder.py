@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from support.console import UserError
-from support.files import beside, is_vacant, naming, open_regular, parse_json, read_json, replacing
+from support.files import beside, is_vacant, naming, open_regular, parse_json, read_json, replacing, target_of
 from support.safetensors import open_safetensors, write_safetensors
 from support.saved_flags import OWN_FLAGS, as_typed
 
@@ -266,9 +266,12 @@ def _checksum(tensors, metadata):
 
 
 def best_folder(run, name="best"):
-    """The folder of a run's best model, for readers: they never change the run, which may still be training."""
+    """The folder of a run's best model, for readers: they never change the run, which may still be training.
+
+    Raises UserError where it is a link to nothing.
+    """
     best = Path(run) / name
-    old = beside(os.path.realpath(best), "old")
+    old = beside(target_of(best), "old")
     return old if old.exists() and not best.exists() else best
 
 

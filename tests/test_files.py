@@ -1,8 +1,10 @@
 """JSON and other files that somebody else wrote: what they should be, or one sentence."""
 
+import errno
 import json
 import os
 import socket
+import subprocess
 
 import pytest
 
@@ -14,6 +16,7 @@ from support.files import (
     read_json,
     read_text,
     recover_folder,
+    replacing,
     replacing_folder,
     shown,
     write_json,
@@ -152,3 +155,82 @@ def test_a_file_in_the_place_of_a_folder_stays(tmp_path):
     with pytest.raises(UserError, match="best is a file where a folder belongs"):
         replace(tmp_path / "best", "first")
     assert (tmp_path / "best").read_text() == "mine"
+
+
+def test_what_others_put_into_a_folder_moves_on_into_the_new_one(tmp_path, monkeypatch):
+    best = tmp_path / "best"
+    replace(best, "first")
+    (best / "README.md").write_text("mine")
+    (best / "pals.safetensors").write_text("of another model")
+    (best / "export" / "onnx").mkdir(parents=True)
+    replace(best, "second")
+    assert sorted(path.name for path in best.iterdir()) == ["README.md", "export", "model"]
+    rename = os.rename
+    for fatal in (1, 2, 3, 4):  # a kill before each of the renames: of best, of the new one, of two that move on
+        left = [fatal]
+
+        def killed(*names, left=left):
+            left[0] -= 1
+            return rename(*names) if left[0] else 1 / 0
+
+        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+            patch.setattr(os, "rename", killed)
+            replace(best, f"text {fatal}")
+        recover_folder(best)
+        assert (best / "model").read_text() == (f"text {fatal}" if fatal > 2 else "second")
+        assert (best / "README.md").read_text() == "mine"
+        assert (best / "export" / "onnx").is_dir()
+        assert [path.name for path in tmp_path.iterdir()] == ["best"]
+
+
+def test_a_link_to_nothing_is_refused_by_readers_and_writers(tmp_path):
+    (tmp_path / "best").symlink_to(tmp_path / "disk" / "target")
+    for act in (lambda: replace(tmp_path / "best", "first"), lambda: best_folder(tmp_path)):
+        with pytest.raises(UserError, match=r"best is a link to .*/disk/target, which is not there; mount its disk"):
+            act()
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+
+
+def test_a_failed_write_in_a_folder_that_is_replaced_has_the_name_that_people_know(tmp_path):
+    with pytest.raises(OSError, match="No space") as full, replacing_folder(tmp_path / "best") as aside:
+        raise OSError(errno.ENOSPC, "No space left on device", str(aside / "model"))
+    assert full.value.filename == str(tmp_path / "best" / "model")
+    with pytest.raises(OSError, match="No space") as full, replacing_folder(tmp_path / "best"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert full.value.filename == str(tmp_path / "best")
+    assert list(tmp_path.iterdir()) == []
+
+
+# ----- several processes
+
+
+def as_another(monkeypatch):
+    """From here on this process seems to be another one."""
+    monkeypatch.setattr(os, "getpid", os.getppid)
+
+
+def test_of_two_writers_of_a_file_or_a_folder_the_last_one_wins(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, replacing(tmp_path / "f") as first, replacing_folder(tmp_path / "d") as one:
+        first.write(b"first")
+        (one / "model").write_text("first")
+        as_another(patch)
+        with replacing(tmp_path / "f") as second, replacing_folder(tmp_path / "d") as two:
+            second.write(b"the second one")
+            (two / "model").write_text("second")
+        assert (tmp_path / "f").read_bytes() == b"the second one"
+        assert (tmp_path / "d" / "model").read_text() == "second"
+    assert (tmp_path / "f").read_bytes() == b"first"
+    assert (tmp_path / "d" / "model").read_text() == "first"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "f"]
+
+
+def test_what_dead_processes_left_is_deleted_and_nothing_else(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    kept = [".f.replacing.notes", ".g.replacing.part", f".f.replacing.{os.getppid()}.part", "f.part"]
+    for name in (".f.replacing.part", f".f.replacing.{dead.pid}.part", *kept):
+        (tmp_path / name).write_text("")
+    (tmp_path / f".best.replacing.{dead.pid}.part" / "x").mkdir(parents=True)
+    write_json(tmp_path / "f", {})
+    replace(tmp_path / "best", "text")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "f", "best"])
