@@ -195,7 +195,7 @@ def _rows(labels, found, rows):
 @command
 def main(argv=None):
     args = flags.parse_ensemble(argv)
-    places.check_folder("--out", args.out, "predictions")
+    places.check_outputs("--out", args.out, "predictions", TASKS, args.split)
     device, weights = flags.choose_device(args), args.weights or [1.0] * len(args.runs)
     dev = examples_of(args.runs, args.data, "dev")
     asked = dev if args.split == "dev" else examples_of(args.runs, args.data, args.split)

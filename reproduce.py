@@ -235,6 +235,7 @@ def main(argv=None):
     names = [row.name for row in rows]
     if unknown := [name for name in args.rows or () if name not in names]:
         raise UserError(f"table {args.table} has no row {unknown[0]!r:.40}; its rows are {', '.join(names)}")
+    tables.check(args, TASKS)
     evidence.check_data(args.runs)
     if args.table == 3:
         return report_ensembles(args)

@@ -29,7 +29,7 @@ from support.figures import draw_curves, draw_maps, draw_smart
 from support.files import replacing
 from support.flag_types import place, positive
 from support.flags import add_device, choose_device
-from support.places import check_file
+from support.places import check_figure
 from tasks import TASKS, DataSet
 
 SST = TASKS["sst"]
@@ -160,9 +160,7 @@ def check(args):
         raise UserError("figures need matplotlib, which is not installed; install it with: pip install matplotlib")
     for runs in (args.weak, args.strong, args.plain) if args.figure == "smart" else (args.runs,):
         run_folder.check_named_once(runs)
-    if not args.out.endswith(".png"):
-        raise UserError(f"--out {args.out} is not the name of a PNG file; let it end in .png")
-    check_file("--out", args.out)
+    check_figure("--out", args.out)
     if args.figure == "embeddings":
         if args.method == "pca" and (args.perplexity, args.seed) != (30.0, 0):
             raise UserError("--perplexity and --seed are of t-SNE, and --method is pca; leave them out")

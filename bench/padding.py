@@ -13,7 +13,7 @@ from support.downloads import MINILM, find_model
 from support.figures import figure
 from support.files import replacing
 from support.flag_types import BATCH, place, positive
-from support.places import check_file
+from support.places import check_figure
 from tasks import TASKS, DataSet, data_path, read_examples
 from tokenizer import Tokenizer
 
@@ -74,7 +74,7 @@ def main(argv=None):
     parser.add_argument("--out", type=place, metavar="FILE", help="draw one batch of sst into a PNG file")
     args = parser.parse_args(argv)
     if args.out:
-        check_file("--out", args.out)
+        check_figure("--out", args.out)
     tokenizer, rng, rows = Tokenizer(find_model(MINILM)), np.random.default_rng(0), []
     for name, task in TASKS.items():
         lengths = token_counts(args.data, task, tokenizer)

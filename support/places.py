@@ -5,8 +5,9 @@ import tempfile
 from pathlib import Path
 
 from support.console import UserError
-from support.files import beside, open_regular
+from support.files import BESIDE, open_regular, read_json
 
+REPLACED = ("best", "encoder", "last", "outputs")  # folders of a run that programs replace or empty
 OWN = ("config.json", "metrics.jsonl", "lock", "last", "best", "outputs", "row.json", "seconds.json")  # of a run
 
 
@@ -27,9 +28,41 @@ def check_file(flag, path):
         raise UserError(f"{flag} {path} {fault}; name another file")
 
 
+def check_own(flag, path, is_own):
+    """Raises UserError where a file stands that a program did not write itself, and would write over.
+
+    Args: is_own, a function of the first bytes of a file, which is not called for an empty one.
+    """
+    if not _is_vacant_or(is_own, path):
+        raise UserError(f"{flag}: {path} is there, and no earlier output; move it away, or name another place")
+
+
+def check_figure(flag, path):
+    """Raises UserError where a PNG file cannot be written, or would take the place of another than a figure of ours."""
+    if not path.endswith(".png"):
+        raise UserError(f"{flag} {path} is not the name of a PNG file; let it end in .png")
+    check_file(flag, path)
+    wide = [width.to_bytes(4, "big") for width in (900, 1350)]  # all figures here, see `figures.figure`
+    is_ours = lambda start: start[:4] == b"\x89PNG" and start[16:20] in wide and b"Matplotlib" in start  # noqa: E731
+    check_own(flag, path, is_ours)
+
+
+def _is_vacant_or(is_own, path):
+    if not os.path.exists(path):
+        return True
+    with open_regular(path) as file:
+        start = file.read(200)
+    return not start or is_own(start)
+
+
 def _fault(path, is_folder):
     """What keeps a file or folder, which need not exist yet, from being written; None where nothing does."""
-    there = os.path.lexists(path)
+    there, real = os.path.lexists(path), _real(path)
+    for part in (real, *real.parents):
+        if BESIDE.fullmatch(part.name):
+            return "has a name that stands for something half written"
+        if (is_folder or part != real) and _is_replaced(part):
+            return f"lies in {part}, which a run replaces as a whole"
     if there and not (os.path.isdir(path) if is_folder else os.path.isfile(path)):
         return "is not a folder" if is_folder else "is not a file"
     if len(os.fsencode(path.name)) > 230:  # it is longer while it is written
@@ -44,21 +77,27 @@ def _fault(path, is_folder):
         return f"cannot be written ({error.strerror})"
 
 
-# ----- prediction files of a run
+def _is_replaced(folder):
+    """True for a folder in a run that its programs replace as a whole, or empty."""
+    of_run = all(os.path.exists(folder.parent / name) for name in ("config.json", "metrics.jsonl"))
+    return os.path.exists(folder / "multitask.json") or (folder.name in REPLACED and of_run)
+
+
+# ----- prediction files
 
 
 def check_predictions(args, tasks, splits):
     """Raises UserError where --out or a prediction file cannot be written, or would take the place of another file.
 
-    Args: args, the flags of `multitask.py`; tasks and splits, `TASKS` and `SPLITS` of `tasks.py`.
+    It may take the place of predictions of this run: in --out, or where config.json says. Args: args, the flags of
+    `multitask.py`; tasks and splits, `TASKS` and `SPLITS` of `tasks.py`.
     """
-    out, taken = Path(args.out), {}
+    out, config = Path(args.out), Path(args.out, "config.json")
+    saved = read_json(config) if config.exists() else {}
     if not args.eval_only:
         check_folder("--out", out)
         check_folder("--out", _real(out / "best").parent)  # it may be a link to another disk
-    for name in OWN:
-        for path in (out / name, beside(out / name, "part"), beside(out / name, "old")):
-            taken[_real(path)] = f"the run's own {name}"
+    taken = {_real(out / name): f"the run's own {name}" for name in OWN}
     for name, split in ((name, split) for name in tasks for split in splits):
         file = Path(args.data, tasks[name].file.format(split=splits[split]))
         file = getattr(args, f"{name}_{split}") or file
@@ -67,13 +106,33 @@ def check_predictions(args, tasks, splits):
         given = getattr(args, flag)
         path = out / given
         said = f"--{flag} {given}" if given != usual else f"--out {out}: its {given}"
-        if fault := _fault(path, is_folder=False) or _precious(path, tasks):
-            raise UserError(f"{said} {fault}; name another place")
-        places = _real(path), _real(beside(path, "part"))
+        ours = given == saved.get(flag) or _real(out) in _real(path).parents
+        fault = _fault(path, is_folder=False)
+        if not fault and not _is_vacant_or(is_predictions(tasks) if ours else lambda _: False, path):
+            fault = "is there, and holds no predictions of this run"
+        if fault:
+            raise UserError(f"{said} {fault}; name another place with --{flag}")
+        real = _real(path)
         for place, whose in taken.items():
-            if any(mine == place or mine in place.parents or place in mine.parents for mine in places):
+            if real == place or real in place.parents or place in real.parents:
                 raise UserError(f"--{flag} {given} is in the way of {whose}; name another file")
-        taken |= dict.fromkeys(places, f"--{flag} {given}")
+        taken[real] = f"--{flag} {given}"
+
+
+def check_outputs(flag, folder, inside, tasks, split):
+    """Raises UserError where a folder cannot hold prediction files of a split, or holds other files in their places.
+
+    Args: flag, what named the folder; inside, the path in it that they go to.
+    """
+    check_folder(flag, folder, inside)
+    for name in tasks:
+        check_own(flag, Path(folder, inside, f"{name}-{split}-output.csv"), is_predictions(tasks))
+
+
+def is_predictions(tasks):
+    """A function that tells the first bytes of a prediction file, of any of the tasks, from those of other files."""
+    starts = tuple(f"id \t {task.output} ".encode() for task in tasks.values())
+    return lambda start: start.startswith(starts)
 
 
 def prediction_files(tasks):
@@ -84,13 +143,3 @@ def prediction_files(tasks):
 
 def _real(path):
     return Path(os.path.realpath(path))
-
-
-def _precious(path, tasks):
-    """What speaks against writing over a file; None where there is none, or it holds predictions or nothing."""
-    if not os.path.exists(path):
-        return None
-    with open_regular(path) as file:
-        start = file.read(100)
-    ours = any(start.startswith(f"id \t {task.output} ".encode()) for task in tasks.values())
-    return None if ours or not start else "is there, and holds no predictions"

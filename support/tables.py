@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from statistics import mean, stdev
 
-from support import files
+from support import files, places
 from support.console import UserError, table
 from support.rows import BASE_FLAGS, PRESETS
 
@@ -26,6 +26,21 @@ def origin(records):
     )
 
 
+def check(args, tasks):
+    """Raises UserError where a table, or the predictions of table 3, would take the place of other files."""
+    path, title = _place(args)
+    places.check_own("--results", f"{path}.md", lambda start: start.startswith(title.encode()))
+    places.check_own("--results", f"{path}.json", lambda start: start.startswith(b'{\n  "about": ['))
+    for name in ("single", "ensemble") if args.table == 3 else ():
+        places.check_outputs("--results", args.results, f"{args.predictions.name}/{name}", tasks, "test")
+
+
+def _place(args):
+    """The path of a table, without its suffix, and its title."""
+    title = f"# Table {args.table}, preset {args.preset}"
+    return Path(args.results, f"table{args.table}-{args.preset}"), title
+
+
 def write(args, header, lines, results, records, note=""):
     """Prints a table, and writes it to results/tableN-PRESET.md, and its values, with their origin, to .json.
 
@@ -44,8 +59,7 @@ def write(args, header, lines, results, records, note=""):
         "Dev set, each run's best epoch; mean ± deviation over seeds.",
         *([note] if note else []),
     ]
-    text, path = table(header, lines), Path(args.results, f"table{args.table}-{args.preset}")
-    title = f"# Table {args.table}, preset {args.preset}"
+    text, (path, title) = table(header, lines), _place(args)
     with files.replacing(f"{path}.md") as file:
         file.write("\n".join([title, "", "  \n".join(about), "", text, ""]).encode())
     files.write_json(f"{path}.json", {"about": about, "results": results})

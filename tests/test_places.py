@@ -1,6 +1,7 @@
 """Places that flags name: what cannot be one, or cannot be written, is one sentence before the work."""
 
 import importlib.util
+import json
 import os
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import multitask
 import reproduce
 import simcse
 import visualize
+from bench import padding
 from sampling import SAMPLINGS
 from smart import PRESETS
 from support import flags, places
@@ -114,13 +116,14 @@ def test_a_folder_in_which_nothing_can_be_made_is_refused():
         (["--sst_dev_out", "file"], "holds no predictions"),
         (["--sst_dev_out", "/dev/null"], "is not a file"),
         (["--sst_dev_out", "config.json"], "the run's own config.json"),
-        (["--sts_test_out", ".metrics.jsonl.replacing.part"], "the run's own metrics.jsonl"),
+        (["--sts_test_out", ".metrics.jsonl.replacing.part"], "something half written"),
+        (["--sts_test_out", ".best.replacing.old/x"], "something half written"),
+        (["--sts_test_out", ".metrics.jsonl.replacing.17.part"], "something half written"),
         (["--sst_dev_out", "lock"], "the run's own lock"),
         (["--sst_dev_out", "best"], "the run's own best"),
         (["--sst_dev_out", "x/../last/x/p.csv"], "the run's own last"),
         (["--sst_dev_out", "predictions"], "--sst_test_out --sst_dev_out"),
         (["--sst_dev_out", "p.csv", "--para_dev_out", "x/../p.csv"], "--para_dev_out x/../p.csv --sst_dev_out p.csv"),
-        (["--sst_dev_out", ".p.csv.replacing.part", "--para_dev_out", "p.csv"], "--para_dev_out --sst_dev_out"),
         (["--sst_dev_out", "p.csv", "--para_dev_out", "p.csv/q.csv"], "--para_dev_out --sst_dev_out"),
         (["--data", ".", "--sst_test_out", "{cwd}/sts-test-student.csv"], "the task file sts-test-student.csv"),
         (["--para_test", "new.csv", "--sst_test_out", "{cwd}/new.csv"], "the task file new.csv"),
@@ -148,10 +151,63 @@ def test_a_data_file_named_as_a_prediction_file_is_left_alone(tmp_path, task_fil
     assert path.read_bytes() == before
 
 
+PREDICTIONS = "id \t Predicted_Sentiment \nx , 3 \n"
+
+
+def test_predictions_elsewhere_are_written_over_only_where_the_run_says_so(tmp_path, refused):
+    path = tmp_path / "other" / "predictions" / "sst-dev-output.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text(PREDICTIONS)
+    argv = ["--out", str(tmp_path / "run"), "--sst_dev_out", str(path)]
+    refused(multitask.main, argv, "holds no predictions of this run; name another place with --sst_dev_out")
+    path.unlink()
+    config = vars(flags.parse_multitask(argv, *TABLES))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    path.write_text(PREDICTIONS)
+    assert flags.parse_multitask([*argv[:2], "--eval_only"], *TABLES).sst_dev_out == str(path)
+
+
+def test_files_in_the_places_of_predictions_tables_and_figures_are_left_alone(tmp_path, refused):
+    (tmp_path / "predictions").mkdir()
+    (tmp_path / "predictions-sample" / "single").mkdir(parents=True)
+    names = ["predictions/sts-dev-output.csv", "table1-sample.json", "table2-sample.md", "a.png", "b.txt"]
+    for name in [*names, "predictions-sample/single/para-test-output.csv"]:
+        (tmp_path / name).write_text("mine")
+    (tmp_path / "photo.png").write_bytes((ROOT / "results" / "curves.png").read_bytes().replace(b"Matplotlib", b"GIMP"))
+    report = [reproduce.main, ["--results", tmp_path, "--report", "--table"]]
+    refused(ensemble.main, ["no-run", "--out", tmp_path], "predictions/sts-dev-output.csv is there")
+    refused(report[0], [*report[1], "1"], "table1-sample.json is there")
+    refused(report[0], [*report[1], "2"], "table2-sample.md is there")
+    refused(report[0], [*report[1][:2], "--table", "3"], "single/para-test-output.csv is there")
+    for name, says in {"a.png": "is there", "photo.png": "is there", "b.txt": "is not the name of a PNG"}.items():
+        pytest.importorskip("matplotlib")
+        refused(visualize.main, ["curves", "no-run", "--out", tmp_path / name], says)
+        refused(padding.main, ["--out", tmp_path / name], says)
+    for path in (ROOT / "results").rglob("*.png"):
+        places.check_figure("--out", str(path))
+
+
+@pytest.mark.parametrize("inside", ["best", "best/x", "encoder/x/y", "last/x", "outputs"])
+def test_no_place_lies_in_a_folder_that_a_run_replaces(tmp_path, refused, inside):
+    for name in ("config.json", "metrics.jsonl", "best/multitask.json", "encoder/x/f", "last/f", "outputs/f"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    said = f"lies in {tmp_path / inside.split('/')[0]}, which a run replaces as a whole"
+    (tmp_path / "link").symlink_to(tmp_path / inside)
+    for place in (tmp_path / inside, tmp_path / "link"):
+        refused(simcse.main, ["--out", place], said)
+        refused(ensemble.main, ["no-run", "--out", place], said)
+        refused(multitask.main, ["--out", tmp_path / "new", "--sst_dev_out", place / "p.csv"], said)
+        with pytest.raises(UserError, match=said):
+            places.check_figure("--out", f"{place}/a.png")
+    places.check_folder("--out", tmp_path / "predictions")
+
+
 def test_predictions_of_before_and_an_empty_file_may_be_written_over(tmp_path):
     folder = tmp_path / "predictions"
     folder.mkdir()
-    (folder / "sst-dev-output.csv").write_text("id \t Predicted_Sentiment \nx , 3 \n")
+    (folder / "sst-dev-output.csv").write_text(PREDICTIONS)
     (folder / "sts-dev-output.csv").touch()
     args = flags.parse_multitask(["--out", str(tmp_path)], *TABLES)
     assert args.sst_dev_out == "predictions/sst-dev-output.csv"
