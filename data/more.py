@@ -12,6 +12,7 @@ file has. Pairs and sentences that stand in a task file of DIR, dev and test inc
 nothing new is found gets no file.
 """
 
+import contextlib
 import csv
 import io
 import itertools
@@ -30,7 +31,7 @@ from bert import Bert
 from simcse import SentenceEncoder, embeddings
 from support.console import Parser, UserError, command
 from support.downloads import MINILM, find_model
-from support.files import replacing
+from support.files import naming, replacing
 from support.flag_types import place, positive
 from support.flags import add_device, choose_device
 from support.places import check_folder
@@ -123,15 +124,18 @@ def main(argv=None):
 
     # all of it, before any is written: a damaged task file leaves no part of it behind
     new = {task: more(args.data, task, embed, args.neighbours, np.random.default_rng(args.seed)) for task in paths}
+    with contextlib.ExitStack() as together:  # what does not fit the disk leaves no part of it behind, either
+        for task, found in new.items():
+            if found:
+                text = io.TextIOWrapper(together.enter_context(replacing(paths[task])), encoding="utf-8", newline="")
+                writer = csv.writer(text, delimiter="\t", lineterminator="\n")
+                writer.writerow(["id", *task.columns])
+                writer.writerows([f"more-{i}", *sentences] for i, sentences in enumerate(found))
+                with naming(paths[task]):
+                    text.flush()
+                text.detach()
     for task, found in new.items():
-        path = paths[task]
-        print(f"{path}: {len(found)} lines" if found else f"nothing new for {task.name}")
-        if not found:
-            continue
-        with replacing(path) as file, io.TextIOWrapper(file, encoding="utf-8", newline="") as text:
-            writer = csv.writer(text, delimiter="\t", lineterminator="\n")
-            writer.writerow(["id", *task.columns])
-            writer.writerows([f"more-{i}", *sentences] for i, sentences in enumerate(found))
+        print(f"{paths[task]}: {len(found)} lines" if found else f"nothing new for {task.name}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """New examples without labels: clauses, pairs of neighbours, and the files of `data/more.py`."""
 
 import importlib.util
+import os
 
 import numpy as np
 import pytest
 import tiny
 from tiny import ROOT
 
+from support.files import beside
 from tasks import TASKS, data_path, read_examples
 
 spec = importlib.util.spec_from_file_location("more", ROOT / "data" / "more.py")
@@ -106,3 +108,15 @@ def test_a_sentence_longer_than_the_encoder_can_take_is_cut(tmp_path):
     done = tiny.run("data/more.py", "--data", data, "--bert", encoder, "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert data_path(tmp_path / "out", TASKS["sts"], "unlabelled").exists()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no full device here")
+def test_on_a_full_disk_no_file_is_left_behind_and_none_is_announced(tmp_path, tiny_encoder, task_files, capsys):
+    (tmp_path / "out").mkdir()
+    last = data_path(tmp_path / "out", TASKS["sts"], "unlabelled")
+    os.symlink("/dev/full", beside(last, "part"))
+    with pytest.raises(SystemExit):
+        more.main(["--data", str(task_files), "--bert", str(tiny_encoder), "--out", str(tmp_path / "out")])
+    said = capsys.readouterr()
+    assert f"error: {last}: No space left on device" in said.err
+    assert (said.out, os.listdir(tmp_path / "out")) == ("", [])
