@@ -3,7 +3,6 @@
 import contextlib
 import platform
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -47,7 +46,9 @@ def run(script, argv, folder, again):
         device = "cuda" if torch.cuda.is_available() and "cpu" not in argv else "cpu"
         row = {"seconds": round(seconds), "commit": commit(), "device": device_name(device)}
         files.write_json(folder / "row.json", row)
-        shutil.rmtree(folder / "last", ignore_errors=True)  # three times the model, and good for resuming only
+        (folder / "last" / "state.safetensors").unlink(missing_ok=True)  # three times the model, for resuming only
+        with contextlib.suppress(OSError):  # somebody put a file of theirs there
+            (folder / "last").rmdir()
         part.unlink(missing_ok=True)
     elif folder.exists():
         files.write_json(part, {"seconds": seconds})
