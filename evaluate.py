@@ -11,7 +11,6 @@ A model that gives one and the same answer to everything can have a respectable 
 says so when it sees it.
 """
 
-import math
 import sys
 
 import numpy as np
@@ -39,14 +38,18 @@ def pearson(predicted, labels):
 
 
 def alignment(a, b):
-    """Unit vectors of pairs that are alike, a and b (n, H) -> mean ‖a - b‖², NaN for no pair."""
-    return float(((a - b) ** 2).sum(1).mean()) if len(a) else math.nan
+    """Unit vectors of pairs that are alike, a and b (n, H) -> mean ‖a - b‖²; None where it is no number: of no pair."""
+    return _number(((a - b) ** 2).sum(1).mean()) if len(a) else None
 
 
 def uniformity(a):
-    """Unit vectors (n, H) -> log of the mean of e^{-2 ‖x - y‖²} over all pairs x ≠ y."""
+    """Unit vectors (n, H) -> log of the mean of e^{-2 ‖x - y‖²} over all pairs x ≠ y; None where it is no number."""
     squared = np.maximum(2 - 2 * (a @ a.T), 0)[np.triu_indices(len(a), 1)]
-    return float(np.log(np.exp(-2 * squared.astype(np.float64)).mean()))
+    return _number(np.log(np.exp(-2 * squared.astype(np.float64)).mean())) if len(squared) else None
+
+
+def _number(value):
+    return float(value) if np.isfinite(value) else None
 
 
 def ranks(values):

@@ -24,7 +24,6 @@ from kernels.cpu.products import bfloat16_products
 from predict import TABLES, examples_of, flags_of, outputs_of, paths_of, task_paths
 from support import evidence, files, flags, jobs, keep_evidence, run_folder, tables
 from support.console import UserError, command
-from support.places import check_folder
 from support.rows import MERGED, METHODS, PLAIN, PUBLISHED_ENSEMBLE, TUNING, encoder_flags, parse_reproduce, row_flags
 from tasks import TASKS
 from visualize import view
@@ -168,6 +167,8 @@ def report_ensembles(args):
     every = evidence.find(args.runs)
     dev = examples_of(every[:1], None, "dev") if every else {}
     labels, said = {task: of.labels for task, of in dev.items()}, {f: outputs_of(f, dev, "dev", None) for f in every}
+    if few := [task for task, of in labels.items() if len(of) < 2]:
+        raise UserError(f"{args.runs} has one dev example of {few[0]}, which has no two halves; make it of more")
     for folder in every:
         check_score(folder, labels, said[folder])
     pool = [folder for folder in every if not evidence.record_of(folder)["row"].startswith("soup")]
@@ -222,7 +223,7 @@ def predict_test(folders, kept, method):
 @command
 def main(argv=None):
     args = parse_reproduce(argv)
-    check_folder("--results", args.results, args.runs.name, f"{args.runs.name}/data", args.predictions.name)
+    tables.check_places(args, TASKS)
     rows = TUNING if args.table == 1 else METHODS
     if args.keep:
         config = flags_of(args.keep)
@@ -235,7 +236,6 @@ def main(argv=None):
     names = [row.name for row in rows]
     if unknown := [name for name in args.rows or () if name not in names]:
         raise UserError(f"table {args.table} has no row {unknown[0]!r:.40}; its rows are {', '.join(names)}")
-    tables.check(args, TASKS)
     evidence.check_data(args.runs)
     if args.table == 3:
         return report_ensembles(args)

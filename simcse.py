@@ -122,7 +122,7 @@ def embeddings(model, tokenizer, sentences, max_tokens, batch_size=64):
 
 
 def assess(model, tokenizer, examples, max_tokens):
-    """Alignment, uniformity and zero-shot correlations on labelled sentence pairs: a dict of floats."""
+    """Alignment, uniformity and zero-shot correlations on labelled pairs: a dict of floats, None if not defined."""
     h = embeddings(model, tokenizer, examples.sentences + examples.second_sentences, max_tokens)
     h /= np.maximum(np.linalg.norm(h, axis=1, keepdims=True), 1e-12)
     a, b = np.split(h, 2)
@@ -242,7 +242,7 @@ def main(argv=None):
 
 def print_assessments(**found):
     """A table of what `assess` found, by name."""
-    rows = [[name, *values.values()] for name, values in found.items()]
+    rows = [[name, *("not defined" if x is None else x for x in values.values())] for name, values in found.items()]
     print(table(["encoder", *next(iter(found.values()))], rows))
 
 

@@ -115,7 +115,7 @@ def digest_of_ids(ids):
 
 def digest_of_file(path):
     """16 hex digits of the SHA-256 of a file."""
-    with open(path, "rb") as file:
+    with files.open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 

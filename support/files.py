@@ -167,13 +167,13 @@ def is_left_over(folder):
 # ----- reading what others wrote
 
 
-def open_regular(path):
-    """Opens a file for reading bytes. Raises UserError, at once, for a FIFO, a device, a socket or a directory."""
-    mode = os.stat(path).st_mode  # first: opening a FIFO waits for its other end, opening a device may act on it
+def open_regular(path, mode="rb"):
+    """Opens a file of bytes that is there. Raises UserError, at once, for a FIFO, a device, a socket or a directory."""
+    kind = os.stat(path).st_mode  # first: opening a FIFO waits for its other end, opening a device may act on it
     for test, what in _NO_FILES.items():
-        if test(mode):
+        if test(kind):
             raise UserError(f"{path} is {what}, not a file; name a file")
-    return open(path, "rb")
+    return open(path, mode)
 
 
 _NO_FILES = {
@@ -258,4 +258,4 @@ def _finite(text):
 
 def write_json(path, value):
     with replacing(path) as file:
-        file.write(json.dumps(value, indent=2).encode() + b"\n")
+        file.write(json.dumps(value, indent=2, allow_nan=False).encode() + b"\n")

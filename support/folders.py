@@ -71,7 +71,7 @@ def check_whole(folder, kind="best"):
 
 def _remedy(folder, kind):
     run = folder.parent
-    if run_folder.state_path(run).exists():
+    if os.path.exists(run_folder.state_path(run)):  # False where nobody may look
         return f"move {folder} away, and `python {PROGRAMS[kind]} --resume --out {run}` writes it again"
     return "copy the run again"
 

@@ -104,7 +104,7 @@ def _portable_metrics(folder):
     """The text of a run's metrics.jsonl, or of its evidence's: the members of a soup by names, without paths."""
     read = run_folder.read_metrics(folder)
     lines = [line | {"soup": _names_of(line["soup"])} if "soup" in line else line for line in read]
-    return "".join(json.dumps(line) + "\n" for line in lines)
+    return "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
 
 
 def _names_of(members):

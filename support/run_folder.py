@@ -14,6 +14,7 @@ bit, as one that was not: its steps depend on the seed only, and its random stat
 all this for a training loop.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -90,8 +91,10 @@ def lock(folder):
 
     A lock dies with its process. Reading a run needs none. Raises UserError where another process trains this run.
     """
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    file = open(Path(folder) / "lock", "a")  # noqa: SIM115, open as long as it locks; "a" empties nobody's file
+    path = Path(folder) / "lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    file = open_regular(path, "ab")  # open as long as it locks; "a" empties nobody's file
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -105,7 +108,7 @@ def lock(folder):
 def is_training(folder):
     """Whether a process trains in this folder now, and so may change the run's best model."""
     try:
-        with open(Path(folder) / "lock") as file:
+        with open_regular(Path(folder) / "lock") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -118,43 +121,62 @@ def is_training(folder):
 
 
 def append_metrics(folder, **values):
-    """Adds a line to `metrics.jsonl`. Each line has a `step`."""
+    """Adds a line to `metrics.jsonl`. Each line has a `step`. Args: values, None for a metric that is not defined."""
     path = Path(folder) / "metrics.jsonl"
     with naming(path), open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(values) + "\n")
+        file.write(json.dumps(values, allow_nan=False) + "\n")
 
 
 def read_metrics(folder):
-    """The lines of `metrics.jsonl`, a list of dicts. A damaged line is left out and counted on stderr.
+    """The lines of `metrics.jsonl`, a list of dicts, without the metrics that are not defined.
 
-    Nothing is said of a last line without its end: a kill cut it short.
+    A damaged line is left out and counted on stderr. Nothing is said of a last line without its end: a kill cut it
+    short.
     """
-    path, lines, damaged = Path(folder) / "metrics.jsonl", [], 0
+    found = list(_metrics(folder))
+    damaged = sum(not line and (raw.endswith(b"\n") or len(raw) == LONGEST_LINE) for raw, line in found)
+    if damaged:
+        print(f"{Path(folder) / 'metrics.jsonl'}: {damaged} damaged lines left out", file=sys.stderr)
+    return [line for _, line in found if line]
+
+
+def _metrics(folder):
+    """The lines of `metrics.jsonl`: (bytes, the metrics in them: {} for JSON without any, None for what is no JSON)."""
+    path = Path(folder) / "metrics.jsonl"
     if not path.exists():
-        return lines
+        return
     with open_regular(path) as file:
         while raw := file.readline(LONGEST_LINE):
-            try:
-                optional = {"epoch": int, "soup": dict, "products": dict}
-                line = parse_json(raw.decode(), path, {"kind": str, "step": int}, optional)
-                numbers = [value for name, value in line.items() if name not in ("kind", "soup", "products")]
-                if not all(type(value) in (int, float) and abs(value) < 1e300 for value in numbers):
-                    raise UserError("a value is not a number")
-                lines.append(line)
-            except (UserError, UnicodeDecodeError):
-                damaged += raw.endswith(b"\n") or len(raw) == LONGEST_LINE
+            line = None
+            with contextlib.suppress(UserError, UnicodeDecodeError):
+                line = {name: x for name, x in parse_json(raw.decode(), path).items() if x is not None}
+                line = line if _is_ours(line) else {}
+            yield raw, line
             if len(raw) == LONGEST_LINE:  # what follows it is no line either
-                break
-    if damaged:
-        print(f"{path}: {damaged} damaged lines left out", file=sys.stderr)
-    return lines
+                return
+
+
+def _is_ours(line):
+    """Whether a dict is a line of metrics."""
+    kinds = {"kind": str, "step": int, "epoch": int, "soup": dict, "products": dict}
+    fits = all(type(x) is kinds.get(name, type(x)) for name, x in line.items()) and line.keys() >= {"kind", "step"}
+    numbers = [x for name, x in line.items() if kinds.get(name, int) is int]
+    return fits and all(type(x) in (int, float) and abs(x) < 1e300 for x in numbers)
 
 
 def rewind_metrics(folder, step):
-    """Drops what was recorded after `step`: the run goes on from there, and will record it again."""
-    kept = [line for line in read_metrics(folder) if line["step"] <= step]
-    with replacing(Path(folder) / "metrics.jsonl") as file:
-        file.write("".join(json.dumps(line) + "\n" for line in kept).encode())
+    """Drops what was recorded after `step`: the run goes on from there, and will record it again.
+
+    What others wrote stays; a last line that a kill cut short does not. Raises UserError for an endless line.
+    """
+    path, kept = Path(folder) / "metrics.jsonl", []
+    for raw, line in _metrics(folder):
+        if len(raw) == LONGEST_LINE:
+            raise UserError(f"{path} has a line of more than {LONGEST_LINE:,} bytes; move it away, and resume again")
+        if (raw.endswith(b"\n") or line is not None) and (line or {}).get("step", 0) <= step:
+            kept.append(raw.rstrip(b"\n") + b"\n")
+    with replacing(path) as file:
+        file.write(b"".join(kept))
 
 
 # ----- last/

@@ -26,11 +26,16 @@ def origin(records):
     )
 
 
-def check(args, tasks):
-    """Raises UserError where a table, or the predictions of table 3, would take the place of other files."""
-    path, title = _place(args)
-    places.check_own("--results", f"{path}.md", lambda start: start.startswith(title.encode()))
-    places.check_own("--results", f"{path}.json", lambda start: start.startswith(b'{\n  "about": ['))
+def check_places(args, tasks):
+    """Raises UserError where evidence or a table cannot be written, or a table would take the place of other files.
+
+    Args: args, the flags of `reproduce.py`; tasks, `tasks.TASKS`.
+    """
+    places.check_folder("--results", args.results, args.runs.name, f"{args.runs.name}/data", args.predictions.name)
+    if args.table:
+        path, title = _place(args)
+        places.check_own("--results", f"{path}.md", lambda start: start.startswith(title.encode()))
+        places.check_own("--results", f"{path}.json", lambda start: start.startswith(b'{\n  "about": ['))
     for name in ("single", "ensemble") if args.table == 3 else ():
         places.check_outputs("--results", args.results, f"{args.predictions.name}/{name}", tasks, "test")
 

@@ -128,10 +128,12 @@ class TrainingRun:
     def evaluated(self, metrics, score=None):
         """Call at the end of an epoch. Keeps the model where it is the best so far.
 
-        Args: metrics, floats by name; score, what "best" is judged by, or None: the latest model is the best.
+        Args: metrics, floats by name, None for one that is not defined; score, what "best" is judged by, or None: the
+        latest model is the best.
         """
         metrics = metrics if score is None else metrics | {"score": score}
-        self.bar.write(f"epoch {self.epoch}: " + ", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
+        texts = (f"{name} {'not defined' if x is None else format(x, '.3f')}" for name, x in metrics.items())
+        self.bar.write(f"epoch {self.epoch}: " + ", ".join(texts))
         if self.position["conflicts"]:
             found = ", ".join(f"{pair} {k / n:.0%}" for pair, (k, n) in self.position["conflicts"].items())
             self.bar.write(f"epoch {self.epoch}: gradients in conflict: {found}")

@@ -3,6 +3,7 @@
 import json
 import shutil
 import statistics
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from evaluate import METRICS, dev_score, to_predictions
 from predict import examples_of, outputs_of
 from support import evidence, files, jobs, keep_evidence, rows, run_folder
 from support import flags as flags_of_run
+from support.console import UserError
 from tasks import TASKS
 
 NAMES = (*TASKS, "score")
@@ -335,3 +337,11 @@ def test_table_3_refuses_outputs_that_do_not_score_what_the_metrics_say(tmp_path
     command = ["--table", "3", "--preset", "minilm", "--report", "--results", tmp_path]
     refused(reproduce.main, command, "means-11711 scores 0.75", "metrics.jsonl says 0.77")
     assert not list(tmp_path.glob("table3*"))
+
+
+def test_one_dev_example_has_no_two_halves(monkeypatch):
+    monkeypatch.setattr(evidence, "find", lambda *_: ["a"])
+    monkeypatch.setattr(reproduce, "examples_of", lambda *_: {"sst": Namespace(labels=np.ones(1))})
+    monkeypatch.setattr(reproduce, "outputs_of", lambda *_: {})
+    with pytest.raises(UserError, match="results has one dev example of sst, which has no two halves"):
+        reproduce.report_ensembles(Namespace(runs="results"))

@@ -133,6 +133,12 @@ def test_length_normalization_keeps_longer_sentences_cut(tmp_path):
     assert batch.cu_seqlens.tolist() == [0, 4, 8]  # [CLS] story story [SEP], twice
 
 
+def test_what_is_no_number_is_not_defined():
+    one, none, broken = np.ones((1, 4)) / 2, np.ones((0, 4)), np.full((3, 4), np.nan)
+    assert [simcse.alignment(x, x) for x in (none, broken, one)] == [None, None, 0]
+    assert [simcse.uniformity(x) for x in (none, one, broken)] == [None, None, None]
+
+
 # ----- runs
 
 
@@ -143,6 +149,18 @@ def flags(tmp_path, more=""):
         tiny.task_files(folders["data"])
     common = f"--bert {folders['bert']} --data {folders['data']} --batch_size 8 --epochs 2 --lr 0.001"
     return [*common.split(), *more.split()]
+
+
+def test_without_pairs_that_are_alike_the_metrics_stay_json_and_say_not_defined(tmp_path, capsys):
+    argv = flags(tmp_path, "--epochs 1")
+    path = data_path(tmp_path / "data", TASKS["sts"], "dev")
+    header, *lines = path.read_text().splitlines()
+    path.write_text("\n".join([header, *(line.rpartition("\t")[0] + "\t1.0" for line in lines)]) + "\n")
+    simcse.main([*argv, "--out", str(tmp_path / "run")])
+    assert capsys.readouterr().out.count("not defined") == 3  # of the epoch, before and after
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    lines = [json.loads(line, parse_constant=float.fromhex) for line in text.splitlines()]  # fails for NaN
+    assert [line["alignment"] for line in lines if line["kind"] == "dev"] == [None]
 
 
 def test_a_run_writes_an_encoder_for_multitask_and_says_what_became_of_it(tmp_path, capsys, refused):
