@@ -345,3 +345,17 @@ def test_one_dev_example_has_no_two_halves(monkeypatch):
     monkeypatch.setattr(reproduce, "outputs_of", lambda *_: {})
     with pytest.raises(UserError, match="results has one dev example of sst, which has no two halves"):
         reproduce.report_ensembles(Namespace(runs="results"))
+
+
+def test_a_finished_run_keeps_what_others_put_beside_its_last_state(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs.subprocess, "Popen", lambda *_: Namespace(wait=lambda: 0))
+    for name in ("commit", "device_name"):
+        monkeypatch.setattr(jobs, name, lambda *_: "")
+    for name in ("alone", "shared"):
+        (tmp_path / name / "last").mkdir(parents=True)
+        (tmp_path / name / "last" / "state.safetensors").write_text("")
+    (tmp_path / "shared" / "last" / "notes").write_text("mine")
+    for name in ("alone", "shared"):
+        jobs.run("multitask.py", [], tmp_path / name, "again")
+    assert [path.name for path in tmp_path.rglob("last/*")] == ["notes"]
+    assert not (tmp_path / "alone" / "last").exists()
