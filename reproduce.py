@@ -172,8 +172,8 @@ def report_ensembles(args):
     for folder in every:
         check_score(folder, labels, said[folder])
     pool = [folder for folder in every if not evidence.record_of(folder)["row"].startswith("soup")]
-    plan = [(row.title, [[f] for f in evidence.find(args.runs, row.name)], 1, best(1), "average")
-            for row in (PLAIN, *MERGED)]  # fmt: skip
+    one_each = ((row.title, [[f] for f in evidence.find(args.runs, row.name)]) for row in (PLAIN, *MERGED))
+    plan = [(title, groups, 1, best(1), "average") for title, groups in one_each]
     plan += [(title, [pool], *choice) for title, *choice in CHOICES]
     results, lines, ensembles = [], [], []
     for title, groups, needed, pick, method in plan:  # the mean over groups of models to pick from
@@ -184,8 +184,7 @@ def report_ensembles(args):
             for group, (kept, *_) in zip(groups, judged, strict=True)
         ]
         chosen, unseen = ({n: [of[place][n] for of in judged] for n in NAMES} for place in (1, 2))
-        if title in CHOSEN_ON_DEV:
-            unseen = {n: [] for n in NAMES}
+        unseen = {n: [] for n in NAMES} if title in CHOSEN_ON_DEV else unseen
         published = PUBLISHED_ENSEMBLE if title == "best 7 models, average" else ""
         results.append({"title": title, **chosen, "unseen": unseen, "members": members, "published": published})
         cost = f"{mean(len(of) for of in judged[0][0].values()):.3g}" if judged else ""

@@ -20,7 +20,7 @@ from bert import BertConfig
 from evaluate import dev_metrics, dev_score
 from model import MultitaskBert
 from predict import SOURCES, flags_of
-from support import files, run_folder
+from support import files, metrics_file
 from support.console import UserError
 from support.folders import model_folder
 from tasks import TASKS, DataSet
@@ -126,4 +126,4 @@ def write_config(args, members):
 def write_records(args, members, metrics):
     """Writes `metrics.jsonl` of a soup's run. Args: members, of `make_soup`; metrics, its dev metrics by task."""
     notes = {"score": dev_score(metrics), "soup": {args.runs[i]: weight for i, weight in members.items()}}
-    run_folder.append_metrics(args.out, kind="dev", step=0, epoch=0, **metrics, **notes)
+    metrics_file.append(args.out, kind="dev", step=0, epoch=0, **metrics, **notes)

@@ -23,7 +23,7 @@ from kernels import precision
 from model import MultitaskBert
 from pca_tsne import pca, tsne
 from predict import examples_of, flags_of, outputs_of
-from support import evidence, folders, run_folder
+from support import evidence, folders, metrics_file, run_folder
 from support.console import Parser, UserError, command
 from support.figures import draw_curves, draw_maps, draw_smart
 from support.files import replacing
@@ -45,7 +45,7 @@ COMPONENTS = 16
 def lines_of(run, kind, names):
     """The `train` or `dev` lines of a run's metrics that have a task and all of these names, a list of dicts."""
     epochs = flags_of(run).get("epochs")
-    every = [line for line in run_folder.read_metrics(run) if line["kind"] == kind and line.keys() & TASKS.keys()]
+    every = [line for line in metrics_file.read(run) if line["kind"] == kind and line.keys() & TASKS.keys()]
     lines = [line for line in every if line.keys() >= {*names}]
     if not lines and epochs == 0:
         raise UserError(f"{run} is a soup, which has no epochs; name one of its members")

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from support import files, run_folder
+from support import files, metrics_file
 from support.console import UserError
 from support.jobs import RECORD
 from support.safetensors import open_safetensors
@@ -76,7 +76,7 @@ def best_epoch(folder, names=()):
 
 def dev_lines(folder, names=()):
     """The dev lines of a run's metrics. Raises UserError where one of them lacks one of the names."""
-    lines = [line for line in run_folder.read_metrics(folder) if line["kind"] == "dev"]
+    lines = [line for line in metrics_file.read(folder) if line["kind"] == "dev"]
     for name in ("epoch", "score", *names):
         if not all(name in line for line in lines):
             raise UserError(f"{Path(folder) / 'metrics.jsonl'} has dev metrics without {name}; {REMEDY}")

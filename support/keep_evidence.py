@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from support import evidence, files, flags, run_folder
+from support import evidence, files, flags, metrics_file
 from support.console import UserError
 from support.safetensors import write_safetensors
 from support.saved_flags import read_flags
@@ -102,7 +102,7 @@ def _write_examples(path, ids, labels):
 
 def _portable_metrics(folder):
     """The text of a run's metrics.jsonl, or of its evidence's: the members of a soup by names, without paths."""
-    read = run_folder.read_metrics(folder)
+    read = metrics_file.read(folder)
     lines = [line | {"soup": _names_of(line["soup"])} if "soup" in line else line for line in read]
     return "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
 

@@ -1,11 +1,12 @@
 """Places that a program is going to write: tried before its work, not after it."""
 
+import itertools
 import os
 import tempfile
 from pathlib import Path
 
 from support.console import UserError
-from support.files import BESIDE, open_regular, read_json
+from support.files import BESIDE, open_regular
 
 REPLACED = ("best", "encoder", "last", "outputs")  # folders of a run that programs replace or empty
 OWN = ("config.json", "metrics.jsonl", "lock", "last", "best", "outputs", "row.json", "seconds.json")  # of a run
@@ -38,13 +39,11 @@ def check_own(flag, path, is_own):
 
 
 def check_figure(flag, path):
-    """Raises UserError where a PNG file cannot be written, or would take the place of another than a figure of ours."""
+    """Raises UserError where a PNG file cannot be written, or would take the place of what is no figure."""
     if not path.endswith(".png"):
         raise UserError(f"{flag} {path} is not the name of a PNG file; let it end in .png")
     check_file(flag, path)
-    wide = [width.to_bytes(4, "big") for width in (900, 1350)]  # all figures here, see `figures.figure`
-    is_ours = lambda start: start[:4] == b"\x89PNG" and start[16:20] in wide and b"Matplotlib" in start  # noqa: E731
-    check_own(flag, path, is_ours)
+    check_own(flag, path, lambda start: start.startswith(b"\x89PNG") and b"Matplotlib" in start)
 
 
 def _is_vacant_or(is_own, path):
@@ -79,8 +78,11 @@ def _fault(path, is_folder):
 
 def _is_replaced(folder):
     """True for a folder in a run that its programs replace as a whole, or empty."""
-    of_run = all(os.path.exists(folder.parent / name) for name in ("config.json", "metrics.jsonl"))
-    return os.path.exists(folder / "multitask.json") or (folder.name in REPLACED and of_run)
+    return os.path.exists(folder / "multitask.json") or (folder.name in REPLACED and _is_run(folder.parent))
+
+
+def _is_run(folder):
+    return all(os.path.exists(folder / name) for name in ("config.json", "metrics.jsonl"))
 
 
 # ----- prediction files
@@ -89,11 +91,10 @@ def _is_replaced(folder):
 def check_predictions(args, tasks, splits):
     """Raises UserError where --out or a prediction file cannot be written, or would take the place of another file.
 
-    It may take the place of predictions of this run: in --out, or where config.json says. Args: args, the flags of
+    It may take the place of earlier predictions, but not of those of another run. Args: args, the flags of
     `multitask.py`; tasks and splits, `TASKS` and `SPLITS` of `tasks.py`.
     """
-    out, config = Path(args.out), Path(args.out, "config.json")
-    saved = read_json(config) if config.exists() else {}
+    out = Path(args.out)
     if not args.eval_only:
         check_folder("--out", out)
         check_folder("--out", _real(out / "best").parent)  # it may be a link to another disk
@@ -106,13 +107,14 @@ def check_predictions(args, tasks, splits):
         given = getattr(args, flag)
         path = out / given
         said = f"--{flag} {given}" if given != usual else f"--out {out}: its {given}"
-        ours = given == saved.get(flag) or _real(out) in _real(path).parents
-        fault = _fault(path, is_folder=False)
-        if not fault and not _is_vacant_or(is_predictions(tasks) if ours else lambda _: False, path):
-            fault = "is there, and holds no predictions of this run"
+        real, fault = _real(path), _fault(path, is_folder=False)
+        above = itertools.takewhile(lambda folder: folder != _real(out), real.parents)
+        if not fault and (other := next(filter(_is_run, above), None)):
+            fault = f"belongs to the run {other}"
+        if not fault and not _is_vacant_or(is_predictions(tasks), path):
+            fault = "is there, and holds no predictions"
         if fault:
             raise UserError(f"{said} {fault}; name another place with --{flag}")
-        real = _real(path)
         for place, whose in taken.items():
             if real == place or real in place.parents or place in real.parents:
                 raise UserError(f"--{flag} {given} is in the way of {whose}; name another file")

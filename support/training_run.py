@@ -22,7 +22,7 @@ from statistics import mean
 import torch
 
 from kernels.cpu import libraries
-from support import distributed, files, folders, run_folder
+from support import distributed, files, folders, metrics_file, run_folder
 from support.console import UserError, progress
 
 READ_EVERY = 20  # steps; reading a loss waits for the GPU
@@ -110,9 +110,9 @@ class TrainingRun:
             files.recover_folder(self.best)
             if self.position["step"] == 0:
                 run_folder.begin_states(self.folder)
-            run_folder.rewind_metrics(self.folder, self.position["step"])
+            metrics_file.rewind(self.folder, self.position["step"])
             if self.position["step"] == 0:
-                run_folder.append_metrics(self.folder, kind="start", step=0, products=self.position["products"])
+                metrics_file.append(self.folder, kind="start", step=0, products=self.position["products"])
         self.begun = True
         self.pending.append((self.step, values))
         for pair, found in values.get("conflicts", {}).items():
@@ -139,7 +139,7 @@ class TrainingRun:
             self.bar.write(f"epoch {self.epoch}: gradients in conflict: {found}")
             self.position["conflicts"] = {}
         if self.writes:
-            run_folder.append_metrics(self.folder, kind="dev", step=self.step, epoch=self.epoch, **metrics)
+            metrics_file.append(self.folder, kind="dev", step=self.step, epoch=self.epoch, **metrics)
         if score is None or score > self.position["best"]:
             self._save_best()
         if score is not None:
@@ -178,7 +178,7 @@ class TrainingRun:
         steps = sum(values.get("conflicts") != {} for _, values in pending)
         rate = {"lr": pending[-1][1]["lr"]} if "lr" in pending[-1][1] else {}
         if self.writes:
-            run_folder.append_metrics(
+            metrics_file.append(
                 self.folder, kind="train", step=self.step, epoch=self.epoch, steps=steps, **rate, **means
             )
 
@@ -190,7 +190,7 @@ class TrainingRun:
 
 def use_kept_products(folder):
     """Takes over the product libraries of the run in a folder, for what is computed before a `TrainingRun` does it."""
-    for line in run_folder.read_metrics(folder):
+    for line in metrics_file.read(folder):
         libraries.use(line.get("products", {}))
 
 

@@ -26,7 +26,7 @@ from bench.measure import largest_memory
 from bert import BertConfig
 from sampling import SAMPLINGS
 from smart import PRESETS
-from support import flags, places, run_folder
+from support import flags, metrics_file, places, run_folder
 from support.checks import read_options
 from support.console import Parser, UserError, command
 from support.files import read_json
@@ -196,7 +196,7 @@ def targets(folder):
         "run config": (of_json(config), written("run/config.json", resumed)),
         "metrics": (
             lambda rng: b"\n".join(json_object(rng, line) for _ in range(rng.randrange(4))),
-            written("metrics.jsonl", lambda place: run_folder.read_metrics(place.parent)),
+            written("metrics.jsonl", lambda place: metrics_file.read(place.parent)),
         ),
         "vocab.txt": (
             lambda rng: damaged(rng, "\n".join(pieces).encode(), [b"\n", b"\r\n", b"\xff", b"[CLS]\n", b"\0"]),

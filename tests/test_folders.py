@@ -13,7 +13,7 @@ import reproduce
 import visualize
 from bert import Bert
 from model import MultitaskBert
-from support import downloads, folders, run_folder
+from support import downloads, folders, metrics_file, run_folder
 from support.console import UserError
 from tokenizer import Tokenizer
 
@@ -41,7 +41,7 @@ def wrong(run, tiny_encoder):
     (root / "evidence" / "record.json").write_text("{}")
     for name, epochs in {"young": 2, "soup": 0, "lost": 2}.items():
         (root / name / "config.json").write_text(json.dumps({"out": name, "epochs": epochs}))
-    run_folder.append_metrics(root / "lost", kind="dev", step=3)
+    metrics_file.append(root / "lost", kind="dev", step=3)
     shutil.copytree(run / "best", root / "copy")
     return {
         root / "none": "does not exist",

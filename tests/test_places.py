@@ -1,7 +1,6 @@
 """Places that flags name: what cannot be one, or cannot be written, is one sentence before the work."""
 
 import importlib.util
-import json
 import os
 from pathlib import Path
 
@@ -154,18 +153,16 @@ def test_a_data_file_named_as_a_prediction_file_is_left_alone(tmp_path, task_fil
 PREDICTIONS = "id \t Predicted_Sentiment \nx , 3 \n"
 
 
-def test_predictions_elsewhere_are_written_over_only_where_the_run_says_so(tmp_path, refused):
+def test_earlier_predictions_are_written_over_but_not_those_of_another_run(tmp_path, refused):
     path = tmp_path / "other" / "predictions" / "sst-dev-output.csv"
     path.parent.mkdir(parents=True)
     path.write_text(PREDICTIONS)
     argv = ["--out", str(tmp_path / "run"), "--sst_dev_out", str(path)]
-    refused(multitask.main, argv, "holds no predictions of this run; name another place with --sst_dev_out")
-    path.unlink()
-    config = vars(flags.parse_multitask(argv, *TABLES))
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
-    path.write_text(PREDICTIONS)
-    assert flags.parse_multitask([*argv[:2], "--eval_only"], *TABLES).sst_dev_out == str(path)
+    assert flags.parse_multitask(argv, *TABLES).sst_dev_out == str(path)
+    for name in ("config.json", "metrics.jsonl"):
+        (tmp_path / "other" / name).write_text("")
+    refused(multitask.main, argv, f"belongs to the run {tmp_path / 'other'}; name another place with --sst_dev_out")
+    assert path.read_text() == PREDICTIONS
 
 
 def test_files_in_the_places_of_predictions_tables_and_figures_are_left_alone(tmp_path, refused):

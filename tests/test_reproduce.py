@@ -16,7 +16,7 @@ import reproduce
 import simcse
 from evaluate import METRICS, dev_score, to_predictions
 from predict import examples_of, outputs_of
-from support import evidence, files, jobs, keep_evidence, rows, run_folder
+from support import evidence, files, jobs, keep_evidence, metrics_file, rows
 from support import flags as flags_of_run
 from support.console import UserError
 from tasks import TASKS
@@ -77,7 +77,7 @@ def test_a_table_that_was_interrupted_loses_no_row_and_runs_none_twice(table, tm
     assert [r["title"] for r in results] == ["Pretrain base model (encoder frozen)", "Finetune base model", "+ SimCSE"]
     for r in results:
         assert r["runs"] == [f"{r['row']}-{seed}" for seed in (1, 2)]
-        lines = [run_folder.read_metrics(tmp_path / "runs" / name) for name in r["runs"]]
+        lines = [metrics_file.read(tmp_path / "runs" / name) for name in r["runs"]]
         best = [max((x for x in of if x["kind"] == "dev"), key=lambda x: x["score"]) for of in lines]
         assert {name: r[name] for name in NAMES} == {name: [of[name] for of in best] for name in NAMES}
     text = (tmp_path / "results" / "table2-sample.md").read_text()

@@ -7,7 +7,7 @@ import pytest
 
 from sampling import SAMPLINGS
 from smart import PRESETS
-from support import evidence, flags, output_cache, run_folder
+from support import evidence, flags, metrics_file, output_cache, run_folder
 from support.console import UserError
 from support.files import write_json
 from tasks import SPLITS, TASKS
@@ -35,9 +35,9 @@ GOOD = {"kind": "dev", "step": 3, "epoch": 1, "sst": 0.5, "score": 0.5}
 def test_damaged_lines_of_metrics_are_left_out_with_a_word(tmp_path, capsys, damage):
     good = json.dumps(GOOD).encode()
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join((good, damage, good)) + b"\n")
-    assert run_folder.read_metrics(tmp_path) == [GOOD, GOOD]
+    assert metrics_file.read(tmp_path) == [GOOD, GOOD]
     assert "1 damaged lines left out" in capsys.readouterr().err
-    run_folder.rewind_metrics(tmp_path, 3)
+    metrics_file.rewind(tmp_path, 3)
     assert (tmp_path / "metrics.jsonl").read_bytes() == b"\n".join((good, damage, good)) + b"\n"
 
 
@@ -45,40 +45,40 @@ def test_rewinding_drops_what_was_recorded_later_and_nothing_of_others(tmp_path)
     note, later, young = '{"note": "lr was wrong", "step": 9.5}', json.dumps(GOOD | {"step": 4}), '{"kind": "dev", "st'
     for last, kept in {"": "", young: "", '{"note": 1}': '{"note": 1}\n', later: "", json.dumps(GOOD): None}.items():
         (tmp_path / "metrics.jsonl").write_text(f"{json.dumps(GOOD)}\n{note}\n{later}\n{last}")
-        run_folder.rewind_metrics(tmp_path, 3)
+        metrics_file.rewind(tmp_path, 3)
         kept = f"{last}\n" if kept is None else kept
         assert (tmp_path / "metrics.jsonl").read_text() == f"{json.dumps(GOOD)}\n{note}\n{kept}"
 
 
 def test_a_metric_that_is_not_defined_is_null_in_the_file_and_absent_for_readers(tmp_path, capsys):
-    run_folder.append_metrics(tmp_path, **GOOD, alignment=None)
+    metrics_file.append(tmp_path, **GOOD, alignment=None)
     assert '"alignment": null' in (tmp_path / "metrics.jsonl").read_text()
-    assert run_folder.read_metrics(tmp_path) == [GOOD]
+    assert metrics_file.read(tmp_path) == [GOOD]
     assert capsys.readouterr().err == ""
     with pytest.raises(ValueError, match="not JSON compliant"):
-        run_folder.append_metrics(tmp_path, **GOOD, alignment=float("nan"))
+        metrics_file.append(tmp_path, **GOOD, alignment=float("nan"))
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "f", {"a": float("inf")})
     assert os.listdir(tmp_path) == ["metrics.jsonl"]
 
 
 def test_metrics_of_a_soup_and_no_metrics_are_read_in_silence(tmp_path, capsys):
-    assert run_folder.read_metrics(tmp_path) == []
-    run_folder.append_metrics(tmp_path, **GOOD, soup={"a": 1.0})
-    assert run_folder.read_metrics(tmp_path) == [GOOD | {"soup": {"a": 1.0}}]
+    assert metrics_file.read(tmp_path) == []
+    metrics_file.append(tmp_path, **GOOD, soup={"a": 1.0})
+    assert metrics_file.read(tmp_path) == [GOOD | {"soup": {"a": 1.0}}]
     assert capsys.readouterr().err == ""
 
 
 def test_a_hole_of_4_gb_or_a_pipe_in_place_of_metrics_costs_nothing(tmp_path):
     with open(tmp_path / "metrics.jsonl", "wb") as file:
         file.truncate(2**32)
-    assert run_folder.read_metrics(tmp_path) == []
+    assert metrics_file.read(tmp_path) == []
     with pytest.raises(UserError, match="move it away"):
-        run_folder.rewind_metrics(tmp_path, 0)
+        metrics_file.rewind(tmp_path, 0)
     (tmp_path / "metrics.jsonl").unlink()
     os.mkfifo(tmp_path / "metrics.jsonl")
     with pytest.raises(UserError, match="a pipe"):
-        run_folder.read_metrics(tmp_path)
+        metrics_file.read(tmp_path)
 
 
 def test_a_pipe_in_place_of_what_others_wrote_is_refused_at_once(tmp_path):
@@ -102,7 +102,7 @@ def test_a_folder_named_twice_is_refused_by_any_name_and_a_loop_of_links_is_none
 def test_a_full_disk_under_the_metrics_is_named(tmp_path):
     os.symlink("/dev/full", tmp_path / "metrics.jsonl")
     with pytest.raises(OSError, match="No space left") as full:
-        run_folder.append_metrics(tmp_path, **GOOD)
+        metrics_file.append(tmp_path, **GOOD)
     assert full.value.filename == str(tmp_path / "metrics.jsonl")
 
 

@@ -13,7 +13,7 @@ import torch
 from tiny import ROOT
 
 import multitask
-from support import run_folder, training_run
+from support import metrics_file, run_folder, training_run
 from support.console import UserError
 from support.safetensors import open_safetensors, read_safetensors, write_safetensors
 from support.training_run import TrainingRun
@@ -195,12 +195,12 @@ def test_a_run_whose_state_was_deleted_is_not_trained_over(finished, refused):
     assert {path: path.read_bytes() for path in before} == before
 
 
-@pytest.mark.parametrize("name", ["append_metrics", "save_state"])
-def test_a_run_that_was_killed_before_its_first_save_starts_again(finished, tmp_path, monkeypatch, name):
+@pytest.mark.parametrize(("module", "name"), [(metrics_file, "append"), (run_folder, "save_state")])
+def test_a_run_that_was_killed_before_its_first_save_starts_again(finished, tmp_path, monkeypatch, module, name):
     whole, flags = finished
     out = tmp_path / "killed"
     with monkeypatch.context() as patch:  # while it begins, and after its first epoch, when dev line and best/ exist
-        patch.setattr(run_folder, name, lambda *_, **__: 1 / 0)
+        patch.setattr(module, name, lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             multitask.main([*flags, "--out", str(out)])
     assert (out / "best").exists() == (name == "save_state")
@@ -241,9 +241,9 @@ def test_damaged_lines_of_metrics_are_left_out_with_a_word(tmp_path, capsys):
     bad = ["", "[1]", '{"kind": "train"}', '{"kind": "train", "step": "3"}', "[" * 10**5, "\x00", "caf\udce9"]
     lines = [json.dumps(good[0]), *bad, json.dumps(good[1]), '{"kind": "tr']
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines), errors="surrogateescape")
-    assert run_folder.read_metrics(tmp_path) == good
+    assert metrics_file.read(tmp_path) == good
     assert f"{len(bad)} damaged lines" in capsys.readouterr().err
-    run_folder.rewind_metrics(tmp_path, 1)
+    metrics_file.rewind(tmp_path, 1)
     assert (tmp_path / "metrics.jsonl").read_text(errors="surrogateescape").splitlines() == lines[:-2]  # none is lost
     assert capsys.readouterr().err == ""
 

@@ -16,7 +16,7 @@ import multitask
 from adamw import AdamW
 from bert import Bert, BertConfig
 from model import MultitaskBert
-from support import run_folder, training_run
+from support import metrics_file, training_run
 from support.safetensors import read_safetensors
 from tasks import SPLITS, TASKS, data_path
 from tokenizer import Tokenizer, pack
@@ -124,7 +124,7 @@ def assert_refused(done, *words):
 
 def metrics(out):
     """What a run recorded while it trained: the train and dev lines of its `metrics.jsonl`."""
-    return [line for line in run_folder.read_metrics(out) if line["kind"] in ("train", "dev")]
+    return [line for line in metrics_file.read(out) if line["kind"] in ("train", "dev")]
 
 
 class StopAfter:
