@@ -1,17 +1,36 @@
 # Multitask BERT. `make` lists what there is to do. Each target sets up what it needs, in .venv and models/.
 
-PYTHON ?= python3
-VENV ?= .venv
+# the targets that take a variable; to give it to another is an error
+PYTHON-IS-FOR = $(filter-out help clean,$(GOALS))
+VENV-IS-FOR = $(PYTHON-IS-FOR)
+OUT-IS-FOR = train eval predict everyday
+DATA-IS-FOR = train bench gpu gpu-training
+FLAGS-IS-FOR = train table1 table2 table3 fuzz bench kernels launches gpu gpu-training data
+BERT-IS-FOR = gpu gpu-training
+GPU-IS-FOR = gpu $(PARTS:%=gpu-%)
+TOY-IS-FOR = gpu gpu-kernels gpu-step
+PRESET-IS-FOR = table1 table2 table3
+EVIDENCE-IS-FOR = figures
+
+GOALS = $(or $(MAKECMDGOALS),help)
+NAMES = PYTHON VENV OUT DATA BERT GPU PRESET EVIDENCE
+taken-by = $(strip $(foreach v,$(NAMES) FLAGS TOY,$(if $(filter $1,$($v-IS-FOR)),$v)))
+given-by = $(strip $(foreach v,$(.VARIABLES),$(if $(findstring /$1/,/$(origin $v)/),$v)))
+FROM-ENVIRONMENT := $(call given-by,environment)
+
+PYTHON = python3
+VENV = .venv
 # `make train VENV=` uses the interpreter at hand and installs only what it lacks
 RUN = '$(if $(VENV),$(VENV)/bin/python,$(PYTHON))'
 OPPONENTS = $(if $(VENV),$(VENV)/opponents,models/opponents)
 READY = $(if $(VENV),$(VENV)/ready,models/ready)
-OUT ?= runs/sample
-DATA ?= data/sample
+OUT = runs/sample
+DATA = data/sample
 SAMPLE = $(shell [ '$(DATA)' -ef data/sample ] && echo yes)
-FLAGS ?=
-BERT ?= $(or $(wildcard models/float16),all-MiniLM-L6-v2)
-GPU ?= runs/gpu
+FLAGS =
+TOY =
+BERT = $(or $(wildcard models/float16),all-MiniLM-L6-v2)
+GPU = runs/gpu
 # what `make gpu` does, in this order
 PARTS = kernel-tests graph-tests kernels step training
 part-kernel-tests = -m pytest -vv tests/test_kernels_gpu.py tests/test_kernels.py
@@ -20,15 +39,19 @@ part-kernels = -m bench.gpu --kernels $(TOY)
 part-step = -m bench.gpu --step $(TOY)
 part-training = multitask.py --option finetune --bert '$(BERT)' --data '$(DATA)' --out '$(GPU)/run' --resume $(FLAGS)
 TRITON = @$(RUN) -c "import triton" 2>/dev/null || { echo "error: Triton is needed, which exists for Linux only" >&2; exit 2; }
-PRESET ?= sample
-EVIDENCE ?= results/runs
+PRESET = sample
+EVIDENCE = results/runs
 WEAK = $(wildcard $(EVIDENCE)/smart-weak-8-*)
 STRONG = $(wildcard $(EVIDENCE)/smart-strong-8-*)
 # five models of one kind for the maps: seeds of one row, as far as they go
 ALIKE = $(wordlist 1,5,$(wildcard $(EVIDENCE)/means-*))
 
+$(foreach goal,$(GOALS),$(foreach v,$(call given-by,command line),$(if $(filter $(call taken-by,$(goal)),$v),,\
+$(error `make $(goal)` takes $(or $(call taken-by,$(goal)),no variable), and $v was given; leave it out))))
+$(foreach v,$(filter $(foreach goal,$(GOALS),$(call taken-by,$(goal))),$(FROM-ENVIRONMENT)),\
+$(if $(filter file,$(origin $v)),$(warning $v of the environment does not count; if it is meant, type `make $(GOALS) $v=...`)))
+
 # each is one word, and VENV alone may be empty; ~ is meant as in the shell
-NAMES = PYTHON VENV OUT DATA BERT GPU PRESET EVIDENCE
 $(foreach v,$(NAMES),$(eval override $v := $$(patsubst ~/%,$$(HOME)/%,$$($v))))
 override DATA := $(patsubst ./%,%,$(DATA:%/=%))
 $(foreach v,$(NAMES),$(if $(or $(word 2,$($v)),$(findstring ',$($v))),\

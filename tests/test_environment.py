@@ -2,6 +2,7 @@
 
 import http.server
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -185,9 +186,9 @@ def test_this_interpreter_lacks_nothing():
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def make(*arguments):
-    """What `make` would do: a finished process."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # of `make test`
+def make(*arguments, **environment):
+    """What `make` would do: a finished process. Args: environment, more variables of it."""
+    env = {name: os.environ[name] for name in ("PATH", "HOME")} | environment  # without what `make test` was given
     return subprocess.run(["make", "-n", *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
 
 
@@ -212,9 +213,46 @@ def test_a_variable_that_no_recipe_can_hold_is_one_sentence(arguments, words):
     assert words in done.stderr
 
 
-def test_variables_reach_the_programs_as_they_are(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/me")
-    done = make("train", "DATA=./a&b/", "OUT=~/x;y", "FLAGS=--lr 1", "VENV=", "PYTHON=python3")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["clean", "OUT=runs/old"], "`make clean` takes no variable, and OUT was given"),
+        (["clean", "VENV="], "takes no variable, and VENV was given"),
+        (["BERT=x"], "`make help` takes no variable"),
+        (["train", "BERT=x"], "`make train` takes PYTHON VENV OUT DATA FLAGS, and BERT was given"),
+        (["train", "EPOCHS=1 2"], "and EPOCHS was given"),
+        (["train", "data=x"], "and data was given"),
+        (["eval", "FLAGS=--bf16"], "and FLAGS was given"),
+        (["figures", "OUT="], "and OUT was given"),
+        (["table2", "DATA=x"], "and DATA was given"),
+        (["data", "OUT=x"], "and OUT was given"),
+        (["gpu", "OUT=x"], "and OUT was given"),
+        (["gpu-step", "BERT=x"], "and BERT was given"),
+        (["train", "predict", "DATA=x"], "`make predict` takes PYTHON VENV OUT, and DATA was given"),
+    ],
+)
+def test_a_variable_that_a_target_does_not_take_is_one_sentence(arguments, words):
+    done = make(*arguments)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert words in done.stderr
+
+
+def test_each_target_takes_the_variables_that_its_help_names():
+    for line in (ROOT / "Makefile").read_text().splitlines():
+        if named := re.match(r"([a-z][\w -]*):.*## .*\((.*)\)$", line):
+            given = [f"{name}=x" for name in re.findall(r"\b([A-Z]+)=", named[2]) if name != "EVIDENCE"]
+            for target in named[1].split():
+                assert make(target, *given).stderr == "", line
+
+
+def test_the_environment_changes_no_place():
+    done = make("gpu-step", GPU="0", OUT="elsewhere", PYTHON="other")
+    assert "runs/gpu" in done.stdout and "other" not in done.stdout
+    assert sorted(re.findall(r"(\w+) of the environment does not count", done.stderr)) == ["GPU", "PYTHON"]
+
+
+def test_variables_reach_the_programs_as_they_are():
+    done = make("train", "DATA=./a&b/", "OUT=~/x;y", "FLAGS=--lr 1", "VENV=", "PYTHON=python3", HOME="/home/me")
     assert "'python3' multitask.py" in done.stdout
     assert "--data 'a&b' --out '/home/me/x;y' --resume  --lr 1" in done.stdout
     assert "--epochs 3 --batch_size 16" in make("train", "DATA=./data/sample/").stdout

@@ -16,10 +16,11 @@ PARTS = "kernel-tests", "graph-tests", "kernels", "step", "training"
 
 
 def test_parts_run_in_order_and_one_that_fails_costs_itself(tmp_path):
-    python = tmp_path / "python"  # prints its arguments; fails in the step, and kills itself in the graph tests
+    python = tmp_path / "bin" / "python"  # prints its arguments; fails in the step, and kills itself in the graph tests
+    python.parent.mkdir()
     python.write_text('#!/bin/sh\necho "$@"\ncase "$@" in *--step*) exit 3;; *graphs.py*) kill -9 $$;; esac\n')
     python.chmod(0o755)
-    command = ["make", "-j", "2", "gpu", f"RUN={python}", f"GPU={tmp_path}/out", "BERT=models/mine", "DATA=my/data"]
+    command = ["make", "-j", "2", "gpu", f"VENV={tmp_path}", f"GPU={tmp_path}/out", "BERT=models/mine", "DATA=my/data"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     codes = [f"{part}: exit code {code}" for part, code in zip(PARTS, (0, 137, 0, 3, 0), strict=True)]
