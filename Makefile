@@ -1,5 +1,8 @@
 # Multitask BERT. `make` lists what there is to do. Each target sets up what it needs, in .venv and models/.
 
+$(if $(wildcard support/environment.py),,\
+$(error this is not the project's folder; type `make -C $(dir $(lastword $(MAKEFILE_LIST)))`))
+
 # the targets that take a variable; to give it to another is an error
 PYTHON-IS-FOR = $(filter-out help clean,$(GOALS))
 VENV-IS-FOR = $(PYTHON-IS-FOR)
@@ -49,11 +52,12 @@ ALIKE = $(wordlist 1,5,$(wildcard $(EVIDENCE)/means-*))
 $(foreach goal,$(GOALS),$(foreach v,$(call given-by,command line),$(if $(filter $(call taken-by,$(goal)),$v),,\
 $(error `make $(goal)` takes $(or $(call taken-by,$(goal)),no variable), and $v was given; leave it out))))
 $(foreach v,$(filter $(foreach goal,$(GOALS),$(call taken-by,$(goal))),$(FROM-ENVIRONMENT)),\
-$(if $(filter file,$(origin $v)),$(warning $v of the environment does not count; if it is meant, type `make $(GOALS) $v=...`)))
+$(if $(filter file,$(origin $v)),\
+$(warning $v of the environment does not count; if it is meant, type `make $(GOALS) $v=...`)))
 
 # each is one word, and VENV alone may be empty; ~ is meant as in the shell
 $(foreach v,$(NAMES),$(eval override $v := $$(patsubst ~/%,$$(HOME)/%,$$($v))))
-override DATA := $(patsubst ./%,%,$(DATA:%/=%))
+override DATA := $(patsubst ./%,%,$(or $(DATA:%/=%),$(DATA)))
 $(foreach v,$(NAMES),$(if $(or $(word 2,$($v)),$(findstring ',$($v))),\
 $(error $v="$($v)" has a space or a quote in it; give it a name without them, or unset it)))
 $(foreach v,$(filter-out VENV,$(NAMES)),$(if $($v),,$(error $v= is empty; give it a value, or unset it)))

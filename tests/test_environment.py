@@ -186,10 +186,10 @@ def test_this_interpreter_lacks_nothing():
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def make(*arguments, **environment):
-    """What `make` would do: a finished process. Args: environment, more variables of it."""
+def make(*arguments, cwd=ROOT, **environment):
+    """What `make` would do, started in cwd: a finished process. Args: environment, more variables of it."""
     env = {name: os.environ[name] for name in ("PATH", "HOME")} | environment  # without what `make test` was given
-    return subprocess.run(["make", "-n", *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    return subprocess.run(["make", "-n", *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=60)
 
 
 @pytest.mark.parametrize(
@@ -256,3 +256,12 @@ def test_variables_reach_the_programs_as_they_are():
     assert "'python3' multitask.py" in done.stdout
     assert "--data 'a&b' --out '/home/me/x;y' --resume  --lr 1" in done.stdout
     assert "--epochs 3 --batch_size 16" in make("train", "DATA=./data/sample/").stdout
+    assert "--data '/'" in make("train", "DATA=/").stdout
+
+
+def test_make_works_in_no_other_folder(tmp_path):
+    (tmp_path / "runs").mkdir()
+    for target in ("train", "clean"):
+        done = make("-f", ROOT / "Makefile", target, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (2, "") and f"type `make -C {ROOT}/`" in done.stderr
+    assert "multitask.py" in make("-C", ROOT, "train", cwd=tmp_path).stdout
