@@ -205,7 +205,7 @@ class DataSet:
 def load_examples(args, splits=SPLITS):
     """The files of a run: {task: {split: Examples}}. A task without a test file has no "test".
 
-    Args: args, the flags of `multitask.py` (listed in `support/flags.py`).
+    Args: args, the flags of `multitask.py` (listed in `support/flags.py`). Raises UserError as `read_examples` does.
     """
     examples = {}
     for task in TASKS.values():
@@ -213,6 +213,8 @@ def load_examples(args, splits=SPLITS):
         for split in splits:
             given = getattr(args, f"{task.name}_{split}")
             path = Path(given or data_path(args.data, task, split))
+            if given and not path.exists():
+                raise UserError(f"--{task.name}_{split} {path} does not exist; name the file by its path")
             if split == "test" and not given and not path.exists():
                 print(f"{path} does not exist: no test predictions for {task.name}", file=sys.stderr)
                 continue

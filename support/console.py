@@ -15,6 +15,7 @@ import errno
 import functools
 import os
 import sys
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -170,6 +171,12 @@ def open_standard_streams():
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
         with contextlib.suppress(AttributeError, ValueError):  # not a file, or read from already
             stream.reconfigure(errors=errors)
+
+
+def remedy_for_missing(path, otherwise):
+    """What to do about a path that does not exist, where it may be one of the project's own: data/sample, runs/..."""
+    home = Path(__file__).parent.parent
+    return f"start this in {home}, the project's folder" if (home / path).exists() else otherwise
 
 
 def progress(total, initial=0, unit="step", title=""):

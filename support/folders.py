@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from support import evidence, files, run_folder, weight_files
-from support.console import UserError
+from support.console import UserError, remedy_for_missing
 from support.safetensors import open_safetensors
 
 ENCODER = ("config.json", "model.safetensors", "tokenizer.json")
@@ -89,7 +89,7 @@ def what_is(folder):
     has = lambda name: (whole / name).exists()  # noqa: E731
     config, other = config_of(whole), "train one with multitask.py, or name another folder"
     if not whole.exists():
-        return f"does not exist and so holds no run; check the name, or {other}"
+        return f"does not exist and so holds no run; {remedy_for_missing(folder, f'check the name, or {other}')}"
     if not whole.is_dir():
         return "is a file; name the folder of a run"
     if evidence.is_evidence(whole):

@@ -13,7 +13,7 @@ import collections
 import re
 import sys
 
-from support.console import UserError
+from support.console import UserError, remedy_for_missing
 from support.files import open_regular
 
 LONGEST_LINE = 1 << 24  # bytes
@@ -44,8 +44,8 @@ def read_columns(path, needed, fault_of, note=""):
                 rows.append(values)
                 used += len(numbers)
     except FileNotFoundError:
-        remedy = "run `make data` (FLAGS=--quora_14k for Quora-14k), or name the folder with --data"
-        raise UserError(f"{path} does not exist; {remedy}") from None
+        remedy = "name a folder of task files with --data; `make data` makes one (FLAGS=--quora_14k for Quora-14k)"
+        raise UserError(f"{path} does not exist; {remedy_for_missing(path, remedy)}") from None
     report(path, faults, used, note)
     if not rows:
         raise UserError(f"{path} has no usable row; see the formats in the README")

@@ -68,6 +68,12 @@ def test_what_is_no_run_is_told_apart_and_only_a_run_is_to_be_resumed(wrong, ref
         refused(predict.main, ["--run", folder, "A film."], folder, says)
 
 
+def test_a_run_of_the_project_is_looked_for_in_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"results does not exist and so holds no run; start this in {tiny.ROOT}"):
+        folders.model_folder("results")
+
+
 def test_every_program_asks_the_same(wrong, run, refused):
     part, says = run / "best", f"is a part of a run; name the run, {run}"
     refused(ensemble.main, [part], part, says)

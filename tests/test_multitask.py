@@ -226,6 +226,7 @@ def test_wrong_requests_get_one_sentence(finished, flags, tmp_path, refused):
     if not torch.cuda.is_available():
         refused(train, [*flags, "--use_gpu"], "no CUDA device")
     refused(train, [*flags, "--sst_train", tmp_path / "wrong.csv"], "no column 'sentence'")
+    refused(train, [*flags, "--sts_dev", "typo.csv"], "--sts_dev typo.csv does not exist; name the file by its path")
     refused(train, [*flags, "--out", tmp_path / "file" / "run"], "file")
     refused(predict.main, ["--run", tmp_path, "A film."], "holds no run")
     refused(predict.main, ["--run", out, ""], "not empty")

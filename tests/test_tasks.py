@@ -142,6 +142,13 @@ def test_a_file_without_a_usable_row_is_an_error(tmp_path, text, reason):
         read_examples(tmp_path / "f", TASKS["para"])
 
 
+def test_a_file_of_the_project_is_looked_for_in_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, remedy in {"data/sample/sts-dev.csv": f"start this in {ROOT}", "data/own/sts-dev.csv": "--data"}.items():
+        with pytest.raises(UserError, match=f"{name} does not exist; .*{remedy}"):
+            read_examples(name, TASKS["sts"])
+
+
 def test_siamese_batches_have_the_first_sentences_and_then_the_second(tmp_path, tiny_encoder):
     tiny.task_files(tmp_path)
     examples = read_examples(data_path(tmp_path, TASKS["sts"], "train"), TASKS["sts"])
