@@ -169,6 +169,7 @@ class Bert(nn.Module):
         """A random encoder. Args: initialized, False where the caller is about to set all weights."""
         super().__init__()
         self.config = config
+        self.source = "random weights"  # or the folder that the weights were loaded from
         H = config.hidden_size
         self.word = Embedding(config.vocab_size, H)
         self.position = Embedding(config.max_position_embeddings, H)
@@ -217,6 +218,7 @@ class Bert(nn.Module):
         for name, value in overrides.items():
             setattr(config, name, value)
         bert = cls(config, initialized=False)
+        bert.source = folder
         shapes = {name: p.shape for name, p in bert.named_parameters()}
         bert.load_state_dict(
             from_huggingface_names(read_model(folder), shapes, config.initializer_range, folder), assign=True

@@ -72,7 +72,8 @@ def model_outputs(model, task, dataset, batch_size=64):
     """The model's output for each example, in the order of the data set.
 
     Returns a float32 array: class probabilities (n, classes) for a classification task (so (n, 2) for `para`), or the
-    predicted values (n,). Under torchrun, each process takes some of the batches, and all get the whole result.
+    predicted values (n,). Under torchrun, each process takes some of the batches, and all get the whole result. Raises
+    UserError as `check_finite` does.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -82,7 +83,15 @@ def model_outputs(model, task, dataset, batch_size=64):
             logits = model(task.name, dataset.batch(indices).to(device))
         result[indices] = probabilities(task, logits.float()).cpu().numpy()
     distributed.sum_(torch.from_numpy(result))  # in place, zeros where another process has the values
-    return result
+    return check_finite(model.bert, task.name, result)
+
+
+def check_finite(bert, what, values):
+    """The values, an array. Raises UserError where one is not finite. Args: bert, of the model; what, it was asked."""
+    if not np.isfinite(values).all():
+        remedy = "its weights are damaged or too large: name another model, or train again with lower rates (--lr)"
+        raise UserError(f"what the model from {bert.source} says of {what} is not finite; {remedy}")
+    return values
 
 
 def dev_metrics(model, datasets):

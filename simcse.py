@@ -41,7 +41,7 @@ from torch import nn
 
 from adamw import AdamW, linear_schedule
 from bert import Bert, BertConfig, Linear, initialize, sequence_means
-from evaluate import alignment, pearson, ranks, uniformity
+from evaluate import alignment, check_finite, pearson, ranks, uniformity
 from kernels import precision
 from support import corpora, distributed, fingerprints, flags, folders, run_folder
 from support.checks import check_memory, parameters_of
@@ -109,7 +109,7 @@ def views(rows, tokenizer, args):
 
 @torch.inference_mode()
 def embeddings(model, tokenizer, sentences, max_tokens, batch_size=64):
-    """n sentences -> float32 array (n, H). Under torchrun, each process encodes some, and all get the whole result."""
+    """n sentences -> float32 array (n, H), finite. Under torchrun each process encodes some, and all get the whole."""
     model.eval()
     device = model.bert.word.weight.device
     encoded = tokenizer.encode(sentences, max_tokens=max_tokens)
@@ -118,7 +118,7 @@ def embeddings(model, tokenizer, sentences, max_tokens, batch_size=64):
     for start in range(distributed.rank() * batch_size, len(order), distributed.world() * batch_size):
         indices = order[start : start + batch_size]
         result[indices] = model(pack([encoded[i] for i in indices]).to(device)).cpu()
-    return distributed.sum_(result).numpy()
+    return check_finite(model.bert, "sentences", distributed.sum_(result).numpy())
 
 
 def assess(model, tokenizer, examples, max_tokens):

@@ -18,7 +18,7 @@ import os
 import numpy as np
 import torch
 
-from evaluate import probabilities, score
+from evaluate import check_finite, probabilities, score
 from kernels import precision
 from model import MultitaskBert
 from pca_tsne import pca, tsne
@@ -68,7 +68,10 @@ def sst_accuracies(run, wanted):
 
 @torch.inference_mode()
 def look(model, dataset, batch_size=64):
-    """The SST side of a model: what its head reads, (n, H) or (n, 2H), and class probabilities (n, 5), float32."""
+    """The SST side of a model: what its head reads, (n, H) or (n, 2H), and class probabilities (n, 5), float32.
+
+    Raises UserError where one of them is not finite.
+    """
     model.eval()
     device = next(model.parameters()).device
     order, pooled, p = [], [], []
@@ -81,7 +84,8 @@ def look(model, dataset, batch_size=64):
         pooled.append(h.float().cpu())
         p.append(probabilities(SST, logits.float()).cpu())
     back = np.argsort(order)
-    return torch.cat(pooled).numpy()[back], torch.cat(p).numpy()[back]
+    found = [check_finite(model.bert, SST.name, torch.cat(parts).numpy()[back]) for parts in (pooled, p)]
+    return tuple(found)
 
 
 def components(h):

@@ -1,10 +1,16 @@
 import numpy as np
 import pytest
+import tiny
 import torch
 
-from evaluate import accuracy, dev_score, majority, pearson, probabilities, score, write_predictions
+from bert import Bert
+from evaluate import accuracy, dev_score, majority, model_outputs, pearson, probabilities, score, write_predictions
+from model import MultitaskBert
+from simcse import SentenceEncoder, embeddings
 from support.console import UserError
-from tasks import TASKS
+from tasks import TASKS, DataSet, Examples
+from tokenizer import Tokenizer
+from visualize import look
 
 
 def test_the_dev_score_of_the_published_table():
@@ -34,6 +40,33 @@ def test_a_model_that_answers_the_same_to_everything_is_named(capsys):
     same[0] = [0.2, 0.8]
     score(TASKS["para"], same, np.array([0, 0, 0, 0, 0, 1, 1, 1]))
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_what_is_not_finite_is_no_answer_and_names_the_model(tmp_path, tiny_encoder, name):
+    task, tokenizer = TASKS[name], Tokenizer(tiny_encoder)
+    model = tiny.model()
+    dataset = DataSet(Examples(["a"], ["good"], ["film"] if task.pair else None, None), tokenizer)
+    assert np.isfinite(model_outputs(model, task, dataset)).all()
+    with torch.no_grad():
+        for p in model.heads[name].parameters():
+            p.fill_(3e38 if p.dim() == 1 else -3e38)
+    model.save(tmp_path, tokenizer)
+    with pytest.raises(UserError, match=f"random weights says of {name} is not finite"):
+        model_outputs(model, task, dataset)
+    with pytest.raises(UserError, match=f"from {tmp_path} says of {name} is not finite; .* name another model"):
+        model_outputs(MultitaskBert.load(tmp_path)[0], task, dataset)
+
+
+def test_embeddings_are_finite(tiny_encoder):
+    bert = Bert.load(tiny_encoder)
+    torch.nn.init.constant_(bert.embedding_norm.weight, torch.inf)
+    with pytest.raises(UserError, match=f"from {tiny_encoder} says of sentences is not finite"):
+        embeddings(SentenceEncoder(bert, "mean"), Tokenizer(tiny_encoder), ["good film"], 8)
+    model = tiny.model()
+    model.bert = bert
+    with pytest.raises(UserError, match=f"from {tiny_encoder} says of sst is not finite"):
+        look(model, DataSet(Examples(["a"], ["good film"], None, None), Tokenizer(tiny_encoder)))
 
 
 def test_probabilities_sum_to_one():
