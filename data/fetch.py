@@ -15,9 +15,11 @@ import contextlib
 import hashlib
 import http.client
 import os
+import re
 import shutil
 import sys
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
@@ -28,6 +30,7 @@ import support.interrupt  # noqa: F401, Ctrl-C is one line from here on
 from support import files
 from support.console import Parser, UserError, command
 from support.flag_types import place
+from support.places import check_folder
 from tasks import SPLITS, TASKS, data_path, read_examples
 
 URL = "https://raw.githubusercontent.com/gpoesia/minbert-default-final-project/main/data"
@@ -42,27 +45,23 @@ def fetch(url, path, task, split, timeout=60):
     have = part.stat().st_size if part.exists() else 0
     try:
         request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-        with urllib.request.urlopen(request, timeout=timeout) as answer:
-            resumed = answer.status == 206
-            length = answer.headers["Content-Length"]  # of what is still to come; None where the server says nothing
-            total = int(length) + (have if resumed else 0) if length else 0
-            with open(part, "ab" if resumed else "wb") as file:
-                while chunk := answer.read(1 << 16):
-                    file.write(chunk)
+        answer = urllib.request.urlopen(request, timeout=timeout)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # what is there already is as long as the file, or longer: start again
+        if error.code == 416 and have:  # what is there already is as long as the file, or longer: start again
             part.unlink()
             return fetch(url, path, task, split, timeout)
         raise UserError(f"{url} cannot be had ({error.code} {error.reason}); name another source with --url") from None
-    except http.client.IncompleteRead:
-        total = -1
-    except (urllib.error.URLError, TimeoutError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
-        raise UserError(f"no network, or --url {url} is out of reach ({reason}); data/sample needs neither") from None
-    except (ValueError, http.client.HTTPException):
-        raise UserError(f"--url: {url!r:.100} is no address of a file; leave it out, or begin with https://") from None
+        remedy = "check network and proxy, and run the same command again; data/sample needs no network"
+        raise UserError(f"no network, or {url} is out of reach ({reason!s:.60}); {remedy}") from None
+    resumed, length = answer.status == 206, answer.headers["Content-Length"] or ""  # of what is still to come
+    total = int(length) + (have if resumed else 0) if re.fullmatch("[0-9]{1,15}", length) else None
+    with answer, files.naming(path), open(part, "ab" if resumed else "wb") as file:
+        while chunk := receive(answer, path):
+            file.write(chunk)
     size = part.stat().st_size
-    if total and size != total:
+    if total not in (None, size):
         raise UserError(f"{path.name} stopped after {size} bytes; run the same command again to go on")
     try:
         check(part, task, split, url, "name another source with --url")
@@ -70,6 +69,27 @@ def fetch(url, path, task, split, timeout=60):
         part.unlink()
         raise
     part.replace(path)
+
+
+def receive(answer, path):
+    """The next bytes of an answer, none at its end. Raises UserError where the network fails. Args: path, to name."""
+    try:
+        return answer.read(1 << 16)
+    except (OSError, http.client.HTTPException) as error:
+        raise UserError(
+            f"{path.name} stopped on its way ({error!s:.60}); run the same command again to go on"
+        ) from None
+
+
+def is_address(url):
+    """Whether a text is the address of a file."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host, _ = (parts.hostname or "").encode("idna"), parts.port
+    except ValueError:  # a host or a port that cannot be
+        return False
+    known = parts.scheme == "file" or (parts.scheme in ("http", "https") and host)
+    return bool(known and re.fullmatch("[!-~]+", url))
 
 
 def check(path, task, split, source, remedy):
@@ -112,11 +132,16 @@ def main(argv=None):
     parser.add_argument("--url", default=URL, help="where the files are")
     parser.add_argument("--quora_14k", action="store_true", help="make DIR-quora-14k, too, of the Quora dev file alone")
     args = parser.parse_args(argv)
+    if not is_address(args.url):
+        raise UserError(f"--url {args.url!r:.100} is no address; leave it out, or begin with https://")
+    check_folder("--out", args.out)
     folder = Path(args.out)
     folder.mkdir(parents=True, exist_ok=True)
     for task in TASKS.values():
         for split in SPLITS:
             path = data_path(folder, task, split)
+            if os.path.lexists(path) and not path.is_file():
+                raise UserError(f"{path} is a folder, or a link to nothing; move it away, and this fetches the file")
             if there := path.exists():
                 check(path, task, split, path, "delete it, and the same command fetches it again")
             else:
@@ -127,7 +152,7 @@ def main(argv=None):
         if folder.exists():
             print(f"{folder} is there")
         else:
-            with files.replacing_folder(folder) as aside:
+            with files.naming(folder), files.replacing_folder(folder) as aside:
                 for path in (data_path(whole, TASKS[name], split) for name in ("sst", "sts") for split in SPLITS):
                     shutil.copy(path, aside)
                 cut_quora(whole, aside)

@@ -20,8 +20,11 @@ spec.loader.exec_module(fetch)
 class Files(http.server.BaseHTTPRequestHandler):
     folder = None
     cut = 0  # the next answer stops after this many bytes
+    raw = None  # what is sent in place of each answer
 
     def do_GET(self):
+        if self.raw is not None:
+            return self.wfile.write(self.raw)
         path = self.folder / self.path.split("/")[-1]
         if not path.exists():
             return self.send_error(404)
@@ -45,6 +48,7 @@ def server(tmp_path):
     Files.folder = tmp_path / "there"
     Files.folder.mkdir()
     tiny.task_files(Files.folder)
+    Files.raw = None
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Files)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/data"
@@ -71,14 +75,60 @@ def test_no_network_and_a_missing_file_are_one_sentence(server, tmp_path, refuse
     refused(fetch.main, ["--out", tmp_path / "y", "--url", server], "sts-dev.csv", "404")
 
 
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        (b"", ["no network, or http://", "run the same command again"]),
+        (b"garbage\n", ["no network, or http://", "run the same command again"]),
+        (b"HTTP/1.1 302 Found\r\nLocation: http://a:b/\r\n\r\n", ["no network, or http://"]),
+        (b"HTTP/1.1 416 No\r\n\r\n", ["cannot be had (416 No)"]),
+        (
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nabc",
+            ["ids-sst-train.csv stopped", "run the same"],
+        ),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\nabc", ["is no task file"]),
+    ],
+)
+def test_a_bad_network_is_no_bad_address(server, tmp_path, refused, raw, says):
+    Files.raw = raw
+    refused(fetch.main, ["--out", tmp_path / "x", "--url", server], *says)
+
+
+def test_a_connection_that_breaks_and_a_full_disk_name_the_file(server, tmp_path, refused, monkeypatch):
+    command = ["--out", str(tmp_path / "x"), "--url", server]
+    with monkeypatch.context() as patch:
+        patch.setattr(http.client.HTTPResponse, "read", lambda *_: exec("raise ConnectionResetError(104, 'reset')"))
+        refused(fetch.main, command, "ids-sst-train.csv stopped on its way ([Errno 104] reset); run the same command")
+    full = tmp_path / "full"
+    full.mkdir()
+    part = f"ids-sst-train.csv.{hashlib.sha1(f'{server}/ids-sst-train.csv'.encode()).hexdigest()[:8]}.part"
+    (full / part).symlink_to("/dev/full")
+    refused(fetch.main, ["--out", full, "--url", server], f"{full}/ids-sst-train.csv: No space left on device; free")
+    monkeypatch.setenv("http_proxy", "foo:bar")
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setattr(fetch.urllib.request, "_opener", None)  # which knows the proxies
+    refused(fetch.main, command, "no network, or http://", "proxy")
+
+
+def test_what_is_no_file_in_its_place_is_left_there(server, tmp_path, refused):
+    out = tmp_path / "x"
+    (out / "sts-dev.csv").mkdir(parents=True)
+    (out / "ids-sst-dev.csv").symlink_to(tmp_path / "away")
+    command = ["--out", out, "--url", server]
+    refused(fetch.main, command, f"{out}/ids-sst-dev.csv is a folder, or a link to nothing; move it away")
+    (out / "ids-sst-dev.csv").unlink()
+    refused(fetch.main, command, f"{out}/sts-dev.csv is a folder, or a link to nothing; move it away")
+
+
 def test_a_page_in_place_of_a_file_and_an_address_that_is_none_are_one_sentence(server, tmp_path, refused):
     (Files.folder / "ids-sst-train.csv").write_text("<!DOCTYPE html><title>Sign in</title>")
     refused(fetch.main, ["--out", tmp_path / "x", "--url", server], "a page", "--url")
     assert list((tmp_path / "x").iterdir()) == []
-    for url in ("nowhere", "http://[x/", "c:\\data", "http://127.0.0.1:port"):
-        refused(fetch.main, ["--out", tmp_path / "x", "--url", url], "--url")
+    for url in ("nowhere", "http://[x/", "c:\\data", "http://127.0.0.1:port", "http://", "http://a..b", "http://a/b c"):
+        refused(fetch.main, ["--out", tmp_path / "z", "--url", url], f"--url {url!r} is no address")
+    assert not (tmp_path / "z").exists()
     (tmp_path / "file").write_text("")
-    refused(fetch.main, ["--out", tmp_path / "file", "--url", server], tmp_path / "file", "a folder")
+    refused(fetch.main, ["--out", tmp_path / "file", "--url", server], f"--out {tmp_path}/file is not a folder")
 
 
 def test_quora_14k_is_cut_from_the_dev_file_by_its_ids(server, tmp_path):
