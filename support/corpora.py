@@ -2,20 +2,24 @@
 
 A corpus has len(corpus) rows, and corpus[i] is a tuple of 1, 2 or 3 sentences: one, or two that are alike, or these and
 one that is unlike the first. Sentences of task files are a list in memory. A text file is never in memory: an
-index of 8 bytes a line says where each line starts, and a random order of the index (8 more) is the shuffle. The
-order is a function of the seed and the epoch, so that a run resumes on the line it was at.
+index of 8 bytes a line says where each line starts, and a random order of the index (8 more) is the shuffle. While the
+index is made, a digest of each line (8 bytes) finds those that stand there twice. The order is a function of the seed
+and the epoch, so that a run resumes on the line it was at.
 """
 
 import array
 import functools
 import hashlib
+import os
+import re
 
 import numpy as np
 
 from support.console import UserError
-from support.files import open_regular
+from support.files import alien, open_regular
 
 LONGEST_LINE = 1 << 24  # bytes
+NUMBER = re.compile(r"[-+]?[.,]?\d[\d.,]*(e[-+]?\d+)?", re.IGNORECASE)
 
 
 class TextFile:
@@ -23,35 +27,62 @@ class TextFile:
 
     def __init__(self, path, columns, keep=lambda sentence: True):
         """Args: columns, how many sentences a line may have, all lines the same; keep, a function that says
-        of a line's first sentence whether the line counts. Raises UserError for a file without a usable line.
+        of a line's first sentence whether the line counts. A line that stands there twice counts once, for it would
+        be its own negative. Raises UserError for a file without a usable line, and for one that holds no sentences.
         """
-        offsets, start, faults, digest = array.array("q"), 0, 0, hashlib.sha256()
-        self.columns = None
         try:
-            with open_regular(path) as file:
-                while line := file.readline(LONGEST_LINE):
-                    if len(line) == LONGEST_LINE:
-                        raise UserError(f"{path} has a line of more than {LONGEST_LINE:,} bytes; one sentence a line")
-                    digest.update(line)
-                    row = self.parse(line)
-                    if all(row) and len(row) in columns and len(row) == (self.columns or len(row)):
-                        self.columns = len(row)
-                        if keep(row[0]):
-                            offsets.append(start)
-                    elif line.strip():
-                        faults += 1
-                    start += len(line)
+            self.file = open_regular(path)  # open as long as the corpus is in use
         except FileNotFoundError:
             raise UserError(f"{path} does not exist; name a text file with one example a line") from None
+        self.path, self.stamp, self.columns = path, self._stamp(), None
+        if what := alien(self.file.read(1000)):
+            raise UserError(f"{path} is {what}, not sentences; name a text file with one example a line")
+        self.file.seek(0)
+        try:
+            offsets, lines, numbers, faults = self._read(columns, keep)
         except UnicodeDecodeError:
             raise UserError(f"{path} is not UTF-8 text; save it as UTF-8") from None
         if faults:
             print(f"{path}: {faults} lines left out, they do not have {self.columns or columns} sentences between tabs")
         if not offsets:
-            raise UserError(f"{path} has no usable line; see `python simcse.py --help`")
+            usual = "one example a line, a tab between the sentences of --pairs; the folder of task files is --data"
+            raise UserError(f"{path} has no usable line: {usual}")
+        for column, count in enumerate(numbers, 1):
+            if 2 * count > len(offsets):
+                raise UserError(f"column {column} of {path} holds numbers, not sentences; leave it out of the file")
+        _, first = np.unique(np.frombuffer(lines, dtype=np.int64), return_index=True)
+        if len(first) < len(offsets):
+            print(f"{path}: {len(offsets) - len(first)} lines left out, they stand in it already")
+        self.offsets = np.frombuffer(offsets, dtype=np.int64)[np.sort(first)]
+
+    def _read(self, columns, keep):
+        """Sets `columns` and `digest`. Returns (where the lines start, a digest of each, how many are numbers in each
+        column, how many lines cannot be used).
+        """
+        offsets, lines, start, faults, digest = array.array("q"), array.array("q"), 0, 0, hashlib.sha256()
+        numbers = [0] * max(columns)
+        while line := self.file.readline(LONGEST_LINE):
+            if len(line) == LONGEST_LINE:
+                raise UserError(f"{self.path} has a line of more than {LONGEST_LINE:,} bytes; one sentence a line")
+            digest.update(line)
+            row = self.parse(line)
+            if all(row) and len(row) in columns and len(row) == (self.columns or len(row)):
+                if self.columns is None and len(row) > 1 and all(re.fullmatch(r"[A-Za-z_]\w*", part) for part in row):
+                    print(f"{self.path}: {' / '.join(row)!r:.60} left out, the names of columns")
+                elif keep(row[0]):
+                    offsets.append(start)
+                    lines.frombytes(hashlib.blake2b("\t".join(row).encode(), digest_size=8).digest())
+                    numbers = [n + bool(NUMBER.fullmatch(part)) for n, part in zip(numbers, row, strict=False)]
+                self.columns = len(row)
+            elif line.strip():
+                faults += 1
+            start += len(line)
         self.digest = digest.hexdigest()
-        self.offsets = np.frombuffer(offsets, dtype=np.int64)
-        self.file = open(path, "rb")  # noqa: SIM115, open as long as the corpus is in use
+        return offsets, lines, numbers, faults
+
+    def _stamp(self):
+        found = os.fstat(self.file.fileno())
+        return found.st_size, found.st_mtime_ns
 
     @staticmethod
     def parse(line):
@@ -63,6 +94,13 @@ class TextFile:
         return len(self.offsets)
 
     def __getitem__(self, i):
+        """Raises UserError where another program has changed the file."""
+        if (stamp := self._stamp()) != self.stamp:
+            self.file.seek(0, os.SEEK_END)  # and drops what is buffered
+            self.file.seek(0)
+            if hashlib.file_digest(self.file, "sha256").hexdigest() != self.digest:
+                raise UserError(f"{self.path} has changed while it was in use; restore it and --resume, or start anew")
+            self.stamp = stamp
         self.file.seek(self.offsets[i])
         return self.parse(self.file.readline())
 

@@ -185,6 +185,19 @@ _NO_FILES = {
 }
 
 
+def alien(start):
+    """What often stands in place of a file that was meant, by its first bytes, or None."""
+    start = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    return next((what for pattern, what in _ALIENS.items() if re.match(pattern, start)), None)
+
+
+_ALIENS = {
+    rb"version https://git-lfs": "a pointer of Git LFS, which `git lfs pull` replaces",
+    rb"<(!doctype|html|head|\?xml|!--)": "a web page",
+    rb'(\[\s*)?\{\s*"': "JSON",
+}
+
+
 def read_text(path, most=100_000_000):
     """The text of a UTF-8 file, with or without a byte order mark. Raises UserError for what is no text.
 

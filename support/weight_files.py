@@ -7,7 +7,7 @@ from pickle import UnpicklingError
 import torch
 
 from support.console import UserError
-from support.files import open_regular, read_json
+from support.files import alien, open_regular, read_json
 from support.safetensors import read_safetensors
 
 NAMES = ("model.safetensors", "pytorch_model.bin")  # in the order of preference
@@ -43,11 +43,8 @@ def _check_start(path):
     if not path.exists():
         raise UserError(f"{path} is missing, a part of the weights; fetch the model again")
     with open_regular(path) as file:
-        start = file.read(100).lstrip().lower()
-    if start.startswith(b"version https://git-lfs"):
-        raise UserError(f"{path} is a pointer of Git LFS, not the weights; run `git lfs pull` there, or fetch it again")
-    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise UserError(f"{path} is a web page, not weights; fetch the model again")
+        if what := alien(file.read(100)):
+            raise UserError(f"{path} is {what}, not the weights; fetch the model again")
 
 
 def read_pickled(path):

@@ -22,6 +22,52 @@ def test_what_is_no_utf8_is_refused(tmp_path, raw):
         corpora.TextFile(tmp_path / "f", (1,))
 
 
+@pytest.mark.parametrize(
+    ("text", "columns", "says"),
+    [
+        ("good film\tbad film\t4\nold dog\tnew cat\t2.5\n", (2, 3), "column 3 of .* holds numbers, not sentences"),
+        ("sentence1\tsentence2\tsimilarity\ngood film\tbad film\t4\n", (2, 3), "column 3 of .* holds numbers"),
+        ("0\tgood film\tbad film\n1\told dog\tnew cat\nx\ty\tz\n", (2, 3), "column 1 of .* holds numbers"),
+        ("4\n-2,5\n.5e3\nword\n", (1,), "column 1 of .* holds numbers"),
+        ("\ufeff\n <!DOCTYPE html>\n<p>a b</p>\n", (1,), "is a web page, not sentences"),
+        ("version https://git-lfs.github.com/spec/v1\noid 1\n", (1,), "is a pointer of Git LFS"),
+        ('{"text": "a b"}\n{"text": "c d"}\n', (1,), "is JSON, not sentences"),
+        ("\tid\tsentence\tsentiment\n0\tx\tgood film\t4\n", (1,), "no usable line: .* --pairs; .* --data"),
+    ],
+)
+def test_what_holds_no_sentences_is_refused(tmp_path, text, columns, says):
+    (tmp_path / "f").write_text(text)
+    with pytest.raises(UserError, match=says):
+        corpora.TextFile(tmp_path / "f", columns)
+
+
+def test_lines_that_stand_there_twice_and_names_of_columns_are_left_out(tmp_path, capsys):
+    (tmp_path / "f").write_text("sent0\tsent1\na 1\tb\nc\td\na 1 \tb\nc\te\nc\td\n")
+    corpus = corpora.TextFile(tmp_path / "f", (2, 3))
+    assert [corpus[i] for i in range(len(corpus))] == [("a 1", "b"), ("c", "d"), ("c", "e")]
+    said = capsys.readouterr().out
+    assert "'sent0 / sent1' left out, the names of columns" in said
+    assert "2 lines left out, they stand in it already" in said
+
+
+def test_a_file_that_changes_in_use_is_refused_and_one_that_was_touched_is_not(tmp_path):
+    path = tmp_path / "f"
+    path.write_text("one\ntwo\n")
+    corpus = corpora.TextFile(path, (1,))
+    assert corpus[0] == ("one",)
+    os.utime(path, (0, 0))
+    assert corpus[1] == ("two",)
+    for text in (b"", b"one\nsix\n", "one\ntwo\n".encode("utf-16")):
+        path.write_bytes(text)
+        with pytest.raises(UserError, match="has changed while it was in use"):
+            corpus[0]
+    path.write_text("one\ntwo\n")
+    assert corpus[0] == ("one",)
+    (tmp_path / "other").write_text("an editor's new file")
+    (tmp_path / "other").rename(path)
+    assert corpus[1] == ("two",)
+
+
 def test_pipes_folders_and_holes_are_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with open(tmp_path / "hole", "wb") as file:
