@@ -11,6 +11,7 @@ Each with `--run DIR`, the folder of a run of `multitask.py`.
 import support.interrupt  # noqa: F401, Ctrl-C is one line from here on
 
 import itertools
+import re
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -19,7 +20,7 @@ from evaluate import model_outputs, to_predictions
 from model import MultitaskBert
 from sampling import SAMPLINGS
 from smart import PRESETS
-from support import evidence, files, fingerprints, saved_flags
+from support import evidence, fingerprints, saved_flags, task_files
 from support.console import Parser, UserError, as_utf8, command
 from support.flag_types import place
 from support.flags import add_device, add_kernels, choose_device, choose_kernels, multitask_parser
@@ -27,6 +28,7 @@ from support.folders import check_run, model_folder
 from support.output_cache import cached_outputs
 from tasks import SPLITS, TASKS, DataSet, Examples, data_path, load_examples
 
+CONTROL = re.compile(r"[\0-\x1f\x7f-\x9f]")
 TABLES = TASKS, SPLITS, SAMPLINGS, PRESETS  # what the flags of multitask.py depend on
 # the flags of a run that say which examples it was trained and chosen on
 SOURCES = ("data", "max_examples", *(f"{task}_{split}" for task in TASKS for split in SPLITS))
@@ -59,23 +61,21 @@ def in_words(task, value, decision):
     return f"{text}; {', '.join(others)}"
 
 
-def describe_lines(model, tokenizer, lines):
-    """Prints what the model says of each line: a sentence, or two with a tab between them. Empty lines are left out."""
-    lines = [[part.strip() for part in line.split("\t") if part.strip()] for line in lines]
-    lines = [line for line in lines if line]
-    for line in lines:
-        if len(line) > 2:
-            raise UserError(
-                f"{' / '.join(line)!r:.80} has {len(line)} sentences; put one or two on a line, a tab between"
-            )
+def describe_rows(model, tokenizer, rows):
+    """Prints what the model says of each row, one sentence or two. Raises UserError for a row of more."""
+    for row in rows:
+        if len(row) > 2:
+            said = f"{' / '.join(row)!r:.80} has {len(row)} sentences"
+            raise UserError(f"{said}; put one or two on a line, a tab between")
     said = {}
     for count in (1, 2):
-        numbers = [i for i, line in enumerate(lines) if len(line) == count]
+        numbers = [i for i, row in enumerate(rows) if len(row) == count]
         if numbers:
-            columns = map(list, zip(*(lines[i] for i in numbers), strict=True))
+            columns = map(list, zip(*(rows[i] for i in numbers), strict=True))
             said.update(zip(numbers, describe(model, tokenizer, *columns), strict=True))
-    for i, line in enumerate(lines):
-        print("\t".join(line) + f"\n    {said[i]}")
+    for i, row in enumerate(rows):
+        # a terminal obeys control characters
+        print("\t".join(CONTROL.sub(lambda c: ascii(c[0])[1:-1], text) for text in row) + f"\n    {said[i]}")
 
 
 # ----- what runs say of dev and test
@@ -185,46 +185,36 @@ def main(argv=None):
         raise UserError(f"{len(args.sentences)} sentences were given; give one, or two in quotes, or use --file")
     if args.sentences and (args.file is not None or not all(text.strip() for text in args.sentences)):
         raise UserError("give one sentence, or two, that are not empty, or a --file, but not both")
-    lines = ["\t".join(map(as_utf8, args.sentences))] if args.sentences else None
-    lines = lines if args.file is None else read_lines(args.file)
+    rows = [task_files.sentences_of("\t".join(map(as_utf8, args.sentences)))] if args.sentences else None
+    rows = rows if args.file is None else task_files.read_sentences(args.file, TASKS)
     folder = model_folder(args.run)
     device = choose_device(args)
     choose_kernels(args, device)
     model, tokenizer = MultitaskBert.load(folder)
     model.to(device)
-    if lines is not None:
-        if not any(line.strip() for line in lines):
-            raise UserError(f"--file {args.file} holds no sentence; write one a line")
-        describe_lines(model, tokenizer, lines)
+    if rows is not None:
+        describe_rows(model, tokenizer, rows)
     else:
         print("Type a sentence, or two with a tab (or ' || ') between them. An empty line ends.")
-        while (line := _ask()) != "":
-            if line is not None:
-                describe_lines(model, tokenizer, [line])
-
-
-def read_lines(file):
-    """The lines of a UTF-8 file, or of standard input where `file` is "-"."""
-    if file != "-":
-        return files.read_text(file).split("\n")
-    try:
-        return sys.stdin.buffer.read().decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError:
-        raise UserError("standard input is not UTF-8 text; save it as UTF-8") from None
+        while (row := _ask()) is not None:
+            if row:
+                describe_rows(model, tokenizer, [row])
 
 
 def _ask():
-    """The next line that somebody types, a tab for " || "; "" at the end, None for what cannot be answered."""
+    """The sentences that somebody types next, a tab for " || "; none where they get no answer, None at the end."""
     try:
-        line = as_utf8(input("> "), sys.stdin.encoding).replace("||", "\t").strip()
-        if line.count("\t") < 2:
-            return line
-        print("that is more than two sentences")
+        if not (line := as_utf8(input("> "), sys.stdin.encoding).strip()):
+            return None
+        row = task_files.sentences_of(line.replace("||", "\t"))
+        if len(row) in (1, 2):
+            return row
+        print("that is more than two sentences" if row else "that is no sentence")
     except EOFError:
-        return ""
+        return None
     except UserError as error:
         print(error)
-    return None
+    return []
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import re
 import sys
 
 from support.console import UserError, remedy_for_missing
-from support.files import open_regular
+from support.files import alien, open_regular, read_text
 
 LONGEST_LINE = 1 << 24  # bytes
 MOST_LINES, LONGEST_FIELD = 100, 1 << 20  # lines and characters of a field that spans lines
@@ -70,6 +70,39 @@ def read_rows(path):
         yield range(number, number + count), fields, fault
         lines.drop(count)
         number += count
+
+
+def sentences_of(line):
+    """What stands between the tabs of a line, without what is empty: a list of str."""
+    return [part.strip() for part in line.split("\t") if part.strip()]
+
+
+def read_sentences(file, tasks):
+    """The sentences of each line of a UTF-8 file, or of standard input where `file` is "-"; empty lines are left out.
+
+    They may be quoted as in task files. Args: tasks, `tasks.TASKS`. Raises UserError for a file of another kind.
+    """
+    name = "standard input" if file == "-" else f"--file {file}"
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8-sig") if file == "-" else read_text(file)
+    except UnicodeDecodeError:
+        raise UserError(f"{name} is not UTF-8 text; save it as UTF-8") from None
+    rows = []
+    for line in re.split("\r\n?|\n", text):
+        fields, fault = split(line)
+        rows.append(sentences_of(line if fault else "\t".join(field.replace("\t", " ") for field in fields)))
+    rows = [row for row in rows if row]
+    if not rows:
+        raise UserError(f"{name} holds no sentence; write one a line")
+    if what := alien(text[:1000].encode()):
+        raise UserError(f"{name} is {what}, not sentences; write one a line")
+    for task in tasks.values():
+        if rows[0] == ["id", task.output]:
+            raise UserError(f"{name} holds predictions, not sentences; name a file with a sentence a line")
+        if {"id", *task.columns} <= {*rows[0]}:
+            remedy = f"`multitask.py --eval_only --out RUN --{task.name}_test FILE` writes predictions of one"
+            raise UserError(f"{name} is a task file; {remedy}")
+    return rows
 
 
 def split(line):

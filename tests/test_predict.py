@@ -41,14 +41,14 @@ def test_bytes_that_are_no_utf8_are_said_and_utf8_is_answered_in_a_c_locale(trai
 
 
 def test_lines_that_somebody_types_are_answered_or_said(trained, monkeypatch, capsys):
-    lines = iter(["good film", "caf\udce9", "a||b||c", "good||bad film", "", "never read"])
+    lines = iter(["good film", "caf\udce9", "a||b||c", "||", "good||bad film", "", "never read"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
     predict.main(["--run", str(trained)])
     said = capsys.readouterr().out
     assert said.count("sentiment: ") == 1
     assert said.count("similarity: ") == 1
     assert said.count("is not UTF-8 text") == 1
-    assert said.count("more than two sentences") == 1
+    assert said.count("more than two sentences") == said.count("that is no sentence") == 1
     assert next(lines) == "never read"
 
 
@@ -60,6 +60,13 @@ def test_lines_that_somebody_types_are_answered_or_said(trained, monkeypatch, ca
         (b"", "holds no sentence"),
         (b"\xef\xbb\xbf \n\t\n", "holds no sentence"),
         (b"a\tb\tc\n", "3 sentences"),
+        (b"id \t Predicted_Sentiment \ndev0 , 0 \n", "holds predictions"),
+        (
+            b"\tid\tsentence\tsentiment\n0\tx\tgood\t4\n",
+            "is a task file; `multitask.py --eval_only --out RUN --sst_test",
+        ),
+        (b"id\tsentence1\tsentence2\nx\tgood\tbad\n", "--para_test FILE"),
+        (b"<!DOCTYPE html>\n<p>\n", "is a web page, not sentences"),
     ],
 )
 def test_a_file_without_an_answer_is_one_sentence(trained, tmp_path, refused, monkeypatch, raw, reason):
@@ -67,6 +74,17 @@ def test_a_file_without_an_answer_is_one_sentence(trained, tmp_path, refused, mo
     refused(predict.main, ["--run", trained, "--file", tmp_path / "f"], reason)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(raw)))
     refused(predict.main, ["--run", trained, "--file", "-"], reason)
+
+
+def test_lines_are_read_as_those_of_task_files_and_no_terminal_obeys_them(trained, tmp_path, monkeypatch, capsys):
+    raw = b'good film\rbad film\r\n"good ""film"""\t" bad film"\n"good" film\n\x1b]0;mine\x07film \xc2\x9b1m \xc3\xa9\n'
+    (tmp_path / "f").write_bytes(raw)
+    for name in (tmp_path / "f", "-"):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(raw)))
+        predict.main(["--run", str(trained), "--file", str(name)])
+        shown = capsys.readouterr().out.splitlines()[::2]
+        assert shown[:4] == ["good film", "bad film", 'good "film"\tbad film', '"good" film']
+        assert shown[4:] == [r"\x1b]0;mine\x07film \x9b1m é"]
 
 
 def test_a_pipe_or_a_folder_in_place_of_a_file_is_refused_at_once(trained, tmp_path, refused):
