@@ -17,7 +17,9 @@ import os
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
+for name in [name for name in os.environ if name.startswith("TQDM_")]:
+    del os.environ[name]  # tqdm would take them for its arguments, and stop at those that make no sense
+from tqdm import tqdm  # noqa: E402
 
 
 class UserError(Exception):
@@ -179,14 +181,13 @@ def remedy_for_missing(path, otherwise):
     return f"start this in {home}, the project's folder" if (home / path).exists() else otherwise
 
 
-def progress(total, initial=0, unit="step", title=""):
+def progress(total, initial=0, unit="step", title="", shown=True):
     """A tqdm bar on a terminal; without one (a log file, a pipe), the same line printed every 30 seconds.
 
-    Under torchrun only the first process shows one. Args: total and initial in units. Returns a tqdm object: call
-    `.update(n)` and `.set_postfix_str(text)`.
+    Args: total and initial in units; shown, False for none of both. Returns a tqdm object: call `.update(n)` and
+    `.set_postfix_str(text)`.
     """
-    settings = {"total": total, "initial": initial, "unit": unit, "desc": title}
-    settings["disable"] = os.environ.get("RANK", "0") != "0"
+    settings = {"total": total, "initial": initial, "unit": unit, "desc": title, "disable": not shown}
     if sys.stderr.isatty():
         return tqdm(**settings, dynamic_ncols=True)
     return tqdm(**settings, file=_Lines(), mininterval=30, maxinterval=30, ascii=True, ncols=100)

@@ -75,7 +75,7 @@ class TrainingRun:
             self.position["best"] = -math.inf
             self._save_best()
         self.interrupt = self.open.enter_context(Interrupt())
-        self.bar = self.open.enter_context(progress(len(self.plan), done, " steps", "training"))
+        self.bar = self.open.enter_context(progress(len(self.plan), done, " steps", "training", self.writes))
         return self
 
     def __exit__(self, *error):

@@ -29,6 +29,11 @@ def test_a_reader_who_has_seen_enough_ends_the_program_quietly():
         assert done.stderr == b""
 
 
+def test_the_environment_hides_or_breaks_no_progress_bar():
+    done = program("progress(3).close()", TQDM_NCOLS="abc", TQDM_MININTERVAL="x", TQDM_COLOUR="no", RANK="1")
+    assert done.returncode == 0 and b"0/3" in done.stderr, done.stderr
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no full device here")
 def test_a_full_disk_under_standard_output_is_named():
     for body in ("print(1)", "print('x' * 100_000)"):
