@@ -17,6 +17,18 @@ def figure(height):
     return Figure(figsize=(6, height), dpi=150, layout="constrained")
 
 
+def plain(text):
+    """A text that somebody chose, as matplotlib shows it as it is: "$" begins no formula, and "_" hides no entry.
+
+    Characters that the font lacks are escaped.
+    """
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    font = get_font(findfont(FontProperties()))
+    shown = "".join(c if font.get_char_index(ord(c)) else ascii(c)[1:-1] for c in text)
+    return " " * shown.startswith("_") + shown.replace("$", r"\$")
+
+
 def dress(axes, title, x, y):
     """Title, labels and a light look for flat axes; ticks of x are whole numbers, thousands as 1k, 2k."""
     axes.set_title(title, fontsize=9)
@@ -83,7 +95,7 @@ def draw_curves(records, metrics):
             axes.plot(steps, smooth(losses), style, color=colour, linewidth=1.5)
         for axes, key in zip(grid[1], (*metrics, "score"), strict=True):
             epochs, values = ([line[x] for line in dev if key in line] for x in ("epoch", key))
-            axes.plot(epochs, values, style, color=colour, linewidth=1.5, marker="o", markersize=3, label=name)
+            axes.plot(epochs, values, style, color=colour, linewidth=1.5, marker="o", markersize=3, label=plain(name))
     grid[0, -1].legend(*grid[1, 0].get_legend_handles_labels(), fontsize=7, frameon=False, loc="center")
     return drawn
 

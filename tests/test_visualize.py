@@ -1,9 +1,11 @@
 """Figures with all that a reader needs, from runs and from evidence alike."""
 
 import argparse
+import io
 import json
 import math
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -185,6 +187,18 @@ def test_the_curves_are_labelled_in_every_panel():
     assert list(raw) == [line["sst"] for line in train]
     assert smooth[50] == pytest.approx(np.mean(raw[45:56]))
     assert list(panels[5].lines[0].get_ydata()) == [0.2, 0.4]
+
+
+def test_any_name_of_a_run_stands_in_the_legend_as_it_is():
+    pytest.importorskip("matplotlib")
+    names = {"a$_$b": r"a\$_\$b", "cost$5$x": r"cost\$5\$x", "_hidden": " _hidden", "漢\n": r"\u6f22\n", "é": "é"}
+    line = {"step": 1, "epoch": 1, "sst": 0.5, "score": 0.5}
+    drawn = figures.draw_curves({name: ([line], [line]) for name in names}, {"sst": "accuracy"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn.savefig(io.BytesIO(), format="png")
+    (legend,) = filter(None, (axes.get_legend() for axes in drawn.axes))
+    assert [text.get_text() for text in legend.get_texts()] == list(names.values())
 
 
 def test_the_map_has_labels_a_legend_and_a_named_colour_bar(trained):
