@@ -164,7 +164,7 @@ def test_no_network_is_one_sentence(monkeypatch, stopped):
 
 
 def test_an_interpreter_keeps_what_will_do_and_gets_only_what_it_lacks(monkeypatch):
-    versions = {"torch": "2.9.0+cu128", "numpy": "1.26.4", "tokenizers": "0.21.0"}
+    versions = {"torch": "2.9.0+cu128", "numpy": "1.26.4", "tokenizers": "0.21.0", "matplotlib": "3.9.4"}
     absent = environment.importlib.metadata.PackageNotFoundError
 
     def version(name):
@@ -178,7 +178,7 @@ def test_an_interpreter_keeps_what_will_do_and_gets_only_what_it_lacks(monkeypat
     environment.complete_interpreter()
     names = [requirement.split("=")[0] for requirement in installed]
     assert "torch" not in names and "tokenizers" not in names
-    assert {"numpy", "pytest", "tqdm"} <= set(names)
+    assert {"numpy", "matplotlib", "pytest", "tqdm"} <= set(names)
 
 
 def test_this_interpreter_lacks_nothing():
