@@ -3,7 +3,7 @@
 $(if $(wildcard support/environment.py),,\
 $(error this is not the project's folder; type `make -C $(dir $(lastword $(MAKEFILE_LIST)))`))
 
-# the targets that take a variable; to give it to another is an error
+# the targets that take a variable; one that no target of the command takes is an error
 PYTHON-IS-FOR = $(filter-out help clean,$(GOALS))
 VENV-IS-FOR = $(PYTHON-IS-FOR)
 OUT-IS-FOR = train eval predict everyday
@@ -17,7 +17,7 @@ EVIDENCE-IS-FOR = figures
 
 GOALS = $(or $(MAKECMDGOALS),help)
 NAMES = PYTHON VENV OUT DATA BERT GPU PRESET EVIDENCE
-taken-by = $(strip $(foreach v,$(NAMES) FLAGS TOY,$(if $(filter $1,$($v-IS-FOR)),$v)))
+TAKEN = $(strip $(foreach v,$(NAMES) FLAGS TOY,$(if $(filter $(GOALS),$($v-IS-FOR)),$v)))
 given-by = $(strip $(foreach v,$(.VARIABLES),$(if $(findstring /$1/,/$(origin $v)/),$v)))
 FROM-ENVIRONMENT := $(call given-by,environment)
 
@@ -49,10 +49,9 @@ STRONG = $(wildcard $(EVIDENCE)/smart-strong-8-*)
 # five models of one kind for the maps: seeds of one row, as far as they go
 ALIKE = $(wordlist 1,5,$(wildcard $(EVIDENCE)/means-*))
 
-$(foreach goal,$(GOALS),$(foreach v,$(call given-by,command line),$(if $(filter $(call taken-by,$(goal)),$v),,\
-$(error `make $(goal)` takes $(or $(call taken-by,$(goal)),no variable), and $v was given; leave it out))))
-$(foreach v,$(filter $(foreach goal,$(GOALS),$(call taken-by,$(goal))),$(FROM-ENVIRONMENT)),\
-$(if $(filter file,$(origin $v)),\
+$(foreach v,$(filter-out $(TAKEN),$(call given-by,command line)),\
+$(error `make $(GOALS)` takes $(or $(TAKEN),no variable), and $v was given; leave it out))
+$(foreach v,$(filter $(TAKEN),$(FROM-ENVIRONMENT)),$(if $(filter file,$(origin $v)),\
 $(warning $v of the environment does not count; if it is meant, type `make $(GOALS) $v=...`)))
 
 # each is one word, and VENV alone may be empty; ~ is meant as in the shell

@@ -228,7 +228,7 @@ def test_a_variable_that_no_recipe_can_hold_is_one_sentence(arguments, words):
         (["data", "OUT=x"], "and OUT was given"),
         (["gpu", "OUT=x"], "and OUT was given"),
         (["gpu-step", "BERT=x"], "and BERT was given"),
-        (["train", "predict", "DATA=x"], "`make predict` takes PYTHON VENV OUT, and DATA was given"),
+        (["data", "train", "BERT=x"], "`make data train` takes PYTHON VENV OUT DATA FLAGS, and BERT was given"),
     ],
 )
 def test_a_variable_that_a_target_does_not_take_is_one_sentence(arguments, words):
@@ -243,6 +243,11 @@ def test_each_target_takes_the_variables_that_its_help_names():
             given = [f"{name}=x" for name in re.findall(r"\b([A-Z]+)=", named[2]) if name != "EVIDENCE"]
             for target in named[1].split():
                 assert make(target, *given).stderr == "", line
+
+
+def test_of_two_targets_one_may_take_a_variable():
+    done = make("data", "train", "predict", "DATA=data/cs224n", "OUT=runs/mine", "VENV=")
+    assert done.stderr == "" and "--data 'data/cs224n' --out 'runs/mine'" in done.stdout
 
 
 def test_the_environment_changes_no_place():
