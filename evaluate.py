@@ -38,18 +38,14 @@ def pearson(predicted, labels):
 
 
 def alignment(a, b):
-    """Unit vectors of pairs that are alike, a and b (n, H) -> mean ‖a - b‖²; None where it is no number: of no pair."""
-    return _number(((a - b) ** 2).sum(1).mean()) if len(a) else None
+    """Unit vectors of pairs that are alike, a and b (n, H) -> mean ‖a - b‖², None for no pair."""
+    return float(((a - b) ** 2).sum(1).mean()) if len(a) else None
 
 
 def uniformity(a):
-    """Unit vectors (n, H) -> log of the mean of e^{-2 ‖x - y‖²} over all pairs x ≠ y; None where it is no number."""
+    """Unit vectors (n, H) -> log of the mean of e^{-2 ‖x - y‖²} over all pairs x ≠ y, None for no pair."""
     squared = np.maximum(2 - 2 * (a @ a.T), 0)[np.triu_indices(len(a), 1)]
-    return _number(np.log(np.exp(-2 * squared.astype(np.float64)).mean())) if len(squared) else None
-
-
-def _number(value):
-    return float(value) if np.isfinite(value) else None
+    return float(np.log(np.exp(-2 * squared.astype(np.float64)).mean())) if len(squared) else None
 
 
 def ranks(values):

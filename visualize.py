@@ -84,8 +84,7 @@ def look(model, dataset, batch_size=64):
         pooled.append(h.float().cpu())
         p.append(probabilities(SST, logits.float()).cpu())
     back = np.argsort(order)
-    found = [check_finite(model.bert, SST.name, torch.cat(parts).numpy()[back]) for parts in (pooled, p)]
-    return tuple(found)
+    return tuple(check_finite(model.bert, SST.name, torch.cat(parts).numpy()[back]) for parts in (pooled, p))
 
 
 def components(h):
