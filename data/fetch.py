@@ -152,7 +152,7 @@ def main(argv=None):
         if folder.exists():
             print(f"{folder} is there")
         else:
-            with files.naming(folder), files.replacing_folder(folder) as aside:
+            with files.replacing_folder(folder) as aside:
                 for path in (data_path(whole, TASKS[name], split) for name in ("sst", "sts") for split in SPLITS):
                     shutil.copy(path, aside)
                 cut_quora(whole, aside)

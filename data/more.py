@@ -31,7 +31,7 @@ from bert import Bert
 from simcse import SentenceEncoder, embeddings
 from support.console import Parser, UserError, command
 from support.downloads import MINILM, find_model
-from support.files import naming, replacing
+from support.files import replacing
 from support.flag_types import place, positive
 from support.flags import add_device, choose_device
 from support.places import check_folder
@@ -131,9 +131,7 @@ def main(argv=None):
                 writer = csv.writer(text, delimiter="\t", lineterminator="\n")
                 writer.writerow(["id", *task.columns])
                 writer.writerows([f"more-{i}", *sentences] for i, sentences in enumerate(found))
-                with naming(paths[task]):
-                    text.flush()
-                text.detach()
+                text.detach()  # flushes it
     for task, found in new.items():
         print(f"{paths[task]}: {len(found)} lines" if found else f"nothing new for {task.name}")
 

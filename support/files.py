@@ -23,8 +23,8 @@ def beside(path, kind):
 
     Args: kind, "part" for what this process has not completed yet, "old" for what is about to be deleted.
     """
-    path = Path(path)
-    return path.with_name(f".{path.name}.replacing.{f'{os.getpid()}.' * (kind == 'part')}{kind}")
+    path, process = Path(path), f"{os.getpid()}." if kind == "part" else ""
+    return path.with_name(f".{path.name}.replacing.{process}{kind}")
 
 
 def sweep(path):
