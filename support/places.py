@@ -34,8 +34,11 @@ def check_own(flag, path, is_own):
 
     Args: is_own, a function of the first bytes of a file, which is not called for an empty one.
     """
-    if not _is_vacant_or(is_own, path):
-        raise UserError(f"{flag}: {path} is there, and no earlier output; move it away, or name another place")
+    if os.path.exists(path):
+        with open_regular(path) as file:
+            start = file.read(200)
+        if start and not is_own(start):
+            raise UserError(f"{flag}: {path} is there, and no earlier output; move it away, or name another place")
 
 
 def check_figure(flag, path):
@@ -44,14 +47,6 @@ def check_figure(flag, path):
         raise UserError(f"{flag} {path} is not the name of a PNG file; let it end in .png")
     check_file(flag, path)
     check_own(flag, path, lambda start: start.startswith(b"\x89PNG") and b"Matplotlib" in start)
-
-
-def _is_vacant_or(is_own, path):
-    if not os.path.exists(path):
-        return True
-    with open_regular(path) as file:
-        start = file.read(200)
-    return not start or is_own(start)
 
 
 def _fault(path, is_folder):
@@ -111,10 +106,9 @@ def check_predictions(args, tasks, splits):
         above = itertools.takewhile(lambda folder: folder != _real(out), real.parents)
         if not fault and (other := next(filter(_is_run, above), None)):
             fault = f"belongs to the run {other}"
-        if not fault and not _is_vacant_or(is_predictions(tasks), path):
-            fault = "is there, and holds no predictions"
         if fault:
             raise UserError(f"{said} {fault}; name another place with --{flag}")
+        check_own(f"--{flag}", path, is_predictions(tasks))
         for place, whose in taken.items():
             if real == place or real in place.parents or place in real.parents:
                 raise UserError(f"--{flag} {given} is in the way of {whose}; name another file")

@@ -112,7 +112,7 @@ def test_a_folder_in_which_nothing_can_be_made_is_refused():
         (["--sst_dev_out", ".."], "is not a file"),
         (["--sst_dev_out", "x" * 250], "too long a name"),
         (["--sst_dev_out", "file/predictions.csv"], "lies below"),
-        (["--sst_dev_out", "file"], "holds no predictions"),
+        (["--sst_dev_out", "file"], "no earlier output"),
         (["--sst_dev_out", "/dev/null"], "is not a file"),
         (["--sst_dev_out", "config.json"], "the run's own config.json"),
         (["--sts_test_out", ".metrics.jsonl.replacing.part"], "something half written"),
@@ -146,7 +146,7 @@ def test_a_data_file_named_as_a_prediction_file_is_left_alone(tmp_path, task_fil
     path = data_path(task_files, TASKS["sst"], "dev")
     before = path.read_bytes()
     argv = ["--out", tmp_path, "--sst_dev_out", path]
-    refused(multitask.main, argv, f"--sst_dev_out {path} is there, and holds no predictions")
+    refused(multitask.main, argv, f"--sst_dev_out: {path} is there, and no earlier output; move it away")
     assert path.read_bytes() == before
 
 
