@@ -20,7 +20,6 @@ from statistics import mean
 
 import ensemble
 from evaluate import dev_score, score, write_predictions
-from kernels.cpu.products import bfloat16_products
 from predict import TABLES, examples_of, flags_of, outputs_of, paths_of, task_paths
 from support import evidence, files, flags, jobs, keep_evidence, run_folder, tables
 from support.console import UserError, command
@@ -80,9 +79,9 @@ def keep(args, run, record):
     """Makes the evidence of a finished run. Args: record, a dict of its row, seconds, commit and device."""
     config, examples, outputs = flags_of(run), {}, {}
     keep_evidence.check_finished(run, config)
-    device = flags.choose_device(Namespace(device="cpu" if config["device"] == "cpu" else "auto"))
-    wanted = Namespace(bf16=config["bf16"] and bfloat16_products(), kernels=config.get("kernels", "auto"))
-    flags.choose_kernels(wanted, device)  # as it was scored, where this machine can
+    wanted = Namespace(**run_folder.computing_here(config))  # as it was scored
+    device = flags.choose_device(wanted)
+    flags.choose_kernels(wanted, device)
     for split in ("dev", "test"):
         these = examples_of([run], args.data, split)
         examples |= {f"{task}-{split}": (of.ids, of.labels) for task, of in these.items()}

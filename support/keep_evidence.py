@@ -19,7 +19,7 @@ from support.saved_flags import read_flags
 
 PLACES = ("out", "resume", "eval_only", "skip_test")  # flags that say where a run stands and how it is started
 FILES = ("_train", "_dev", "_test", "_out")  # ends of flags that name files
-NEEDED = ("bert", "epochs", "seed", "device", "bf16", "max_examples")  # flags that every run has
+NEEDED = ("bert", "epochs", "seed", "max_examples")  # flags that every run has
 FREE = ("data", "device", "save_every", "cuda_graphs", "bf16", "kernels")  # may differ between runs of one row
 
 

@@ -22,13 +22,13 @@ from pathlib import Path
 
 import torch
 
+from kernels.cpu.products import bfloat16_products
 from support import metrics_file
 from support.console import UserError
 from support.files import beside, is_vacant, open_regular, read_json, target_of
 from support.safetensors import open_safetensors, write_safetensors
 from support.saved_flags import OWN_FLAGS, as_typed
 
-COMPUTING = ("device", "bf16", "kernels")  # the same model on another machine
 # these may change: how a run runs, and the places of what it reads, since its state knows what stood there
 READS = ("data", "bert", "unlabelled", "corpus", "pairs")
 FREE_FLAGS = (*OWN_FLAGS, "device", "save_every", *READS)
@@ -47,8 +47,8 @@ def _lasting(flags, free=FREE_FLAGS):
 def parse_flags(parser, argv):
     """The flags of a run: from `argv`, and with --resume from the run's own `config.json`.
 
-    So `--resume --out DIR` alone goes on with the flags of before. With --eval_only too, but for how to compute: a
-    trained model may stand on another machine. Raises UserError where a flag given now contradicts the run, and where
+    So `--resume --out DIR` alone goes on with the flags of before. With --eval_only too, but how to compute may change:
+    a trained model may stand on another machine. Raises UserError where a flag given now contradicts the run, and where
     a run would be overwritten.
     """
     args = parser.parse_args(argv)
@@ -67,10 +67,10 @@ def parse_flags(parser, argv):
         raise UserError(f"{config} is not a run of {parser.prog}; {remedy}")
     if not (args.resume or args.eval_only):
         raise UserError(f"{args.out} already holds a run; add --resume to go on with it, or choose another --out")
-    own = as_typed(parser, saved, config, remedy)
-    free = FREE_FLAGS
+    own, free = as_typed(parser, saved, config, remedy), FREE_FLAGS
     if args.eval_only:
-        own, free = {name: own[name] for name in own if name not in COMPUTING}, FREE_FLAGS + COMPUTING
+        here = computing_here(own)
+        own, free = own | here, (*FREE_FLAGS, *here)
     parser.set_defaults(**own)
     kept = vars(parser.parse_args([]))  # with the defaults of flags that are newer than the run
     args = parser.parse_args(argv)
@@ -82,6 +82,15 @@ def parse_flags(parser, argv):
                 f"leave the flag out to resume, or choose another --out"
             )
     return args
+
+
+def computing_here(flags):
+    """How a run computes, as far as this machine can: its flags that say so. Args: flags, all that the run has."""
+    return {
+        "device": "cpu" if flags.get("device") == "cpu" else "auto",
+        "bf16": flags.get("bf16", False) and bfloat16_products(),
+        "kernels": flags.get("kernels", "auto"),
+    }
 
 
 def lock(folder):

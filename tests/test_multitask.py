@@ -22,6 +22,7 @@ import reproduce
 from bert import Bert
 from evaluate import probabilities
 from model import Head, MultitaskBert, task_loss
+from support import flags as flags_of_run
 from support.safetensors import read_safetensors
 from tasks import TASKS
 
@@ -103,7 +104,7 @@ def test_bfloat16_products_are_refused_where_there_are_none(flags, refused, monk
 
 def test_a_run_of_another_machine_is_scored_with_what_this_one_has(finished, tmp_path, refused, monkeypatch):
     """How to compute is no property of a trained model."""
-    for module in ("support.flags", "reproduce"):
+    for module in ("support.flags", "support.run_folder"):
         monkeypatch.setattr(f"{module}.bfloat16_products", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     run = shutil.copytree(finished[0], tmp_path / "run")
@@ -111,6 +112,11 @@ def test_a_run_of_another_machine_is_scored_with_what_this_one_has(finished, tmp
     (run / "config.json").write_text(json.dumps(config | {"device": "cuda", "bf16": True}))
     multitask.main(["--eval_only", "--out", str(run)])
     multitask.main(["--eval_only", "--out", str(run), "--kernels", "plain"])
+    with monkeypatch.context() as patch:  # as it was trained, where that can be
+        patch.setattr("support.run_folder.bfloat16_products", lambda: True)
+        score = ["--eval_only", "--out", str(run)]
+        assert flags_of_run.parse_multitask(score, *predict.TABLES).bf16
+        assert not flags_of_run.parse_multitask([*score, "--no-bf16"], *predict.TABLES).bf16
     refused(multitask.main, ["--eval_only", "--out", run, "--bf16"], "leave out --bf16")
     reproduce.main(["--keep", str(run), "--row", "mine", "--results", str(tmp_path / "results")])
     refused(multitask.main, ["--resume", "--out", run], "no CUDA device", "--device cpu")
