@@ -49,7 +49,7 @@ STRONG = $(wildcard $(EVIDENCE)/smart-strong-8-*)
 # five models of one kind for the maps: seeds of one row, as far as they go
 ALIKE = $(wordlist 1,5,$(wildcard $(EVIDENCE)/means-*))
 
-$(foreach v,$(filter-out $(TAKEN),$(call given-by,command line)),\
+$(foreach v,$(filter-out $(TAKEN) SHELL,$(call given-by,command line)),\
 $(error `make $(GOALS)` takes $(or $(TAKEN),no variable), and $v was given; leave it out))
 $(foreach v,$(filter $(TAKEN),$(FROM-ENVIRONMENT)),$(if $(filter file,$(origin $v)),\
 $(warning $v of the environment does not count; if it is meant, type `make $(GOALS) $v=...`)))

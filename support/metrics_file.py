@@ -21,13 +21,13 @@ def append(folder, **values):
 def read(folder):
     """The lines of `metrics.jsonl`, a list of dicts, without the metrics that are not defined.
 
-    A damaged line is left out and counted on stderr. Nothing is said of a last line without its end: a kill cut it
-    short.
+    Other lines, damaged or somebody else's, are left out and counted on stderr. Nothing is said of a last line without
+    its end: a kill cut it short.
     """
     found = list(_lines(folder))
-    damaged = sum(not line and (raw.endswith(b"\n") or len(raw) == LONGEST_LINE) for raw, line in found)
-    if damaged:
-        print(f"{Path(folder) / 'metrics.jsonl'}: {damaged} damaged lines left out", file=sys.stderr)
+    others = sum(not line and (raw.endswith(b"\n") or len(raw) == LONGEST_LINE) for raw, line in found)
+    if others:
+        print(f"{Path(folder) / 'metrics.jsonl'}: {others} lines without metrics left out", file=sys.stderr)
     return [line for _, line in found if line]
 
 

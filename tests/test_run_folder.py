@@ -36,7 +36,7 @@ def test_damaged_lines_of_metrics_are_left_out_with_a_word(tmp_path, capsys, dam
     good = json.dumps(GOOD).encode()
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join((good, damage, good)) + b"\n")
     assert metrics_file.read(tmp_path) == [GOOD, GOOD]
-    assert "1 damaged lines left out" in capsys.readouterr().err
+    assert "1 lines without metrics left out" in capsys.readouterr().err
     metrics_file.rewind(tmp_path, 3)
     assert (tmp_path / "metrics.jsonl").read_bytes() == b"\n".join((good, damage, good)) + b"\n"
 

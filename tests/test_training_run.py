@@ -242,7 +242,7 @@ def test_damaged_lines_of_metrics_are_left_out_with_a_word(tmp_path, capsys):
     lines = [json.dumps(good[0]), *bad, json.dumps(good[1]), '{"kind": "tr']
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines), errors="surrogateescape")
     assert metrics_file.read(tmp_path) == good
-    assert f"{len(bad)} damaged lines" in capsys.readouterr().err
+    assert f"{len(bad)} lines without metrics" in capsys.readouterr().err
     metrics_file.rewind(tmp_path, 1)
     assert (tmp_path / "metrics.jsonl").read_text(errors="surrogateescape").splitlines() == lines[:-2]  # none is lost
     assert capsys.readouterr().err == ""
