@@ -1,6 +1,6 @@
 """Try a trained model on your own sentences.
 
-    python predict.py "A film that never lets go."                            its sentiment, all five probabilities
+    python predict.py "I laughed until I cried."                              its sentiment, all five probabilities
     python predict.py "How old are you?" "What is your age?"                  paraphrase or not, and how similar
     python predict.py --file lines.txt                                        a sentence a line; a tab makes it a pair
     python predict.py                                                         interactive
