@@ -3,7 +3,7 @@
 $(if $(wildcard support/environment.py),,\
 $(error this is not the project's folder; type `make -C $(dir $(lastword $(MAKEFILE_LIST)))`))
 
-# the targets that take a variable; one that no target of the command takes is an error
+# VARIABLE-IS-FOR: the targets that take it. A variable that no target of the command takes is an error
 PYTHON-IS-FOR = $(filter-out help clean,$(GOALS))
 VENV-IS-FOR = $(PYTHON-IS-FOR)
 OUT-IS-FOR = train eval predict everyday
@@ -87,7 +87,7 @@ figures: $(READY)  ## draw the figures into results/, from the evidence of runs 
 everyday: $(READY)  ## ask the trained model about 700 everyday sentences and pairs (OUT=DIR)
 	$(RUN) data/everyday.py --run '$(OUT)'
 
-test: $(READY)  ## the test suite, some 4 minutes on two cores
+test: $(READY)  ## the test suite, 2 to 4 minutes on two cores
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
 
 fuzz: $(READY)  ## feed 100,000 damaged files and command lines to everything that reads them (under 10 minutes)
@@ -110,7 +110,7 @@ launches: $(READY)  ## count the launches of a training step and model its time 
 	$(TRITON)
 	$(RUN) -m bench.launches $(FLAGS)
 
-gpu: $(PARTS:%=gpu-%)  ## on a GPU, no network: tests, kernels, step, training, into runs/gpu (VENV= BERT=DIR DATA=DIR)
+gpu: $(PARTS:%=gpu-%)  ## on a GPU, needs no network: tests, kernels, step, training, into runs/gpu (VENV= BERT=DIR DATA=DIR)
 	@tail -qn 1 $(PARTS:%='$(GPU)/%.txt')
 
 # 10 minutes for each part (then Ctrl-C, and what was printed stays); one that fails does not stop the next
@@ -130,7 +130,7 @@ lint: $(READY)  ## ruff: style and format
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
-clean:  ## remove the runs; the downloads stay
+clean:  ## remove all of runs/, trained models too; the downloads stay
 	rm -rf runs
 
 $(READY): requirements.txt

@@ -67,7 +67,7 @@ class BertConfig:
 
     @classmethod
     def load(cls, folder):
-        """From `config.json` of a model folder. Raises UserError for what is no BERT encoder, or is too large."""
+        """From `config.json` of a model folder. Raises UserError for no BERT encoder, or one too large."""
         return cls(**read_bert_config(folder, {f.name: (f.type, f.default) for f in fields(cls)}))
 
     def save(self, folder):

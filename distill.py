@@ -31,14 +31,14 @@ learn beyond the label. So let each teacher leave out a part, a fold, and speak 
     python multitask.py --data DIR --fold 2/2 --out runs/second
     python multitask.py --data DIR --teacher runs/first runs/second --out runs/student
 
-An example takes the mean of the teachers that have not seen it, or of all of them where all have. A teacher with a fold
-knows less, having seen half of the data. (The flag --fold alone tells what a teacher has seen: train it on the same
---data.) How many examples all teachers have seen, and how right they are on the labelled ones, is printed before the
-training begins.
+An example takes the mean of the teachers that have not seen it, or of all of them where all have. A teacher with one
+fold of two has seen half of the data, and knows less. (Of what a teacher has seen its --fold alone is known, so train
+it on the same --data.) How many examples all teachers have seen, and how right they are on the labelled ones, is
+printed before the training begins.
 
 A student can also learn from examples without a label (Thakur et al., 2021, Augmented SBERT). `data/more.py` makes
-some out of the training sentences. All teachers speak of them, and their target is that word alone: λ = 0. As many of
-them as labelled ones double the steps.
+some out of the training sentences. All teachers speak of them, and their target is what these say: λ = 0. With as
+many of them as labelled ones, an epoch has twice the steps.
 
     python data/more.py --data DIR --out runs/more
     python multitask.py --data DIR --unlabelled runs/more --teacher runs/first runs/second --out runs/student

@@ -23,7 +23,7 @@ have not seen.
 Every model is evaluated once: its outputs are kept in its run until the model or the data change.
 """
 
-import support.interrupt  # noqa: F401, Ctrl-C is one line from here on
+import support.interrupt  # noqa: F401, from here on Ctrl-C prints one line
 
 import sys
 from pathlib import Path

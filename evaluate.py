@@ -4,10 +4,10 @@
     pearson r    cov(x, y) / (std(x) std(y))                            sts
     dev score    mean over the tasks of accuracy, or of (1 + r) / 2
 
-For example sst 0.454, para 0.625 and r = 0.546 for sts, which counts as 0.773: (0.454 + 0.625 + 0.773) / 3 = 0.617.
+An r of 0.546 counts as 0.773. With sst 0.454 and para 0.625 the dev score is (0.454 + 0.625 + 0.773) / 3 = 0.617.
 `alignment`, `uniformity` and `ranks` are for `simcse.py` alone.
 
-A model that gives one and the same answer to everything can have a respectable accuracy (0.627 on para): `score`
+A model that gives one and the same answer to everything can have a respectable accuracy (on Quora 0.627): `score`
 says so when it sees it.
 """
 

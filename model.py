@@ -25,8 +25,8 @@ An encoder like MiniLM was pretrained to compare sentences by the mean of their 
     prediction the mean of both numbers. If the loss were that of the averaged prediction instead, z_2 would explain
     most of the label, and the head would learn little.
 
-A task that names a class for a pair (para) stays as it is. The others then need all rows of the last layer, and an STS
-pair takes over twice the time.
+A task that names a class for a pair (para) stays as it is, and `siamese` is for it alone then. The others need all
+rows of the last layer, and an STS pair takes more than twice the time.
 
 With `--use_pals` each task also has a small part of every layer of the encoder (`pals.py`).
 """
@@ -60,7 +60,7 @@ class Head(nn.Module):
         self.hidden = nn.ModuleList(Linear(a, b) for a, b in itertools.pairwise(sizes))
         self.output = Linear(sizes[-1], size_out)
         self.p = p
-        for layer in self.hidden:  # He et al. (2015): the signal keeps its size through the layers
+        for layer in self.hidden:  # He et al. (2015): the signal keeps its size through the layers, nearly so with GELU
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
         nn.init.normal_(self.output.weight, std=0.02)

@@ -7,7 +7,7 @@
     python multitask.py --eval_only --out runs/mine           scores its best model again, writes predictions
 
 A step takes a batch of one task (`sampling.py`), computes the gradient of its loss (`model.py`), and moves the weights
-by AdamW (`adamw.py`). Without the methods and without several processes, `Trainer.step` is
+by AdamW (`adamw.py`). Without PALs and other methods, in one process, `Trainer.step` is
 
     optimizer.zero_grad()
     loss = task_loss(task, model(name, batch), labels)
@@ -17,15 +17,15 @@ by AdamW (`adamw.py`). Without the methods and without several processes, `Train
 After each epoch the model is scored on the dev files, and the best one so far is kept.
 
 A run may be killed at any instant. After each epoch, and every `--save_every` steps, it writes its state to `last/`:
-weights, AdamW's m and v, the number of steps, and what a method keeps. `--resume` loads that. No more is needed: the
-batches of a step are a function of its number (`sampling.py`), and so are its dropout masks (`distributed.seed_step`).
+weights, AdamW's m and v, the number of steps, the random state, and what a method keeps. `--resume` loads that. No
+more is needed: the batches of a step are a function of its number (`sampling.py`).
 
 `pals.py`, `smart.py`, `surgery.py` and `distill.py` explain `--use_pals`, `--use_smart`, `--gradient_surgery` and
 `--teacher`. Machinery stands apart: `support/training_run.py` resumes, records and saves, `support/distributed.py`
 trains in several processes (torchrun), and `support/cuda_graphs.py` replays recorded steps (`--cuda_graphs`).
 """
 
-import support.interrupt  # noqa: F401, Ctrl-C is one line from here on
+import support.interrupt  # noqa: F401, from here on Ctrl-C prints one line
 
 import time
 from pathlib import Path

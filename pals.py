@@ -29,8 +29,8 @@ What it costs for bert-base, per task. With the biases that the authors' code ha
     query, key, value     12 · 3 · (204 · 204 + 204)      = 1,505,520
                                                             1,819,836      (1,811,520 without any bias)
 
-1.7 % of the encoder, for each task. The price in time is higher, because narrow matrices use a processor badly: 1.28
-times the plain step for MiniLM on one CPU core (`python -m bench.methods`), where d_s is over half of its width.
+1.7 % of the encoder, for each task. The price in time is higher, because narrow matrices use a processor badly: 1.2
+times the plain step for MiniLM on one CPU core (`results/speed.md`), where d_s is over half of its width.
 """
 
 from torch import nn

@@ -8,7 +8,7 @@
 Each with `--run DIR`, the folder of a run of `multitask.py`.
 """
 
-import support.interrupt  # noqa: F401, Ctrl-C is one line from here on
+import support.interrupt  # noqa: F401, from here on Ctrl-C prints one line
 
 import itertools
 import re

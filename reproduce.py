@@ -12,7 +12,7 @@ results/runs-PRESET), and is not run again, on no machine. Tables are made from 
 and .json. One SimCSE encoder serves all seeds, so their deviation leaves out that stage's.
 """
 
-import support.interrupt  # noqa: F401, Ctrl-C is one line from here on
+import support.interrupt  # noqa: F401, from here on Ctrl-C prints one line
 
 from argparse import Namespace
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Which examples each training step takes: how often a task is taken, and in which order its examples come.
 
-    p_i ∝ N_i^α        the share of the steps that task i takes, of N_i examples (Stickland & Murray, 2019, section 4)
+    p_i ∝ N_i^α        the share of the steps of task i, which has N_i examples (Stickland & Murray, 2019, section 4)
 
     proportional    α = 1                            a task with twice the examples takes twice the steps
     sqrt            α = 1/2

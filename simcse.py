@@ -29,7 +29,7 @@ better):
     zero-shot     Pearson's and Spearman's r between cos(h_a, h_b) and the label
 """
 
-import support.interrupt  # noqa: F401, Ctrl-C is one line from here on
+import support.interrupt  # noqa: F401, from here on Ctrl-C prints one line
 
 import dataclasses
 import time

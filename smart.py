@@ -18,7 +18,7 @@ ascent (section 3.1):
     T_x times:   g = ∂ℓ_s(f(x̃), f(x)) / ∂x̃,   x̃ ← project(x̃ + η g)        η is `--eta`, 1e-3
     R_s = ℓ_s(f(x̃), f(x))                               gradient through both
 
-`project` limits how far x̃ may be from x, by ε (`--epsilon`); see below.
+`project` limits how far x̃ may be from x (ε is `--epsilon`); see below.
 
 D_Breg asks that a step changes the model's outputs little (section 3.2, Bregman proximal point with momentum). θ are
 the weights, θ̃ their moving average (EMA) with the momentum β (`--beta`, 0.99), moved after every S (`--S`, 1) steps:
@@ -29,8 +29,9 @@ the weights, θ̃ their moving average (EMA) with the momentum β (`--beta`, 0.9
 
 Two readings of "project". The paper's (`--smart_projection ball`) clips x̃ - x to [-ε, ε]. The code that most work
 builds on (`unit`, the default) divides x̃ - x, token by token, by (its ∞-norm + ε), which leaves a perturbation of size
-almost 1: six orders of magnitude more. This table shows both on sst, and what other dropout masks do to the outputs
-(`python -m bench.methods`: MiniLM after 60 plain steps on sample data, default settings):
+almost 1: six orders of magnitude more, and ε hardly matters (weak and strong then differ in μ). This table shows both
+on sst, and what other dropout masks do to the outputs (`python -m bench.methods`: MiniLM after 60 plain steps on sample
+data, default settings):
 
                             ∞-norm of x̃ - x     cosine with ν     R_s
     unit                    0.97                1.000             1.4e-4
@@ -51,9 +52,10 @@ Four traps, each with a test of its own:
 
   * Dropout is a perturbation too, and a far larger one. All passes of a step see the same masks: the random state of
     the first is set back before each of the others.
-  * A perturbation of 1e-6 does not survive bfloat16, which has three digits. With SMART all passes run in float32, on
-    a GPU as well, and the KL is taken as the product above: both factors shrink with the perturbation, where
-    the textbook form is a difference of two nearly equal sums.
+  * A perturbation of 1e-6 does not survive bfloat16, which has three digits. So on a GPU all passes with SMART are in
+    float32 (for `unit` with TF32 products), and on a CPU `--bf16` is for `unit` alone, whose perturbation of size 1
+    survives it. The KL is taken as the product above: both factors shrink with the perturbation, where the textbook
+    form is a difference of two nearly equal sums.
   * β = 0 is the plain proximal point, θ̃ = θ before the step. D_Breg is at its minimum there, 0 with gradient 0,
     so with S = 1 it does nothing, ever. The momentum keeps θ̃ behind.
   * θ̃ is state: it is saved, and a resumed run ends bit for bit where an uninterrupted one does.

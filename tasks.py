@@ -50,7 +50,10 @@ class Task:
 
     @property
     def n_logits(self):
-        """C: as many as there are classes, but 1 for two classes (the logit of the second), and 1 for a real number."""
+        """C: as many as there are classes, but 1 for two classes (the logit of the second), and 1 for a real number.
+
+        (`--use_means` predicts that twice, and has 2.)
+        """
         return self.classes if self.classes > 2 else 1
 
 
@@ -105,7 +108,7 @@ class Examples:
     ids: list  # n str
     sentences: list  # n str
     second_sentences: list | None  # n str, the second sentences of pairs
-    labels: np.ndarray | None  # (n,) float32, NaN for one that nobody knows; None where the file has none (test)
+    labels: np.ndarray | None  # (n,) float32, NaN for an unlabelled example; None where the file has none (test)
 
     def __len__(self):
         return len(self.ids)

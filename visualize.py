@@ -10,7 +10,7 @@ equal quality. The model with the median accuracy comes first, those near it nex
 are PNG files of 900 pixels' width; they need matplotlib, which nothing else here does.
 """
 
-import support.interrupt  # noqa: F401, Ctrl-C is one line from here on
+import support.interrupt  # noqa: F401, from here on Ctrl-C prints one line
 
 import importlib.util
 import os

@@ -25,7 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import support.interrupt  # noqa: F401, Ctrl-C is one line from here on
+import support.interrupt  # noqa: F401, from here on Ctrl-C prints one line
 
 from support import files
 from support.console import Parser, UserError, command

@@ -6,7 +6,7 @@ tests compare each of them with this file; only dropout draws its masks differen
 whole project on it. There is no backward pass to read: autograd derives it.
 
 Letters: a packed batch has T tokens, of B sequences (a sentence, or a pair of them in one sequence). Each token has H
-numbers, F of them inside the feed-forward layer (usually 4 H). V is the size of the vocabulary, C the number of logits
+numbers, and F inside the feed-forward layer (usually 4 H). V is the size of the vocabulary, C the number of logits
 of an example.
 """
 
@@ -82,9 +82,7 @@ def attention(qkv, cu_seqlens, max_seqlen, heads, p=0.0):
 def cls_attention(h, weight, bias, cu_seqlens, max_seqlen, heads, p=0.0):
     """The rows of `attention` for each sequence's first token, [CLS]. Takes h: the map to q, k and v happens here.
 
-    A fast form can then avoid the keys. With W_k the key rows of `weight`, q (h W_kᵀ)ᵀ = (q W_k) hᵀ, and the right side
-    has no keys. (Their bias adds the same number to all scores of a query; softmax does not see it.) Args: h
-    (T, H), of sequences with at least one token each; weight (3H, H) and bias (3H,). Returns (B, H).
+    Args: h (T, H), of sequences with at least one token each; weight (3H, H) and bias (3H,). Returns (B, H).
     """
     qkv = linear(h, weight, bias)  # (T, 3H)
     return attention(qkv, cu_seqlens, max_seqlen, heads, p)[cu_seqlens[:-1].long()]

@@ -16,8 +16,8 @@ groups that took part and sums those: two lines, and correct by construction. Wh
 behind the backward pass.
 
 Everything that is drawn at random is a function of the seed and the step: the batches, SMART's noise, the order of
-PCGrad's projections, and dropout's masks, for which each process seeds its generator anew in each step. So there is no
-random state to keep for each process, and a resumed run goes on as if it had never stopped.
+PCGrad's projections, and dropout's masks, for which each of several processes seeds its generator anew in each step. So
+there is no random state to keep for each of them, and a resumed run goes on as if it had never stopped.
 
 Process 0 alone writes files and prints. If a process dies, torchrun ends the others, and those that were waiting for
 it say so in a sentence.

@@ -57,8 +57,7 @@ def choose_kernels(args, device):
     if args.bf16 and device.type == "cpu":
         if not bfloat16_products():
             if getattr(args, "resume", False) and Path(args.out, "config.json").exists():
-                said = f"{args.out} was started with --bf16, and this processor has no bfloat16 products"
-                raise UserError(f"{said}; go on with it on another machine, or choose another --out")
+                raise UserError(f"{args.out} was started with --bf16, which this processor lacks; go on elsewhere")
             raise UserError("this processor has no bfloat16 products; leave out --bf16, or add --no-bf16")
         use_bfloat16_products()
 
@@ -82,7 +81,7 @@ def multitask_parser(tasks, splits, samplings, presets):
     add("--save_every", type=positive(int), default=1000, metavar="N", help="save every N steps, besides epoch ends")
 
     add("--pair_encoding", choices=("joint", "siamese"), default="joint", help="pairs in one sequence, or in two")
-    add("--use_means", action="store_true", help="heads read the means of hidden states beside [CLS]; see model.py")
+    add("--use_means", action="store_true", help="sst and sts also read means of hidden states; see model.py")
     add("--classifier_layers", type=positive(int, 0, LAYERS), default=2, help="feed-forward layers in a head")
     add("--classifier_size", type=positive(int, most=WIDTH), default=None, help="their width (default: H)")
     add("--hidden_dropout_prob", type=fraction, default=0.1,
@@ -112,7 +111,7 @@ def multitask_parser(tasks, splits, samplings, presets):
     add("--smart", choices=tuple(presets), default=None, help="its strength: sets --mu and --epsilon (default: weak)")
     add("--lambda_s", type=positive(float, 0), default=1.0, help="weight of the smoothness penalty")
     add("--mu", type=positive(float, 0), default=None, help="weight of the Bregman term (weak: 0.02, strong: 2)")
-    add("--epsilon", type=positive(float), default=None, help="radius of the perturbation (weak: 1e-6, strong: 1e-5)")
+    add("--epsilon", type=positive(float), default=None, help="of the perturbation, in smart.py (1e-6; strong: 1e-5)")
     add("--sigma", type=positive(float, 0), default=1e-5, help="standard deviation of the first perturbation")
     add("--eta", type=positive(float, 0), default=1e-3, help="step size of the perturbation")
     add("--T_x", type=positive(int, most=1000), default=1, help="steps of the perturbation")
@@ -180,8 +179,9 @@ def check_multitask(args, usual):
         raise UserError("--gradient_surgery has nothing to do with --option pretrain: no shared parameters train")
     if args.gradient_surgery and args.sampling != "proportional":
         raise UserError(f"--gradient_surgery takes every task in every step; leave out --sampling {args.sampling}")
-    refused = no_graphs(args)
-    if args.cuda_graphs == "on" and refused:
+    if args.use_smart and args.smart_projection == "ball" and args.bf16:
+        raise UserError("--bf16 rounds the perturbation of --smart_projection ball away; leave one of the two out")
+    if (refused := no_graphs(args)) and args.cuda_graphs == "on":
         raise UserError(f"--cuda_graphs cannot record a step {refused}; leave it out")
     args.cuda_graphs = args.cuda_graphs != "off" and not refused
     needs = dict.fromkeys(("pal_size", "pal_heads", "pal_lr"), "use_pals")

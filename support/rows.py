@@ -36,7 +36,7 @@ TUNING = [
     Row("layers-1", "heads of one layer", "--classifier_layers 1"),
     Row("layers-3", "heads of three layers", "--classifier_layers 3"),
     Row("extra-sst", "an extra SST pass each epoch", "--extra_sst"),
-    Row("siamese", "each sentence of a pair alone", "--pair_encoding siamese"),
+    Row("siamese", "each question of a pair alone (sts reads pairs both ways)", "--pair_encoding siamese"),
     Row("dropout-0", "dropout 0", "--hidden_dropout_prob 0"),
     Row("dropout-0.3", "dropout 0.3", "--hidden_dropout_prob 0.3"),
     Row("decay-0", "weight decay 0", "--weight_decay 0"),

@@ -42,7 +42,10 @@ def test_a_combination_runs_and_evaluates_the_same_from_disk(tmp_path, capsys, c
     assert [path.read_bytes() for path in sorted((out / "predictions").iterdir())] == predictions
 
 
-@pytest.mark.parametrize("flags", ["--smart strong", "--gradient_surgery --sampling sqrt", "--use_pals --pal_size 10"])
+SENSELESS = ["--smart strong", "--gradient_surgery --sampling sqrt", "--use_pals --pal_size 10"]
+
+
+@pytest.mark.parametrize("flags", [*SENSELESS, "--use_smart --smart_projection ball --bf16"])
 def test_flags_that_make_no_sense_are_refused_in_one_sentence(tmp_path, capsys, flags):
     bert, files = tiny.folder(tmp_path / "bert"), tiny.task_files(tmp_path / "data", 4)
     with pytest.raises(SystemExit) as stop:
