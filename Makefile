@@ -3,9 +3,9 @@
 $(if $(wildcard support/environment.py),,\
 $(error this is not the project's folder; type `make -C $(dir $(lastword $(MAKEFILE_LIST)))`))
 
-# VARIABLE-IS-FOR: the targets that take it. A variable that no target of the command takes is an error
-PYTHON-IS-FOR = $(filter-out help clean,$(GOALS))
-VENV-IS-FOR = $(PYTHON-IS-FOR)
+# VARIABLE-IS-FOR: the targets that take it; where none of the command does, that is an error
+PYTHON-IS-FOR = $(GOALS)
+VENV-IS-FOR = $(GOALS)
 OUT-IS-FOR = train eval predict everyday
 DATA-IS-FOR = train bench gpu gpu-training
 FLAGS-IS-FOR = train table1 table2 table3 fuzz bench kernels launches gpu gpu-training data
@@ -50,7 +50,8 @@ STRONG = $(wildcard $(EVIDENCE)/smart-strong-8-*)
 ALIKE = $(wordlist 1,5,$(wildcard $(EVIDENCE)/means-*))
 
 $(foreach v,$(filter-out $(TAKEN) SHELL,$(call given-by,command line)),\
-$(error `make $(GOALS)` takes $(or $(TAKEN),no variable), and $v was given; leave it out))
+$(if $(filter $v,$(NAMES) FLAGS TOY),$(error `make $(GOALS)` takes $(TAKEN), and $v was given; leave it out),\
+$(warning $v is no variable of this Makefile: programs find it in their environment)))
 $(foreach v,$(filter $(TAKEN),$(FROM-ENVIRONMENT)),$(if $(filter file,$(origin $v)),\
 $(warning $v of the environment does not count; if it is meant, type `make $(GOALS) $v=...`)))
 
