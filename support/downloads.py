@@ -18,6 +18,7 @@ from pathlib import Path
 
 from support import folders, weight_files
 from support.console import Parser, UserError, command
+from support.files import is_vacant, target_of
 from support.places import check_folder
 from support.safetensors import open_safetensors
 
@@ -35,7 +36,8 @@ def find_model(name):
     """The folder of a pretrained model, fetched on first use.
 
     Args: name, a local folder, or `all-MiniLM-L6-v2`, or a name on the Hugging Face Hub such as `bert-base-uncased`.
-    Raises UserError where there is none and none can be fetched; then nothing new stands under `models/`.
+    Raises UserError where there is none and none can be fetched, and where a part of it stands in `models/`: somebody
+    put that there. Then nothing under `models/` has changed.
     """
     local = Path(os.path.expanduser(name))
     if name and local.is_dir():
@@ -54,37 +56,43 @@ def find_model(name):
     if str(MODELS).startswith("~"):
         raise UserError(f"BERT_MODELS={MODELS} is in the home folder of nobody; write out the folder's path")
     folder = MODELS / name
-    if not complete(folder):
+    if is_vacant(folder):
         _fetch(name, folder)
+    elif fault := fault_of(folder):
+        raise UserError(f"{fault}; complete the folder, or move it away")
     return folder
 
 
-def complete(folder):
-    """Whether a fetched model has all of its files: False for a folder that was emptied, or copied in part."""
+def fault_of(folder):
+    """What keeps a folder from being a whole model, such as "FOLDER has no config.json"; None where nothing does."""
     try:
         for path in weight_files.find(folder):
             if path.suffix == ".safetensors":
                 open_safetensors(path)  # checks its length
-    except (UserError, OSError):
-        return False
-    tokenizers = (folder / "tokenizer.json", folder / "vocab.txt")
-    return (folder / "config.json").is_file() and any(path.is_file() for path in tokenizers)
+    except UserError as error:
+        return str(error).rpartition("; ")[0]  # without its remedy
+    for names in (("config.json",), ("tokenizer.json", "vocab.txt")):
+        if not any((folder / name).is_file() for name in names):
+            return f"{folder} has no {' and no '.join(names)}"
+    return None
 
 
 def _fetch(name, folder):
-    check_folder("BERT_MODELS", folder.parent)
+    target = target_of(folder)
+    for parent in (folder.parent, target.parent):
+        check_folder("BERT_MODELS", parent)
     print(f"fetching {name} into {folder}", file=sys.stderr)
     created = [path for path in folder.parents if MODELS in path.parents and not path.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=folder.name + ".", dir=folder.parent))
+    aside = Path(tempfile.mkdtemp(prefix=target.name + ".", dir=target.parent))
     try:
         (_fetch_minilm if name == MINILM else _fetch_from_hub)(name, aside)
         aside.chmod(0o755)
-        if not complete(folder):  # another process may have been faster
-            shutil.rmtree(folder, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                aside.rename(folder)
-        if not folder.is_dir():
+        if fault := fault_of(aside):
+            raise UserError(f"{fault.replace(str(aside), name)}; name another model")
+        with contextlib.suppress(OSError):  # another process may have been faster
+            aside.rename(target)  # nothing, or an empty folder
+        if is_vacant(folder):
             raise UserError(f"{folder} cannot be made; choose another folder with the variable BERT_MODELS")
     finally:
         shutil.rmtree(aside, ignore_errors=True)

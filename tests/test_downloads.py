@@ -111,22 +111,8 @@ def test_a_home_folder_of_nobody_is_one_sentence_and_only_where_a_model_is_fetch
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("left", [None, "nothing", "config.json", "half of the weights", "no vocabulary"])
-def test_a_folder_that_lacks_something_is_fetched_again(tmp_path, monkeypatch, tiny_encoder, left):
-    monkeypatch.setattr(downloads, "MODELS", tmp_path)
-    folder = tmp_path / "someone" / "small"
-    if left is not None:
-        shutil.copytree(tiny_encoder, folder)
-    if left == "half of the weights":
-        with open(folder / "model.safetensors", "r+b") as file:
-            file.truncate(5000)
-    elif left == "no vocabulary":
-        for name in ("vocab.txt", "tokenizer.json"):
-            (folder / name).unlink()
-    elif left is not None:
-        for path in folder.iterdir():
-            if path.name != left:
-                path.unlink()
+def stub_of_the_hub(monkeypatch, tiny_encoder):
+    """Puts a copy of an encoder in place of the network. Returns the list of the names that will be fetched."""
     fetched = []
 
     def fetch(name, aside):
@@ -134,11 +120,73 @@ def test_a_folder_that_lacks_something_is_fetched_again(tmp_path, monkeypatch, t
         shutil.copytree(tiny_encoder, aside, dirs_exist_ok=True)
 
     monkeypatch.setattr(downloads, "_fetch_from_hub", fetch)
+    return fetched
+
+
+@pytest.mark.parametrize("there", [None, "a folder", "a link"])
+def test_an_empty_place_of_a_model_is_filled_once(tmp_path, monkeypatch, tiny_encoder, there):
+    monkeypatch.setattr(downloads, "MODELS", tmp_path / "models")
+    folder, disk = tmp_path / "models" / "someone" / "small", tmp_path / "disk" / "x"
+    disk.mkdir(parents=True)
+    if there == "a folder":
+        folder.mkdir(parents=True)
+    elif there == "a link":
+        folder.parent.mkdir(parents=True)
+        folder.symlink_to(disk)
+    fetched = stub_of_the_hub(monkeypatch, tiny_encoder)
     for _ in range(2):
         assert downloads.find_model("someone/small") == folder
-        assert downloads.complete(folder)
     assert fetched == ["someone/small"]
-    assert os.listdir(tmp_path / "someone") == ["small"]
+    assert sorted(os.listdir(folder)) == sorted(os.listdir(tiny_encoder))
+    assert os.listdir(folder.parent) == ["small"]
+    assert os.listdir(disk.parent) == ["x"]
+    assert bool(os.listdir(disk)) == folder.is_symlink() == (there == "a link")
+
+
+@pytest.mark.parametrize(
+    ("lost", "says"),
+    [
+        ("config.json", "has no config.json"),
+        ("model.safetensors", "has neither model.safetensors nor pytorch_model.bin"),
+        ("half of the weights", "model.safetensors is not a valid safetensors file"),
+        ("tokenizer", "has no tokenizer.json and no vocab.txt"),
+        ("all", "has neither model.safetensors nor"),
+    ],
+)
+def test_a_model_that_lacks_something_is_named_and_left_alone(tmp_path, monkeypatch, tiny_encoder, refused, lost, says):
+    monkeypatch.setattr(downloads, "MODELS", tmp_path)
+    folder = tmp_path / "someone" / "small"
+    shutil.copytree(tiny_encoder, folder)
+    (folder / "my_notes.md").write_text("mine")
+    if lost == "half of the weights":
+        with open(folder / "model.safetensors", "r+b") as file:
+            file.truncate(5000)
+    names = {"tokenizer": ["vocab.txt", "tokenizer.json"], "all": os.listdir(tiny_encoder)}.get(lost, [lost])
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+    before = sorted(os.listdir(folder))
+    fetched = stub_of_the_hub(monkeypatch, tiny_encoder)
+    refused(downloads.main, ["someone/small"], says, "; complete the folder, or move it away")
+    assert fetched == []
+    assert sorted(os.listdir(folder)) == before
+
+
+def test_a_file_and_a_link_to_nothing_in_the_place_of_a_model_are_named(tmp_path, monkeypatch, tiny_encoder, refused):
+    monkeypatch.setattr(downloads, "MODELS", tmp_path)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to("nothing")
+    fetched = stub_of_the_hub(monkeypatch, tiny_encoder)
+    refused(downloads.main, ["file"], f"{tmp_path}/file", "move it away")
+    refused(downloads.main, ["link"], f"{tmp_path}/link is a link to {tmp_path}/nothing, which is not there; mount its")
+    assert fetched == []
+    assert sorted(os.listdir(tmp_path)) == ["file", "link"]
+
+
+def test_what_the_hub_has_only_in_part_is_not_kept(tmp_path, monkeypatch, refused):
+    monkeypatch.setattr(downloads, "MODELS", tmp_path)
+    monkeypatch.setattr(downloads, "_fetch_from_hub", lambda name, aside: (aside / "config.json").write_text("{}"))
+    refused(downloads.main, ["someone/small"], "someone/small has neither model.safetensors nor", "another model")
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_failed_fetch_leaves_no_folder_of_an_owner(tmp_path, monkeypatch):
