@@ -20,6 +20,11 @@ from support.files import alien, open_regular
 
 LONGEST_LINE = 1 << 24  # bytes
 NUMBER = re.compile(r"[-+]?[.,]?\d[\d.,]*(e[-+]?\d+)?", re.IGNORECASE)
+# names of columns, as files of pairs have them: of sentences, and of something else
+SENTENCES = (
+    r"(sent|sentence|text|question|query|premise|hypothesis|anchor|positive|negative|hard_neg)([ _]?(\d+|[ab]))?"
+)
+OTHERS = r"((pair|sentence|q)_?)?id\d?|idx|index|((gold|is)_)?(label|duplicate)s?([ _]?\d+)?|similarity|(\w+_)?score"
 
 
 class TextFile:
@@ -67,7 +72,7 @@ class TextFile:
             digest.update(line)
             row = self.parse(line)
             if all(row) and len(row) in columns and len(row) == (self.columns or len(row)):
-                if self.columns is None and len(row) > 1 and all(re.fullmatch(r"[A-Za-z_]\w*", part) for part in row):
+                if self.columns is None and len(row) > 1 and self._names_columns(row):
                     print(f"{self.path}: {' / '.join(row)!r:.60} left out, the names of columns")
                 elif keep(row[0]):
                     offsets.append(start)
@@ -79,6 +84,15 @@ class TextFile:
             start += len(line)
         self.digest = digest.hexdigest()
         return offsets, lines, numbers, faults
+
+    def _names_columns(self, row):
+        """Whether a row is a header. Raises UserError for one that names a column of something else than sentences."""
+        others = [part for part in row if re.fullmatch(OTHERS, part, re.IGNORECASE)]
+        if not all(part in others or re.fullmatch(SENTENCES, part, re.IGNORECASE) for part in row):
+            return False
+        if others:
+            raise UserError(f"column {others[0]!r} of {self.path} holds no sentences; leave it out of the file")
+        return True
 
     def _stamp(self):
         found = os.fstat(self.file.fileno())

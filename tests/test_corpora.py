@@ -26,7 +26,16 @@ def test_what_is_no_utf8_is_refused(tmp_path, raw):
     ("text", "columns", "says"),
     [
         ("good film\tbad film\t4\nold dog\tnew cat\t2.5\n", (2, 3), "column 3 of .* holds numbers, not sentences"),
-        ("sentence1\tsentence2\tsimilarity\ngood film\tbad film\t4\n", (2, 3), "column 3 of .* holds numbers"),
+        (
+            "sentence1\tsentence2\tsimilarity\ngood film\tbad film\t4\n",
+            (2, 3),
+            "column 'similarity' of .* no sentences",
+        ),
+        ("gold_label\tsentence1\tsentence2\nneutral\ta b\tc d\n", (2, 3), "column 'gold_label' of .* no sentences"),
+        ("\ufeffpairID\tPremise\tHypothesis\nx1\ta b\tc d\n", (2, 3), "column 'pairID' of .* no sentences"),
+        ("premise\thypothesis\tlabel\na b\tc d\tyes\n", (2, 3), "column 'label' of .* no sentences"),
+        ("Sentence A\tSentence B\tlabels\na b\tc d\tyes\n", (2, 3), "column 'labels' of .* no sentences"),
+        ("text_1\ttext_2\trelatedness_score\na b\tc d\t80 %\n", (2, 3), "'relatedness_score' of .* no sentences"),
         ("0\tgood film\tbad film\n1\told dog\tnew cat\nx\ty\tz\n", (2, 3), "column 1 of .* holds numbers"),
         ("4\n-2,5\n.5e3\nword\n", (1,), "column 1 of .* holds numbers"),
         ("\ufeff\n <!DOCTYPE html>\n<p>a b</p>\n", (1,), "is a web page, not sentences"),
@@ -48,6 +57,16 @@ def test_lines_that_stand_there_twice_and_names_of_columns_are_left_out(tmp_path
     said = capsys.readouterr().out
     assert "'sent0 / sent1' left out, the names of columns" in said
     assert "2 lines left out, they stand in it already" in said
+
+
+@pytest.mark.parametrize("header", ["Sentence 1\tSentence 2", "sent0\tsent1", "premise\thypothesis", "text_a\tTEXT_B"])
+def test_only_known_names_of_columns_are_left_out(tmp_path, header):
+    (tmp_path / "f").write_text(f"{header}\ngood\tfine\nlabel\ttag\n")
+    corpus = corpora.TextFile(tmp_path / "f", (2, 3))
+    assert [corpus[i] for i in range(len(corpus))] == [("good", "fine"), ("label", "tag")]
+    for first in ("good\tfine", "label\ttag", "sentence\tphrase", "id\tego", "text\twording"):
+        (tmp_path / "f").write_text(f"{first}\nbad\tpoor\n")
+        assert corpora.TextFile(tmp_path / "f", (2, 3))[0] == tuple(first.split("\t"))
 
 
 def test_a_file_that_changes_in_use_is_refused_and_one_that_was_touched_is_not(tmp_path):
