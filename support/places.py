@@ -126,9 +126,12 @@ def check_outputs(flag, folder, inside, tasks, split):
 
 
 def is_predictions(tasks):
-    """A function that tells the first bytes of a prediction file, of any of the tasks, from those of other files."""
-    starts = tuple(f"id \t {task.output} ".encode() for task in tasks.values())
-    return lambda start: start.startswith(starts)
+    """A function that tells the first bytes of a prediction file, of any of the tasks, from those of other files.
+
+    An editor may have put a byte order mark before them, and taken blanks away.
+    """
+    headers = [[b"id", task.output.encode()] for task in tasks.values()]
+    return lambda start: start.removeprefix(b"\xef\xbb\xbf").split()[:2] in headers
 
 
 def prediction_files(tasks):

@@ -201,10 +201,13 @@ def test_no_place_lies_in_a_folder_that_a_run_replaces(tmp_path, refused, inside
     places.check_folder("--out", tmp_path / "predictions")
 
 
-def test_predictions_of_before_and_an_empty_file_may_be_written_over(tmp_path):
+@pytest.mark.parametrize(
+    "text", [PREDICTIONS, PREDICTIONS.replace(" \n", "\n"), f"\ufeff{PREDICTIONS}", PREDICTIONS.replace("\n", "\r\n")]
+)
+def test_predictions_of_before_and_an_empty_file_may_be_written_over(tmp_path, text):
     folder = tmp_path / "predictions"
     folder.mkdir()
-    (folder / "sst-dev-output.csv").write_text(PREDICTIONS)
+    (folder / "sst-dev-output.csv").write_text(text, newline="")
     (folder / "sts-dev-output.csv").touch()
     args = flags.parse_multitask(["--out", str(tmp_path)], *TABLES)
     assert args.sst_dev_out == "predictions/sst-dev-output.csv"
