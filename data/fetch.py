@@ -14,6 +14,7 @@ h < 70, dev where 70 <= h < 85, test (without labels) where h >= 85.
 import contextlib
 import hashlib
 import http.client
+import itertools
 import os
 import re
 import shutil
@@ -125,6 +126,29 @@ def cut_quora(folder, aside):
         data_path(aside, task, split).write_bytes(b"".join(kept))
 
 
+def make_quora_14k(whole):
+    """Makes the second folder, beside the first one or the link to it, and returns it.
+
+    Raises UserError where something else stands there.
+    """
+    folder = Path(f"{os.path.realpath(whole) if whole.name in ('', '..') else whole}-quora-14k")
+    if files.is_vacant(folder):
+        with files.replacing_folder(folder) as aside:
+            for path in (data_path(whole, TASKS[name], split) for name in ("sst", "sts") for split in SPLITS):
+                shutil.copy(path, aside)
+            cut_quora(whole, aside)
+        print(f"{folder} made of them")
+        return folder
+    remedy = f"move {folder} away, and the same command makes it"
+    for task, split in itertools.product(TASKS.values(), SPLITS):
+        path = data_path(folder, task, split)
+        if not path.is_file():
+            raise UserError(f"{path} is missing; {remedy}")
+        check(path, task, split, path, remedy)
+    print(f"{folder} is there")
+    return folder
+
+
 @command
 def main(argv=None):
     parser = Parser(prog="data/fetch.py", description="Fetch the CS224N task files into a folder.")
@@ -148,15 +172,7 @@ def main(argv=None):
                 fetch(f"{args.url}/{path.name}", path, task, split)
             print(f"{path} {'is there' if there else 'fetched'}, {path.stat().st_size:,} bytes")
     if args.quora_14k:
-        whole, folder = folder, Path(f"{os.path.realpath(folder)}-quora-14k")
-        if folder.exists():
-            print(f"{folder} is there")
-        else:
-            with files.replacing_folder(folder) as aside:
-                for path in (data_path(whole, TASKS[name], split) for name in ("sst", "sts") for split in SPLITS):
-                    shutil.copy(path, aside)
-                cut_quora(whole, aside)
-            print(f"{folder} made of them")
+        folder = make_quora_14k(folder)
     print(f"train on them with: make train DATA={folder} OUT=runs/{folder.name}")
 
 

@@ -131,10 +131,16 @@ def test_a_page_in_place_of_a_file_and_an_address_that_is_none_are_one_sentence(
     refused(fetch.main, ["--out", tmp_path / "file", "--url", server], f"--out {tmp_path}/file is not a folder")
 
 
-def test_quora_14k_is_cut_from_the_dev_file_by_its_ids(server, tmp_path):
+def quora_lines():
+    """Writes a file that has lines for all splits of Quora-14k. Returns their h, and the lines."""
     ids, numbers = zip(("1", 83), ("12", 92), ("0", 28), ("22", 91), ("9", 67), ("10", 77), strict=True)  # of sha1sum
     lines = [f"{i}\t{id}\tWhat?\tWhich?\t1.0\n" for i, id in enumerate(ids)]
     (Files.folder / "quora-dev.csv").write_text("\tid\tsentence1\tsentence2\tis_duplicate\n" + "".join(lines))
+    return numbers, lines
+
+
+def test_quora_14k_is_cut_from_the_dev_file_by_its_ids(server, tmp_path):
+    numbers, lines = quora_lines()
     for _ in range(2):
         fetch.main(["--out", str(tmp_path / "here"), "--url", server, "--quora_14k"])
     made = tmp_path / "here-quora-14k"
@@ -143,6 +149,40 @@ def test_quora_14k_is_cut_from_the_dev_file_by_its_ids(server, tmp_path):
         expected = [line for h, line in zip(numbers, lines, strict=True) if low <= h < high]
         assert found == [line.replace("\t1.0", "") if split == "test-student" else line for line in expected]
     assert (made / "ids-sst-train.csv").read_bytes() == (Files.folder / "ids-sst-train.csv").read_bytes()
+
+
+@pytest.mark.parametrize("out", ["link", "link/", "folder", ".", "folder/.."])
+def test_quora_14k_lies_beside_the_name_that_was_given(server, tmp_path, monkeypatch, capsys, out):
+    quora_lines()
+    here = tmp_path / "here"
+    (here / "folder").mkdir(parents=True)
+    (tmp_path / "disk").mkdir()
+    (here / "link").symlink_to(tmp_path / "disk")
+    monkeypatch.chdir(here)
+    made = tmp_path / "here-quora-14k" if "." in out else here / f"{out.strip('/')}-quora-14k"
+    made.mkdir()
+    fetch.main(["--out", out, "--url", server, "--quora_14k"])
+    assert len(list(made.iterdir())) == 9
+    assert "quora-14k made of them" in capsys.readouterr().out
+
+
+def test_what_stands_in_the_place_of_quora_14k_is_named_and_left_alone(server, tmp_path, refused):
+    quora_lines()
+    made = tmp_path / "here-quora-14k"
+    command = ["--out", tmp_path / "here", "--url", server, "--quora_14k"]
+    made.write_text("mine")
+    refused(fetch.main, command, f"{made}/ids-sst-train.csv is missing; move {made} away")
+    made.unlink()
+    made.symlink_to("nothing")
+    refused(fetch.main, command, f"{made} is a link to", "not there")
+    made.unlink()
+    fetch.main([str(argument) for argument in command])
+    (made / "notes").write_text("mine")
+    (made / "quora-dev.csv").write_text("<html>")
+    refused(fetch.main, command, f"{made}/quora-dev.csv is no task file", "away, and the same command makes it")
+    (made / "quora-dev.csv").unlink()
+    refused(fetch.main, command, f"{made}/quora-dev.csv is missing; move {made} away")
+    assert (made / "notes").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
