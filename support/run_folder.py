@@ -33,6 +33,7 @@ from support.saved_flags import OWN_FLAGS, as_typed
 READS = ("data", "bert", "unlabelled", "corpus", "pairs")
 FREE_FLAGS = (*OWN_FLAGS, "device", "save_every", *READS)
 FREE_ENDS = ("_train", "_dev", "_test", "_out")  # of a task's files
+ANOTHER = "another --out (with make: OUT=DIR)"
 
 
 def _lasting(flags, free=FREE_FLAGS):
@@ -77,11 +78,18 @@ def parse_flags(parser, argv):
     before = _lasting(kept, free)
     for name, value in _lasting(vars(args), free).items():
         if value != before[name]:
-            raise UserError(
-                f"{args.out} was started with --{name} {kept[name]}, not {getattr(args, name)}; "
-                f"leave the flag out to resume, or choose another --out"
-            )
+            differs = f"with --{name} {kept[name]!s:.60}, not {getattr(args, name)!s:.60}"
+            if is_finished(args.out, kept["epochs"]):
+                remedy = f"leave the flag out to score it; {ANOTHER} starts a new run"
+                raise UserError(f"{args.out} is finished, and was started {differs}; {remedy}")
+            remedy = f"leave the flag out to resume, or choose {ANOTHER}"
+            raise UserError(f"{args.out} was started {differs}; {remedy}")
     return args
+
+
+def is_finished(folder, epochs):
+    """Whether a run of so many epochs has recorded the end of its last one."""
+    return any(line["kind"] == "dev" and line.get("epoch") == epochs for line in metrics_file.read(folder))
 
 
 def computing_here(flags):
@@ -172,7 +180,7 @@ def load_state(folder, model, optimizer, extra, flags, steps):
     tensors, metadata = open_safetensors(path, remedy)
     own, random = _tensors(model, optimizer, extra), _random_states()
     if _shapes(tensors, without=random) != _shapes(own):
-        raise UserError(f"{path} belongs to another model than these flags describe; choose another --out")
+        raise UserError(f"{path} belongs to another model than these flags describe; choose {ANOTHER}")
     try:
         position, groups, saved = (json.loads(metadata.get(k, "{}")) for k in ("position", "optimizer_steps", "flags"))
         step, best = position["step"], position.get("best") or 0.0
@@ -194,7 +202,7 @@ def load_state(folder, model, optimizer, extra, flags, steps):
     for name, value in _lasting(flags).items():
         if saved.get(name, value) != value:
             said = f"--{name} {saved[name]!s:.60}, not {value!s:.60}"
-            raise UserError(f"{path} was written with {said}; choose another --out")
+            raise UserError(f"{path} was written with {said}; choose {ANOTHER}")
     with torch.no_grad():
         for name, tensor in own.items():  # in place: the optimizer's flat tensors are what these are views of
             tensor.copy_(tensors[name])

@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from statistics import mean
 
+import numpy as np
 import torch
 
 from kernels.cpu import libraries
@@ -58,12 +59,7 @@ class TrainingRun:
         if len(self.plan) and run_folder.has_lost_state(self.folder, self.best.name):
             scored = "--eval_only scores it again, " * (not files.is_vacant(self.best))
             raise UserError(f"{self.folder} has trained, and its last state is gone; {scored}another --out trains anew")
-        kept = self.position["data"]
-        kept = kept if isinstance(kept, dict) else {"corpus": kept}  # of older code
-        if changed := ", ".join(name for name in data if kept.get(name, data[name]) != data[name]):
-            flags = [f"--{name}" for name in (*run_folder.READS, "teacher") if getattr(self.args, name, None)]
-            remedy = f"name what it read with {', '.join(flags)}, or choose another --out"
-            raise UserError(f"{changed} are not what {self.folder} was started with; {remedy}")
+        self._check_data(data, self.position["data"])
         self.position["data"] = data  # an older run knew less of them
         libraries.use(self.position["products"])  # whose last bits a resumed run must repeat
         done = self.position["step"]
@@ -80,6 +76,22 @@ class TrainingRun:
 
     def __exit__(self, *error):
         return self.open.__exit__(*error)
+
+    def _check_data(self, now, before):
+        """Raises UserError where a run would go on with other data. Args: what it reads now and read before, texts."""
+        before = before if isinstance(before, dict) else {"corpus": before}  # of older code
+        changed = [name for name in now if before.get(name, now[name]) != now[name]]
+        if not changed:
+            return
+        if order := teachers_of_before(getattr(self.args, "teacher", None) or [], now, before):
+            raise UserError(f"{self.folder} was started with its teachers in another order; name --teacher {order}")
+        fault = f"{', '.join(changed)} {'is' if len(changed) == 1 else 'are'} not what"
+        if self.position["step"] == len(self.plan):
+            remedy = f"{run_folder.ANOTHER} starts a new run"
+            raise UserError(f"{self.folder} is finished, and {fault} it was started with; {remedy}")
+        flags = [f"--{name}" for name in (*run_folder.READS, "teacher") if getattr(self.args, name, None)]
+        remedy = f"name what it read with {', '.join(flags)}, or choose {run_folder.ANOTHER}"
+        raise UserError(f"{fault} {self.folder} was started with; {remedy}")
 
     def steps(self):
         """What is still to do: (step from 1, epoch from 1, batches). The caller calls `record` in each step."""
@@ -186,6 +198,19 @@ class TrainingRun:
         if step == 1:
             return "no weight has moved yet, so look at the data, the weights of --bert and the flags of methods"
         return f"start again with a lower {self.rate_flags} and another --out"
+
+
+def teachers_of_before(runs, now, before):
+    """The teachers as a run named them before, a text, where they are the same ones in another order; else None.
+
+    Args: runs, as they are named now; now and before, of `TrainingRun._check_data`.
+    """
+    names = [f"teacher {i}" for i in range(1, len(runs) + 1)]
+    digests, wanted = [now[name] for name in names], [before.get(name, "") for name in names]
+    if digests == wanted or sorted(digests) != sorted(wanted):
+        return None
+    by_digest = [run for _, run in sorted(zip(digests, runs, strict=True))]
+    return " ".join(run for _, run in sorted(zip(np.argsort(wanted, kind="stable"), by_digest, strict=True)))
 
 
 def use_kept_products(folder):

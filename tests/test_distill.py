@@ -333,6 +333,8 @@ def test_a_resumed_run_needs_the_teachers_that_it_began_with(world, monkeypatch,
     refused(multitask.main, resume, f"--teacher {world / 'b'}", "holds no run")
     shutil.copytree(world / "a", world / "b")
     refused(multitask.main, resume, "teacher 2, what the teachers", "with --data, --bert, --teacher, or choose")
+    turned = [*resume, "--teacher", world / "moved", world / "a"]
+    refused(multitask.main, turned, f"its teachers in another order; name --teacher {world / 'a'} {world / 'moved'}")
     monkeypatch.chdir(world)
     multitask.main([*resume, "--teacher", "a", "--teacher=moved"])
     assert json.loads((world / "student" / "config.json").read_text())["teacher"] == ["a", "moved"]
@@ -347,7 +349,7 @@ def test_a_resumed_run_is_told_where_its_teachers_say_something_else(world, monk
     resume = stopped(world, monkeypatch)
     said = distill.mean_outputs
     monkeypatch.setattr(distill, "mean_outputs", lambda *args: {n: v + (n == "para") for n, v in said(*args).items()})
-    refused(multitask.main, resume, "what the teachers say of para are not what", "choose another --out")
+    refused(multitask.main, resume, "what the teachers say of para is not what", "choose another --out")
 
 
 def test_the_teachers_of_a_resumed_run_are_asked_with_the_libraries_that_it_began_with(world, monkeypatch):

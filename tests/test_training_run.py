@@ -311,15 +311,22 @@ def test_what_a_run_reads_may_move_and_may_not_change(tmp_path, monkeypatch, ref
         path = data_path(data, TASKS["sst"], split)
         before = path.read_text()
         path.write_text(before.replace("good", "bad"))
-        changed = {"train": "sst, sst tokens", "dev": "sst dev"}[split]
-        refused(multitask.main, resume, f"{changed} are not what {run} was started with")
+        changed = {"train": "sst, sst tokens are", "dev": "sst dev is"}[split]
+        refused(multitask.main, resume, f"{changed} not what {run} was started with", "(with make: OUT=DIR)")
         path.write_text(before)
     words = bert / "tokenizer.json"
     before = words.read_text()
     words.write_text(before.replace('"good"', '"X"').replace('"bad"', '"good"').replace('"X"', '"bad"'))
     refused(multitask.main, resume, "sst tokens, para tokens, sts tokens are not what")
     words.write_text(before)
+    refused(multitask.main, [*resume, "--use_means"], f"{run} was started with --use_means False", "to resume, or")
     multitask.main(resume)
+    path = data_path(data, TASKS["sts"], "dev")
+    path.write_text(path.read_text().replace("good", "bad"))
+    new_run = "another --out (with make: OUT=DIR) starts a new run"
+    refused(multitask.main, resume, f"{run} is finished, and sts dev is not what it was started with; {new_run}")
+    finished = f"{run} is finished, and was started with --use_means False, not True; leave the flag out to score it; "
+    refused(multitask.main, [*resume, "--use_means"], finished + new_run)
     moved = data.rename(tmp_path / "data")
     refused(multitask.main, ["--eval_only", "--out", run], "does not exist", "--data")
     multitask.main(f"--eval_only --out {run} --data {moved} --sst_dev_out {tmp_path}/elsewhere.csv".split())
