@@ -88,7 +88,7 @@ def what_is(folder):
     whole = Path(os.path.abspath(folder))
     has = lambda name: (whole / name).exists()  # noqa: E731
     config, other = config_of(whole), "train one with multitask.py, or name another folder"
-    if not whole.exists():
+    if not files.target_of(whole).exists():
         return f"does not exist and so holds no run; {remedy_for_missing(folder, f'check the name, or {other}')}"
     if not whole.is_dir():
         return "is a file; name the folder of a run"

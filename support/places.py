@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from support.console import UserError
-from support.files import BESIDE, open_regular
+from support.files import BESIDE, open_regular, target_of
 
 REPLACED = ("best", "encoder", "last", "outputs")  # folders of a run that programs replace or empty
 OWN = ("config.json", "metrics.jsonl", "lock", "last", "best", "outputs", "row.json", "seconds.json")  # of a run
@@ -50,13 +50,18 @@ def check_figure(flag, path):
 
 
 def _fault(path, is_folder):
-    """What keeps a file or folder, which need not exist yet, from being written; None where nothing does."""
+    """What keeps a file or folder, which need not exist yet, from being written; None where nothing does.
+
+    Raises UserError where the folder, or one above it, is a link to nothing.
+    """
     there, real = os.path.lexists(path), _real(path)
     for part in (real, *real.parents):
         if BESIDE.fullmatch(part.name):
             return "has a name that stands for something half written"
         if (is_folder or part != real) and _is_replaced(part):
             return f"lies in {part}, which a run replaces as a whole"
+    for folder in (*[path] * is_folder, *path.parents):
+        target_of(folder)
     if there and not (os.path.isdir(path) if is_folder else os.path.isfile(path)):
         return "is not a folder" if is_folder else "is not a file"
     if len(os.fsencode(path.name)) > 230:  # it is longer while it is written

@@ -58,6 +58,7 @@ def parse_flags(parser, argv):
     config = Path(args.out) / "config.json"
     if not config.exists():
         if args.eval_only:
+            target_of(args.out)  # which may be a link to nothing
             raise UserError(f"{args.out} holds no run; train one first, or name another folder with --out")
         if state_path(args.out).exists():
             raise UserError(f"{args.out} holds a run without its config.json; choose another --out")

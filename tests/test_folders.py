@@ -96,6 +96,13 @@ def test_the_run_of_a_model_is_named_as_its_folder_was(run, monkeypatch):
     assert folders.what_is(".").endswith("name the run, ..")
 
 
+def test_a_run_that_is_a_link_to_nothing_may_lie_on_a_disk_that_is_not_mounted(tmp_path, refused):
+    (tmp_path / "link").symlink_to("nothing")
+    said = f"error: {tmp_path}/link is a link to {tmp_path}/nothing, which is not there; mount its disk"
+    refused(multitask.main, ["--eval_only", "--out", tmp_path / "link"], said)
+    refused(predict.main, ["--run", tmp_path / "link", "a film"], said)
+
+
 def test_a_run_in_place_of_a_pretrained_model_is_shown_its_model(run):
     with pytest.raises(UserError, match=f"{run} is a run; name its model, {run}/best"):
         downloads.find_model(str(run))

@@ -71,8 +71,11 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_work(tmp_path, re
     main, argv, flag = FOLDERS[program]
     (tmp_path / "file").write_text("mine")
     (tmp_path / "link").symlink_to("nothing")
-    for name, says in {"file": "is not a folder", "link": "is not a folder", "file/x/y": "lies below"}.items():
+    for name, says in {"file": "is not a folder", "file/x/y": "lies below"}.items():
         refused(main, [*argv, flag, tmp_path / name], f"error: {flag} {tmp_path / name} {says}")
+    for name in ("link", "link/x/y"):
+        said = f"error: {tmp_path}/link is a link to {tmp_path}/nothing, which is not there; mount its disk, or make"
+        refused(main, [*argv, flag, tmp_path / name], said)
     assert sorted(os.listdir(tmp_path)) == ["file", "link"]
     assert (tmp_path / "file").read_text() == "mine"
 
