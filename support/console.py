@@ -118,6 +118,8 @@ def _sentence(error):
     code = errno.errorcode.get(error.errno)
     remedy = next((text for text, codes in REMEDIES.items() if code in codes), "check it, and try again")
     where = error.filename
+    if where is None and error.errno == errno.ENOENT:  # of os.getcwd, the one call that names nothing
+        return "the folder that this was started in is gone; change to one that exists (cd), and start it there"
     if where is None:  # printing does not say where it failed
         try:
             sys.stdout.write("\n")

@@ -92,6 +92,8 @@ def test_every_program_hears_ctrl_c_from_its_first_import_on():
         (OSError(errno.EROFS, "Read-only file system", "file"), ["file", "may read and write"]),
         (OSError(errno.EISDIR, "Is a directory", "/"), ["/", "a file where a file"]),
         (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 5000), ["xxx", "a shorter name"]),
+        (OSError(errno.ENOENT, "No such file or directory", "file"), ["file", "check the name"]),
+        (OSError(errno.ENOENT, "No such file or directory"), ["the folder that this was started in", "cd"]),
         (OSError(errno.ELOOP, "Too many levels of symbolic links", "a"), ["a: ", "try again"]),
         (MemoryError(), ["not enough memory"]),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"), ["not enough memory"]),
