@@ -242,7 +242,7 @@ def test_a_run_resumes_bit_for_bit_on_the_same_dev_pairs(tmp_path, monkeypatch, 
     dev = data_path(tmp_path / "data", TASKS["sts"], "dev")
     text = dev.read_text()
     dev.write_text(text.replace("good", "bad"))
-    refused(simcse.main, ["--resume", "--out", tmp_path / "parts"], "sts dev are not what", "--data")
+    refused(simcse.main, ["--resume", "--out", tmp_path / "parts"], "sts dev is not what", "--data")
     dev.write_text(text)
     simcse.main(["--resume", "--out", str(tmp_path / "parts")])
     whole, parts = (read_safetensors(tmp_path / name / "last" / "state.safetensors") for name in ("whole", "parts"))
