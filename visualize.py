@@ -13,7 +13,6 @@ are PNG files of 900 pixels' width; they need matplotlib, which nothing else her
 import support.interrupt  # noqa: F401, from here on Ctrl-C prints one line
 
 import importlib.util
-import os
 
 import numpy as np
 import torch
@@ -25,8 +24,7 @@ from pca_tsne import pca, tsne
 from predict import examples_of, flags_of, outputs_of
 from support import evidence, folders, metrics_file, run_folder
 from support.console import Parser, UserError, command
-from support.figures import draw_curves, draw_maps, draw_smart
-from support.files import replacing
+from support.figures import draw_curves, draw_maps, draw_smart, names_of, save
 from support.flag_types import place, positive
 from support.flags import add_device, choose_device
 from support.places import check_figure
@@ -180,17 +178,15 @@ def main(argv=None):
         groups = {"with weak SMART": args.weak, "with strong SMART": args.strong, "without SMART": args.plain}
         drawn = draw_smart({k: [sst_accuracies(run, k) for run in group] for k, group in groups.items() if group})
     elif args.figure == "curves":
-        names = [os.path.basename(os.path.realpath(run)) for run in args.runs]
-        names = names if len(set(names)) == len(names) else args.runs
         records = [(lines_of(run, "train", []), lines_of(run, "dev", ["epoch", "score"])) for run in args.runs]
-        drawn = draw_curves(dict(zip(names, records, strict=True)), {task.name: task.metric for task in TASKS.values()})
+        records = dict(zip(names_of(args.runs), records, strict=True))
+        drawn = draw_curves(records, {task.name: task.metric for task in TASKS.values()})
     else:
         examples = examples_of(args.runs, args.data, "dev")[SST.name]
         if len(examples) < 4:
             raise UserError("there are too few SST dev sentences for a map; name a folder with 4 or more with --data")
         drawn = draw_maps(map_models(args, examples), examples.labels, SST.names, METHODS[args.method])
-    with replacing(args.out) as file:
-        drawn.savefig(file, format="png")
+    save(drawn, args.out)
     print(f"wrote {args.out}")
 
 

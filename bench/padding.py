@@ -10,8 +10,7 @@ import numpy as np
 
 from support.console import Parser, command, table
 from support.downloads import MINILM, find_model
-from support.figures import figure
-from support.files import replacing
+from support.figures import figure, save
 from support.flag_types import BATCH, place, positive
 from support.places import check_figure
 from tasks import TASKS, DataSet, data_path, read_examples
@@ -62,8 +61,7 @@ def draw(lengths, path):
         axis.set_xticks([]), axis.set_yticks([])
         for side in axis.spines.values():
             side.set_visible(False)
-    with replacing(path) as file:
-        drawn.savefig(file, format="png")
+    save(drawn, path)
 
 
 @command

@@ -2,8 +2,12 @@
 wide."""
 
 import os
+from pathlib import Path
 
 import numpy as np
+
+from support.files import replacing
+from support.places import FIGURE_TAG
 
 os.environ["MPLBACKEND"] = "agg"  # draws into files; matplotlib cannot be imported with one that it does not know
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe & Ito (2008)
@@ -17,15 +21,31 @@ def figure(height):
     return Figure(figsize=(6, height), dpi=150, layout="constrained")
 
 
-def plain(text):
+def save(drawn, path):
+    """Writes a figure as a PNG file, with the tag by which `places.check_figure` knows our own."""
+    with replacing(path) as file:
+        drawn.savefig(file, format="png", metadata={"Software": FIGURE_TAG})
+
+
+def names_of(runs):
+    """A name for each folder: the shortest end of its path that no other path has."""
+    paths = [Path(os.path.realpath(run)).parts for run in runs]
+    ends = lambda n: [path[-n:] for path in paths]  # noqa: E731
+    shortest = [next(n for n in range(1, len(path) + 1) if ends(n).count(path[-n:]) == 1) for path in paths]
+    return [os.path.join(*path[-n:]) for path, n in zip(paths, shortest, strict=True)]
+
+
+def plain(text, most=32):
     """A text that somebody chose, as matplotlib shows it as it is: "$" begins no formula, and "_" hides no entry.
 
-    Characters that the font lacks are escaped.
+    Characters that the font lacks are escaped. Of a long text the middle is left out, so that the curves have room.
     """
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
     font = get_font(findfont(FontProperties()))
     shown = "".join(c if font.get_char_index(ord(c)) else ascii(c)[1:-1] for c in text)
+    if len(shown) > most:
+        shown = f"{shown[: most // 2 - 2]}...{shown[-(most // 2 - 1) :]}"
     return " " * shown.startswith("_") + shown.replace("$", r"\$")
 
 
@@ -87,7 +107,10 @@ def draw_curves(records, metrics):
         dress(axes[1], "", "epoch", f"dev {metric}")
     dress(grid[1, -1], "", "epoch", "dev score")
     grid[0, -1].axis("off")
-    for i, (name, (train, dev)) in enumerate(records.items()):
+    labels = [plain(name) for name in records]
+    if len(set(labels)) < len(labels):  # what tells them apart was left out
+        labels = [f"{i}: {label}" for i, label in enumerate(labels, 1)]
+    for i, (label, (train, dev)) in enumerate(zip(labels, records.values(), strict=True)):
         colour, style = COLOURS[i % len(COLOURS)], ("-", "--", ":")[i // len(COLOURS) % 3]
         for axes, key in zip(grid[0], metrics, strict=False):
             steps, losses = ([line[x] for line in train if key in line] for x in ("step", key))
@@ -95,7 +118,7 @@ def draw_curves(records, metrics):
             axes.plot(steps, smooth(losses), style, color=colour, linewidth=1.5)
         for axes, key in zip(grid[1], (*metrics, "score"), strict=True):
             epochs, values = ([line[x] for line in dev if key in line] for x in ("epoch", key))
-            axes.plot(epochs, values, style, color=colour, linewidth=1.5, marker="o", markersize=3, label=plain(name))
+            axes.plot(epochs, values, style, color=colour, linewidth=1.5, marker="o", markersize=3, label=label)
     grid[0, -1].legend(*grid[1, 0].get_legend_handles_labels(), fontsize=7, frameon=False, loc="center")
     return drawn
 

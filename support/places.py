@@ -8,6 +8,7 @@ from pathlib import Path
 from support.console import UserError
 from support.files import BESIDE, open_regular, target_of
 
+FIGURE_TAG = "multitask-bert"  # in the metadata of our figures
 REPLACED = ("best", "encoder", "last", "outputs")  # folders of a run that programs replace or empty
 OWN = ("config.json", "metrics.jsonl", "lock", "last", "best", "outputs", "row.json", "seconds.json")  # of a run
 
@@ -42,11 +43,11 @@ def check_own(flag, path, is_own):
 
 
 def check_figure(flag, path):
-    """Raises UserError where a PNG file cannot be written, or would take the place of what is no figure."""
-    if not path.endswith(".png"):
+    """Raises UserError where a PNG file cannot be written, or would take the place of what is no figure of ours."""
+    if not path.lower().endswith(".png"):
         raise UserError(f"{flag} {path} is not the name of a PNG file; let it end in .png")
     check_file(flag, path)
-    check_own(flag, path, lambda start: start.startswith(b"\x89PNG") and b"Matplotlib" in start)
+    check_own(flag, path, lambda start: start.startswith(b"\x89PNG") and f"Software\0{FIGURE_TAG}".encode() in start)
 
 
 def _fault(path, is_folder):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from bench import padding
-from support import figures
+from support import figures, places
+from support.console import UserError
 
 
 def test_padding_is_counted_in_whole_batches_or_in_the_one_that_there_is():
@@ -21,5 +22,8 @@ def test_the_picture_is_drawn_with_any_name_and_whatever_backend_is_asked_for(tm
     runpy.run_path(figures.__file__)
     assert os.environ["MPLBACKEND"] == "agg"
     pytest.importorskip("matplotlib")
-    padding.draw(np.array([3, 1, 2]), tmp_path / "x.foo")
-    assert (tmp_path / "x.foo").read_bytes().startswith(b"\x89PNG")
+    padding.draw(np.array([3, 1, 2]), tmp_path / "x.PNG")
+    places.check_figure("--out", str(tmp_path / "x.PNG"))  # ours, which may be drawn again
+    figures.figure(1).savefig(tmp_path / "own.png")
+    with pytest.raises(UserError, match="no earlier output"):
+        places.check_figure("--out", str(tmp_path / "own.png"))

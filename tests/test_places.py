@@ -174,13 +174,14 @@ def test_files_in_the_places_of_predictions_tables_and_figures_are_left_alone(tm
     names = ["predictions/sts-dev-output.csv", "table1-sample.json", "table2-sample.md", "a.png", "b.txt"]
     for name in [*names, "predictions-sample/single/para-test-output.csv"]:
         (tmp_path / name).write_text("mine")
-    (tmp_path / "photo.png").write_bytes((ROOT / "results" / "curves.png").read_bytes().replace(b"Matplotlib", b"GIMP"))
+    ours = (ROOT / "results" / "curves.png").read_bytes()
+    (tmp_path / "plot.png").write_bytes(ours.replace(b"multitask-bert", b"Matplotlib version3.11.2"))
     report = [reproduce.main, ["--results", tmp_path, "--report", "--table"]]
     refused(ensemble.main, ["no-run", "--out", tmp_path], "predictions/sts-dev-output.csv is there")
     refused(report[0], [*report[1], "1"], "table1-sample.json is there")
     refused(report[0], [*report[1], "2"], "table2-sample.md is there")
     refused(report[0], [*report[1][:2], "--table", "3"], "single/para-test-output.csv is there")
-    for name, says in {"a.png": "is there", "photo.png": "is there", "b.txt": "is not the name of a PNG"}.items():
+    for name, says in {"a.png": "is there", "plot.png": "is there", "b.txt": "is not the name of a PNG"}.items():
         pytest.importorskip("matplotlib")
         refused(visualize.main, ["curves", "no-run", "--out", tmp_path / name], says)
         refused(padding.main, ["--out", tmp_path / name], says)

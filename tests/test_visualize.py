@@ -201,6 +201,28 @@ def test_any_name_of_a_run_stands_in_the_legend_as_it_is():
     assert [text.get_text() for text in legend.get_texts()] == list(names.values())
 
 
+def test_runs_of_one_name_are_told_apart_by_the_shortest_ends_of_their_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs = ["plain/1", "means/1", "means/../x/a/2", "y/a/2", "3", f"/{'z' * 70}/4"]
+    assert figures.names_of(runs) == ["plain/1", "means/1", "x/a/2", "y/a/2", "3", "4"]
+    assert figures.names_of(["/1", "/x/1"]) == ["/1", "x/1"]
+
+
+def test_long_names_leave_room_for_the_curves():
+    pytest.importorskip("matplotlib")
+    line = {"step": 1, "epoch": 1, **dict.fromkeys(METRICS, 0.5), "score": 0.5}
+    for ends in ("12", "ab漢"):
+        names = ["W" * 70 + end + "W" * (70 if ends == "ab漢" else 0) for end in ends]
+        drawn = figures.draw_curves({name: ([line], [line]) for name in names}, METRICS)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            drawn.savefig(io.BytesIO(), format="png")
+        (legend,) = filter(None, (axes.get_legend() for axes in drawn.axes))
+        labels = [text.get_text() for text in legend.get_texts()]
+        assert len(set(labels)) == len(ends)
+        assert max(map(len, labels)) <= 35
+
+
 def test_the_map_has_labels_a_legend_and_a_named_colour_bar(trained):
     pytest.importorskip("matplotlib")
     flags = flags_of(trained, method="tsne")
