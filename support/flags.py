@@ -57,7 +57,7 @@ def choose_kernels(args, device):
     if args.bf16 and device.type == "cpu":
         if not bfloat16_products():
             if getattr(args, "resume", False) and Path(args.out, "config.json").exists():
-                raise UserError(f"{args.out} was started with --bf16, which this processor lacks; go on elsewhere")
+                raise UserError(f"{args.out} was started with --bf16, which this processor lacks; use another machine")
             raise UserError("this processor has no bfloat16 products; leave out --bf16, or add --no-bf16")
         use_bfloat16_products()
 
