@@ -19,7 +19,6 @@ import time
 from pathlib import Path
 from statistics import mean
 
-import numpy as np
 import torch
 
 from kernels.cpu import libraries
@@ -83,13 +82,12 @@ class TrainingRun:
         changed = [name for name in now if before.get(name, now[name]) != now[name]]
         if not changed:
             return
-        if order := teachers_of_before(getattr(self.args, "teacher", None) or [], now, before):
-            raise UserError(f"{self.folder} was started with its teachers in another order; name --teacher {order}")
         fault = f"{', '.join(changed)} {'is' if len(changed) == 1 else 'are'} not what"
         if self.position["step"] == len(self.plan):
             remedy = f"{run_folder.ANOTHER} starts a new run"
             raise UserError(f"{self.folder} is finished, and {fault} it was started with; {remedy}")
-        flags = [f"--{name}" for name in (*run_folder.READS, "teacher") if getattr(self.args, name, None)]
+        flags = [f"--{name}" for name in run_folder.READS if getattr(self.args, name, None)]
+        flags += ["--teacher (in the order of before)"] * bool(getattr(self.args, "teacher", None))
         remedy = f"name what it read with {', '.join(flags)}, or choose {run_folder.ANOTHER}"
         raise UserError(f"{fault} {self.folder} was started with; {remedy}")
 
@@ -198,19 +196,6 @@ class TrainingRun:
         if step == 1:
             return "no weight has moved yet, so look at the data, the weights of --bert and the flags of methods"
         return f"start again with a lower {self.rate_flags} and another --out"
-
-
-def teachers_of_before(runs, now, before):
-    """The teachers as a run named them before, a text, where they are the same ones in another order; else None.
-
-    Args: runs, as they are named now; now and before, of `TrainingRun._check_data`.
-    """
-    names = [f"teacher {i}" for i in range(1, len(runs) + 1)]
-    digests, wanted = [now[name] for name in names], [before.get(name, "") for name in names]
-    if digests == wanted or sorted(digests) != sorted(wanted):
-        return None
-    by_digest = [run for _, run in sorted(zip(digests, runs, strict=True))]
-    return " ".join(run for _, run in sorted(zip(np.argsort(wanted, kind="stable"), by_digest, strict=True)))
 
 
 def use_kept_products(folder):
