@@ -136,7 +136,7 @@ def _discard_output():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def shortened(message, most=290):
+def shortened(message, most=490):
     """A message on one line, of at most `most` printable characters: its start and its end, where the remedy stands."""
     message = str(message)
     if len(message) > 10 * most:

@@ -112,7 +112,7 @@ def test_what_went_wrong_is_one_short_sentence(error, words, capsys):
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert said.count("\n") == 1
-    assert len(said) <= 300
+    assert len(said) <= 500
     assert all(word in said for word in words)
     assert ("free the space" in said) == ("free the space" in words)
 
