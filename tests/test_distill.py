@@ -332,7 +332,7 @@ def test_a_resumed_run_needs_the_teachers_that_it_began_with(world, monkeypatch,
     (world / "b").rename(world / "moved")
     refused(multitask.main, resume, f"--teacher {world / 'b'}", "holds no run")
     shutil.copytree(world / "a", world / "b")
-    refused(multitask.main, resume, "teacher 2, what the teachers", "--bert, --teacher (in the order of before), or choose")
+    refused(multitask.main, resume, "teacher 2, what the teachers", "--teacher (in the order of before), or choose")
     turned = [*resume, "--teacher", world / "moved", world / "a"]
     refused(multitask.main, turned, "teacher 1, teacher 2", "--teacher (in the order of before)")
     monkeypatch.chdir(world)
