@@ -57,7 +57,7 @@ def train(args, model, tokenizer, datasets):
     trainer, plan = Trainer(args, model, datasets), training_plan(args, datasets)
     save = lambda folder: model.save(folder, tokenizer)  # noqa: E731
     rates = {"--lr": args.option == "finetune", "--pal_lr": args.use_pals, "--head_lr": True}
-    lower = " or ".join(flag for flag, used in rates.items() if used)  # if training diverges
+    lower = " or ".join(flag for flag, used in rates.items() if used)  # what to lower if training diverges
     run = TrainingRun(
         args, plan, model, trainer.optimizer,
         extra=trainer.state(), data=trainer.fingerprints(), save_model=save, rate_flags=lower,

@@ -50,10 +50,7 @@ class Task:
 
     @property
     def n_logits(self):
-        """C: as many as there are classes, but 1 for two classes (the logit of the second), and 1 for a real number.
-
-        (`--use_means` predicts that twice, and has 2.)
-        """
+        """What a head gives: a logit for each class, but one for two classes (of the second), and one for a number."""
         return self.classes if self.classes > 2 else 1
 
 
