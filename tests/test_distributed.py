@@ -206,10 +206,11 @@ def torchrun(*argv):
     return subprocess.Popen([*command, *argv], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-def children(pid):
-    """The processes that a process started."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+def process_of(pid, rank):
+    """The process of a rank, one of those that torchrun, process `pid`, has started."""
+    children = " ".join(file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/children")).split()
+    own = f"RANK={rank}".encode()
+    return next(int(child) for child in children if own in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"))
 
 
 def last_step(out):
@@ -218,21 +219,25 @@ def last_step(out):
 
 @pytest.mark.skipif(not Path(f"/proc/self/task/{os.getpid()}/children").exists(), reason="needs /proc")
 def test_a_dying_process_ends_the_run_with_a_sentence_and_it_resumes(tmp_path):
-    bert, files, out = tiny.folder(tmp_path / "bert", 0.1), tiny.task_files(tmp_path / "data"), tmp_path / "run"
-    flags = f"--bert {bert} --data {files} --batch_size 4 --epochs 2000 --save_every 5 --out {out}".split()
-    run = torchrun(*flags)
-    try:
-        for _ in range(600):
-            if (out / "last" / "state.safetensors").exists():
-                break
-            assert run.poll() is None, run.stderr.read()
-            time.sleep(0.1)
-        os.kill(children(run.pid)[1], signal.SIGKILL)
-        _, errors = run.communicate(timeout=60)
-    finally:
-        run.kill()
-    assert run.returncode != 0
-    assert "process 0 lost the others" in errors
+    bert, files = tiny.folder(tmp_path / "bert", 0.1), tiny.task_files(tmp_path / "data")
+    for attempt in range(3):  # gloo rarely misses a death; then torchrun kills the survivor, too, after 30 seconds
+        out = tmp_path / f"run{attempt}"
+        flags = f"--bert {bert} --data {files} --batch_size 4 --epochs 2000 --save_every 5 --out {out}".split()
+        run = torchrun(*flags)
+        try:
+            for _ in range(600):
+                if (out / "last" / "state.safetensors").exists():
+                    break
+                assert run.poll() is None, run.stderr.read()
+                time.sleep(0.1)
+            os.kill(process_of(run.pid, 1), signal.SIGKILL)
+            _, errors = run.communicate(timeout=60)
+        finally:
+            run.kill()
+        assert run.returncode != 0
+        if "forcefully exiting" not in errors:
+            break
+    assert "process 0 lost the others" in errors, errors
     assert "--resume" in errors
     resumed = torchrun("--resume", "--out", str(out))
     try:
