@@ -3,24 +3,6 @@
 $(if $(wildcard support/environment.py),,\
 $(error this is not the project's folder; type `make -C $(dir $(lastword $(MAKEFILE_LIST)))`))
 
-# VARIABLE-IS-FOR: the targets that take it; where none of the command does, that is an error
-PYTHON-IS-FOR = $(GOALS)
-VENV-IS-FOR = $(GOALS)
-OUT-IS-FOR = train eval predict everyday
-DATA-IS-FOR = train bench gpu gpu-training
-FLAGS-IS-FOR = train table1 table2 table3 fuzz bench kernels launches gpu gpu-training data
-BERT-IS-FOR = gpu gpu-training
-GPU-IS-FOR = gpu $(PARTS:%=gpu-%)
-TOY-IS-FOR = gpu gpu-kernels gpu-step
-PRESET-IS-FOR = table1 table2 table3
-EVIDENCE-IS-FOR = figures
-
-GOALS = $(or $(MAKECMDGOALS),help)
-NAMES = PYTHON VENV OUT DATA BERT GPU PRESET EVIDENCE
-TAKEN = $(strip $(foreach v,$(NAMES) FLAGS TOY,$(if $(filter $(GOALS),$($v-IS-FOR)),$v)))
-given-by = $(strip $(foreach v,$(.VARIABLES),$(if $(findstring /$1/,/$(origin $v)/),$v)))
-FROM-ENVIRONMENT := $(call given-by,environment)
-
 PYTHON = python3
 VENV = .venv
 # `make train VENV=` uses the interpreter at hand and installs only what it lacks
@@ -49,20 +31,8 @@ STRONG = $(wildcard $(EVIDENCE)/smart-strong-8-*)
 # five models of one kind for the maps: seeds of one row, as far as they go
 ALIKE = $(wordlist 1,5,$(wildcard $(EVIDENCE)/means-*))
 
-$(foreach v,$(filter-out $(TAKEN) SHELL,$(call given-by,command line)),\
-$(if $(filter $v,$(NAMES) FLAGS TOY),$(error `make $(GOALS)` takes $(TAKEN), and $v was given; leave it out),\
-$(warning $v is no variable of this Makefile: programs find it in their environment)))
-$(foreach v,$(filter $(TAKEN),$(FROM-ENVIRONMENT)),$(if $(filter file,$(origin $v)),\
-$(warning $v of the environment does not count; if it is meant, type `make $(GOALS) $v=...`)))
-
-# each is one word, and VENV alone may be empty; ~ is meant as in the shell
-$(foreach v,$(NAMES),$(eval override $v := $$(patsubst ~/%,$$(HOME)/%,$$($v))))
-override DATA := $(patsubst ./%,%,$(or $(DATA:%/=%),$(DATA)))
-$(foreach v,$(NAMES),$(if $(or $(word 2,$($v)),$(findstring ',$($v))),\
-$(error $v="$($v)" has a space or a quote in it; give it a name without them, or unset it)))
-$(foreach v,$(filter-out VENV,$(NAMES)),$(if $($v),,$(error $v= is empty; give it a value, or unset it)))
-$(if $(filter figures,$(MAKECMDGOALS)),$(if $(ALIKE),,$(error EVIDENCE=$(EVIDENCE) holds no runs means-*; leave it out)))
-$(if $(VENV),$(shell [ -e '$(VENV)/bin/python' ] || [ ! -e '$(VENV)/pyvenv.cfg' ] || rm -f '$(READY)'))
+# one sentence for a variable that is misused
+include support/variables.mk
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9 _-]+:.*## / {printf "%-24s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
