@@ -218,7 +218,10 @@ def load_examples(args, splits=SPLITS):
             if split == "test" and not given and not path.exists():
                 print(f"{path} does not exist: no test predictions for {task.name}", file=sys.stderr)
                 continue
-            examples[task.name][split] = read_examples(path, task, split != "test").sample(args.max_examples)
+            these = read_examples(path, task, split != "test").sample(args.max_examples)
+            if split != "train":
+                task_files.report_doubles(path, these.ids)
+            examples[task.name][split] = these
     return examples
 
 

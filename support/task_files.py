@@ -219,6 +219,14 @@ def report(path, faults, used, note=""):
         print(f"{path}: {left_out} of {left_out + used} lines left out{note}", file=sys.stderr)
 
 
+def report_doubles(path, ids):
+    """Says on stderr where ids of a file are not its own: in a prediction file nobody knows whose the lines are."""
+    counts = collections.Counter(ids)
+    if doubles := [name for name in ids if counts[name] > 1]:
+        said = f"{len(doubles)} of {len(ids)} examples share their id with others ({doubles[0]!r:.40})"
+        print(f"{path}: {said}; their predictions cannot be told apart", file=sys.stderr)
+
+
 def _spans(ranges):
     """Ranges of line numbers in words, neighbours joined: ["line 3", "lines 5-9"]."""
     joined = []

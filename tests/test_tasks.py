@@ -1,16 +1,19 @@
 import collections
 import itertools
 import re
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny
 from tiny import REAL, ROOT
 
+from predict import SOURCES
 from sampling import Plan
 from support.console import UserError
 from support.fingerprints import of_examples
-from tasks import SPLITS, TASKS, DataSet, data_path, read_examples
+from tasks import SPLITS, TASKS, DataSet, data_path, load_examples, read_examples
 from tokenizer import Tokenizer
 
 HEADER = "\tid\tsentence1\tsentence2\tis_duplicate\n"
@@ -94,6 +97,19 @@ def test_an_id_that_a_prediction_file_cannot_hold_is_reported(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "lines 7-8: the id" in said
     assert "6 of 7 lines left out, and nothing is said of them" in said
+
+
+def test_ids_that_examples_share_are_reported_where_they_name_predictions(task_files, tmp_path, capsys):
+    folder = shutil.copytree(task_files, tmp_path / "data")
+    load_examples(SimpleNamespace(**dict.fromkeys(SOURCES) | {"data": folder}))
+    assert "share their id" not in capsys.readouterr().err
+    for task, split in itertools.product(TASKS.values(), SPLITS):
+        path = data_path(folder, task, split)
+        path.write_text(re.sub(rf"\b{split}000[3-5]\b", "same", path.read_text()))
+    load_examples(SimpleNamespace(**dict.fromkeys(SOURCES) | {"data": folder}))
+    said = capsys.readouterr().err
+    assert f"{data_path(folder, TASKS['sts'], 'test')}: 3 of 24 examples share their id with others ('same')" in said
+    assert said.count("share their id") == 6  # of dev and test
 
 
 DIGESTS = {  # rows and fingerprints of the real files as the csv module reads them: none of them has a stray quote
