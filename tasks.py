@@ -236,6 +236,8 @@ def load_data(args, tokenizer, splits=SPLITS):
                 which = "every" if left_out.all() else "no"
                 raise UserError(f"--fold {args.fold} leaves out {which} training example of {name}; choose another")
             files["train"] = files["train"].take(np.flatnonzero(~left_out)).sample(args.train_examples)
+            if "dev" in files:
+                task_files.report_known(name, files["train"], files["dev"])
             path = data_path(args.unlabelled or "", TASKS[name], "unlabelled")
             if args.unlabelled and path.exists():
                 new = read_examples(path, TASKS[name], labelled=False).sample(args.max_examples)

@@ -227,6 +227,16 @@ def report_doubles(path, ids):
         print(f"{path}: {said}; their predictions cannot be told apart", file=sys.stderr)
 
 
+def report_known(name, train, dev):
+    """Says on stderr where most dev examples are training examples, too. Args: name, of the task; two `Examples`."""
+    texts = lambda these: list(zip(these.sentences, these.second_sentences or these.sentences, strict=True))  # noqa: E731
+    known = set(texts(train))
+    count = sum(text in known for text in texts(dev))
+    if count > len(dev) / 2:
+        said = f"{count} of {len(dev)} dev examples of {name} are training examples, too"
+        print(f"{said}: what they score says little about new ones", file=sys.stderr)
+
+
 def _spans(ranges):
     """Ranges of line numbers in words, neighbours joined: ["line 3", "lines 5-9"]."""
     joined = []

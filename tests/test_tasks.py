@@ -9,11 +9,12 @@ import pytest
 import tiny
 from tiny import REAL, ROOT
 
-from predict import SOURCES
+from predict import SOURCES, TABLES
 from sampling import Plan
+from support import flags
 from support.console import UserError
 from support.fingerprints import of_examples
-from tasks import SPLITS, TASKS, DataSet, data_path, load_examples, read_examples
+from tasks import SPLITS, TASKS, DataSet, data_path, load_data, load_examples, read_examples
 from tokenizer import Tokenizer
 
 HEADER = "\tid\tsentence1\tsentence2\tis_duplicate\n"
@@ -110,6 +111,19 @@ def test_ids_that_examples_share_are_reported_where_they_name_predictions(task_f
     said = capsys.readouterr().err
     assert f"{data_path(folder, TASKS['sts'], 'test')}: 3 of 24 examples share their id with others ('same')" in said
     assert said.count("share their id") == 6  # of dev and test
+
+
+def test_dev_examples_that_are_training_examples_are_reported(task_files, tiny_encoder, tmp_path, capsys):
+    def said(*more):
+        load_data(flags.parse_multitask(["--data", str(task_files), *map(str, more)], *TABLES), Tokenizer(tiny_encoder))
+        return capsys.readouterr().err
+
+    paths = {task: data_path(task_files, TASKS[task], "train") for task in TASKS}
+    part = write(tmp_path / "part", "".join(paths["para"].read_text().splitlines(keepends=True)[:9]))
+    assert "24 of 24 dev examples of sts are training examples, too" in said("--sts_dev", paths["sts"])
+    assert "8 of 8 dev examples of para are training examples, too" in said("--para_dev", part)
+    for fair in ([], ["--sst_dev", paths["sst"], "--train_examples", 8]):
+        assert said(*fair) == ""
 
 
 DIGESTS = {  # rows and fingerprints of the real files as the csv module reads them: none of them has a stray quote
