@@ -4,6 +4,7 @@ A task is one row of `TASKS` and three files, `train`, `dev` and `test`: tab-sep
 CSV is. Columns are found by their names, and other columns are ignored. A fourth task is a fourth row.
 """
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -239,7 +240,7 @@ def load_data(args, tokenizer, splits=SPLITS):
             if "dev" in files:
                 task_files.report_known(name, files["train"], files["dev"])
             path = data_path(args.unlabelled or "", TASKS[name], "unlabelled")
-            if args.unlabelled and path.exists():
+            if args.unlabelled and os.path.lexists(path):
                 new = read_examples(path, TASKS[name], labelled=False).sample(args.max_examples)
                 files["train"] = files["train"].with_unlabelled(new.sample(args.train_examples))
         encoding = TASKS[name].encoding(args.pair_encoding, args.use_means)

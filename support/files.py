@@ -143,13 +143,13 @@ def _clear(old, folder):
 
 
 def target_of(folder):
-    """What a folder is a link to, or the folder itself. Raises UserError for a link to nothing.
+    """What a folder or file is a link to, or itself. Raises UserError for a link to nothing.
 
     Its disk may not be mounted: a folder made there now would be hidden later.
     """
     target = Path(os.path.realpath(folder))
     if os.path.islink(folder) and not target.exists() and not beside(target, "old").exists():
-        raise UserError(f"{folder} is a link to {target}, which is not there; mount its disk, or make that folder")
+        raise UserError(f"{folder} is a link to {target}, which is not there; mount its disk, or make it")
     return target
 
 

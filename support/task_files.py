@@ -14,7 +14,7 @@ import re
 import sys
 
 from support.console import UserError, remedy_for_missing
-from support.files import alien, open_regular, read_text
+from support.files import alien, open_regular, read_text, target_of
 
 LONGEST_LINE = 1 << 24  # bytes
 MOST_LINES, LONGEST_FIELD = 100, 1 << 20  # lines and characters of a field that spans lines
@@ -44,6 +44,7 @@ def read_columns(path, needed, fault_of, note=""):
                 rows.append(values)
                 used += len(numbers)
     except FileNotFoundError:
+        target_of(path)  # which may be a link to nothing
         remedy = "name a folder of task files with --data; `make data` makes one (FLAGS=--quora_14k for Quora-14k)"
         raise UserError(f"{path} does not exist; {remedy_for_missing(path, remedy)}") from None
     report(path, faults, used, note)

@@ -390,6 +390,9 @@ def test_what_can_be_no_teacher_gets_one_sentence(world, refused):
     refuse(f"--unlabelled {world}", "add --teacher")
     refuse(f"--teacher {world}/a --unlabelled {world}/data", "none of ids-sst-unlabelled.csv", "data/more.py")
     refuse(f"--teacher {world}/a --unlabelled {unlabelled(world)} --fold 1/2", "drop one of the two")
+    (world / "more" / "quora-unlabelled.csv").unlink()
+    (world / "more" / "quora-unlabelled.csv").symlink_to("nothing")
+    refuse(f"--teacher {world}/a --unlabelled {world}/more", "unlabelled.csv is a link to", "which is not there")
     refuse(f"--teacher {world}/a --distill_lambda 1.5", "1.5 is too large; 1 is the most")
     refuse(f"--teacher {world}/a --cuda_graphs", "cannot record a step with --teacher; leave it out")
     for fold in ("0/2", "3/2", "1/1", "1", "half"):
