@@ -149,10 +149,7 @@ def parser_for(argv, *tables):
 
 
 def parse_multitask(argv, *tables):
-    """The flags of a run of `multitask.py`, checked.
-
-    Args: tables, the arguments of `multitask_parser`.
-    """
+    """The flags of a run of `multitask.py`, checked. Args: tables, the arguments of `multitask_parser`."""
     args = run_folder.parse_flags(parser_for(argv, *tables), argv)
     check_multitask(args, vars(multitask_parser(*tables).parse_args([])) | tables[-1]["weak"])
     check_predictions(args, tables[0], tables[1])
@@ -175,6 +172,8 @@ def check_multitask(args, usual):
     goes_on = args.resume and Path(args.out, "config.json").exists()  # a soup is a run of 0 epochs
     if not (args.epochs or goes_on or args.eval_only):
         raise UserError("--epochs 0 trains nothing; give 1 or more")
+    if args.classifier_size and not (args.classifier_layers or goes_on or args.eval_only):
+        raise UserError("--classifier_size does nothing beside --classifier_layers 0; leave one of the two out")
     if args.gradient_surgery and args.option == "pretrain":
         raise UserError("--gradient_surgery has nothing to do with --option pretrain: no shared parameters train")
     if args.gradient_surgery and args.sampling != "proportional":

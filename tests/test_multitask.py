@@ -222,6 +222,7 @@ def test_wrong_requests_get_one_sentence(finished, flags, tmp_path, refused):
     refused(train, ["--lr", "nan"], "--lr", "greater than 0")
     refused(train, ["--lr", "1e30"], "--lr", "too large")
     refused(train, ["--epochs", "0"], "--epochs 0")
+    refused(train, [*flags, "--classifier_layers", "0", "--classifier_size", "7"], "--classifier_size does nothing")
     refused(train, ["--batch_size", "many"], "--batch_size", "not a whole number")
     refused(train, ["--hidden_dropout_prob", "1"], "below 1")
     refused(train, ["--resume", "--out", out, "--lr", "0.5"], "--lr", "was started with")
