@@ -106,8 +106,10 @@ class Teachers:
         with torch.random.fork_rng(cuda), distributed.only_rank_0_warns():
             use_kept_products(args.out)  # asked again, the teachers of a resumed run say the same to the last bit
             found = mean_outputs(args.teacher, examples, device)
-        known = {name: ~np.isnan(these.labels) for name, these in examples.items()}
-        self.all_known = all(rows.all() for rows in known.values())
+            known = {name: ~np.isnan(these.labels) for name, these in examples.items()}
+            self.all_known = all(rows.all() for rows in known.values())
+            if self.weight == 1 and self.all_known:
+                print("--distill_lambda 1 learns from the labels alone: the teachers change nothing", file=sys.stderr)
         metrics = {n: score(TASKS[n], found[n][rows], examples[n].labels[rows]) for n, rows in known.items()}
         print("the teachers on the training examples: " + ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
         self.values = {name: torch.from_numpy(values).to(device) for name, values in found.items()}

@@ -268,12 +268,13 @@ def test_each_step_asks_for_its_own_loss_of_its_own_examples(world, monkeypatch)
 
 
 @pytest.mark.parametrize("methods", ["", "--use_smart --use_means --use_pals --pal_size 12"])
-def test_with_lambda_1_a_run_is_bit_for_bit_the_plain_run(world, methods):
+def test_with_lambda_1_a_run_is_bit_for_bit_the_plain_run(world, methods, capsys):
     for name, more in {"plain": "", "one": "--distill_lambda 1", "student": ""}.items():
         teacher = f"--teacher {world}/a {world}/d " if name != "plain" else ""
         multitask.main(command(world, f"{teacher}{more} {methods} --out {world}/{name}"))
     plain, one, student = (state(world / name) for name in ("plain", "one", "student"))
     assert equal(plain, one)
+    assert capsys.readouterr().err.count("the teachers change nothing") == 1
     assert not equal(plain, student)
 
 
@@ -297,7 +298,8 @@ def unlabelled(folder):
 def test_examples_without_a_label_are_learnt_from_the_teachers_even_at_lambda_1(world, capsys):
     more = f"--teacher {world}/a {world}/d --distill_lambda 1"
     multitask.main(command(world, f"{more} --unlabelled {unlabelled(world)} --out {world}/student"))
-    said = capsys.readouterr().out
+    said, warned = capsys.readouterr()
+    assert "the teachers change nothing" not in warned
     assert "training examples: sst 32, para 32, sts 32; on cpu" in said
     assert "48 of 96 training examples were seen by all teachers" in said
     lines = [line for line in tiny.metrics(world / "student") if line["kind"] == "train"]
