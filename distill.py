@@ -59,7 +59,7 @@ from predict import data_flags, flags_of, outputs_of
 from sampling import in_fold
 from support import distributed, run_folder
 from support.console import UserError
-from support.folders import model_folder
+from support.folders import model_folder, unfinished
 from support.output_cache import model_digest, values_digest
 from support.training_run import use_kept_products
 from tasks import TASKS
@@ -137,7 +137,8 @@ def mean_outputs(runs, examples, device):
     total, counts = {}, {name: sum(part[name].astype(int) for part in parts) for name in examples}
     for run, rows in zip(runs, parts, strict=True):
         asked = {name: these.take(np.flatnonzero(rows[name])) for name, these in examples.items() if rows[name].any()}
-        print(f"{run} speaks of {sum(map(len, asked.values()))} training examples", file=sys.stderr)
+        count = sum(map(len, asked.values()))
+        print(f"{run} speaks of {count} training examples{unfinished(run)}", file=sys.stderr)
         for name, values in outputs_of(run, asked, "train", device).items():
             total.setdefault(name, np.zeros((len(examples[name]), *values.shape[1:])))  # float64
             total[name][rows[name]] += values

@@ -34,7 +34,7 @@ import numpy as np
 from evaluate import METRICS, dev_score, score, to_predictions, write_predictions
 from predict import examples_of, outputs_of
 from soup import make_soup, write_records
-from support import flags, places
+from support import flags, folders, places
 from support.console import UserError, command, table
 from tasks import TASKS
 
@@ -204,7 +204,7 @@ def main(argv=None):
     labels = {name: examples.labels for name, examples in dev.items()}
     found, alone, tuned = [], [], {}
     for run in args.runs:
-        print(f"scoring {run} on dev", file=sys.stderr)  # before the warnings that this may bring
+        print(f"scoring {run} on dev{folders.unfinished(run)}", file=sys.stderr)  # before what this may warn of
         found.append(outputs_of(run, dev, "dev", device))
         alone.append({name: score(TASKS[name], values, labels[name]) for name, values in found[-1].items()})
     if args.method == "soup":

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from support import evidence, files, run_folder, weight_files
+from support import evidence, files, metrics_file, run_folder, weight_files
 from support.console import UserError, remedy_for_missing
 from support.safetensors import open_safetensors
 
@@ -108,6 +108,14 @@ def what_is(folder):
     if has("multitask.json"):
         return "is a model without its run; name the folder in which it is best/"
     return f"holds no run; {other}"
+
+
+def unfinished(run):
+    """Text to follow the name of a run whose last epoch has not ended; "" for others, and where nothing says so."""
+    epochs = config_of(run).get("epochs", 0)
+    ended = max((line.get("epoch", 0) for line in metrics_file.read(run) if line["kind"] == "dev"), default=epochs)
+    go_on = f"go on with it: python multitask.py --resume --out {run}"
+    return f" (not finished, {ended} of {epochs} epochs; {go_on})" if ended < epochs else ""
 
 
 # ----- writing

@@ -181,6 +181,15 @@ def test_folds_part_the_examples_and_do_not_depend_on_their_order_or_number():
     assert not in_fold(ids, None).any()
 
 
+def test_a_teacher_that_is_not_finished_teaches_and_is_said_to_be_none(world, capsys):
+    config = world / "b" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"epochs": 2}))
+    asked(world, "ab")
+    said = capsys.readouterr().err
+    assert f"{world}/b speaks of 30 training examples (not finished, 1 of 2 epochs; go on with it" in said
+    assert said.count("not finished") == 1
+
+
 def with_fold(folder, run, fold):
     path = folder / run / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"fold": fold}))

@@ -322,6 +322,20 @@ def test_other_data_are_named_and_said_to_be_other(copied, capsys):
     assert len((copied / "out" / "predictions" / "sst-dev-output.csv").read_text().splitlines()) == 41
 
 
+def test_a_run_that_is_not_finished_is_scored_and_said_to_be_none(copied, capsys):
+    config = copied / "b" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"epochs": 8}))
+    runs = [str(copied / name) for name in "abc"]
+    (copied / "c" / "metrics.jsonl").unlink()  # nothing says what it is
+    for more in ([], ["--method", "soup"]):
+        ensemble.main([*runs, "--out", str(copied / f"out{len(more)}"), *more])
+        lines = [line for line in capsys.readouterr().err.splitlines() if "not finished" in line]
+        go_on = f"go on with it: python multitask.py --resume --out {copied}/b"
+        assert lines == [f"scoring {copied}/b on dev (not finished, 3 of 8 epochs; {go_on})"]
+    ensemble.main([str(copied / "out2"), "--out", str(copied / "again")])  # a soup has no epochs
+    assert "not finished" not in capsys.readouterr().err
+
+
 # ----- mistakes
 
 
