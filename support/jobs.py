@@ -60,12 +60,16 @@ def run(script, argv, folder, again):
 
 
 def commit():
-    """The first digits of the commit that is checked out, "+" behind them where code differs; or "unknown"."""
+    """The first digits of the commit that is checked out, "+" behind them where code differs; or "unknown".
+
+    It is unknown, too, in a repository of others that does not track this code: an archive unpacked there.
+    """
     git = ["git", "-C", str(ROOT)]
     with contextlib.suppress(OSError):  # no git here
+        tracked = subprocess.run([*git, "ls-files", "support/jobs.py"], capture_output=True).stdout
         head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
         changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "*.py"], capture_output=True).returncode
-        return head + "+" * bool(changed) if head else "unknown"
+        return head + "+" * bool(changed) if head and tracked else "unknown"
     return "unknown"
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 import statistics
+import subprocess
 from argparse import Namespace
 from pathlib import Path
 
@@ -345,6 +346,22 @@ def test_one_dev_example_has_no_two_halves(monkeypatch):
     monkeypatch.setattr(reproduce, "outputs_of", lambda *_: {})
     with pytest.raises(UserError, match="results has one dev example of sst, which has no two halves"):
         reproduce.report_ensembles(Namespace(runs="results"))
+
+
+def test_the_commit_is_that_of_a_repository_that_tracks_the_code(tmp_path, monkeypatch):
+    git = ["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    do = lambda *words: subprocess.run([*git, *words], check=True, capture_output=True, text=True).stdout  # noqa: E731
+    monkeypatch.setattr(jobs, "ROOT", tmp_path / "course" / "bert")
+    (jobs.ROOT / "support").mkdir(parents=True)
+    (jobs.ROOT / "support" / "jobs.py").write_text("")
+    do("init")
+    do("commit", "--allow-empty", "-m", "course")
+    assert jobs.commit() == "unknown"
+    do("add", "course")
+    do("commit", "-m", "with it")
+    assert jobs.commit() == do("rev-parse", "--short", "HEAD").strip()
+    (jobs.ROOT / "support" / "jobs.py").write_text("changed")
+    assert jobs.commit().endswith("+")
 
 
 def test_a_finished_run_keeps_what_others_put_beside_its_last_state(tmp_path, monkeypatch):
