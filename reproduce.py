@@ -89,7 +89,8 @@ def keep(args, run, record):
         if split == "dev":
             more = {"sst-dev-components": view(run, these["sst"], device)[0]}
             labels, said = {t: of.labels for t, of in these.items()}, {t: outputs[f"{t}-dev"] for t in these}
-            check_score(run, labels, said, "name its task files with --data")
+            wrong = f"--data {args.data} does not hold what it was scored on; name the folder that does"
+            check_score(run, labels, said, wrong if args.data else "name its task files with --data")
     paths = paths_of(run, args.data)
     folder = keep_evidence.write(args.runs, run, config, record, paths, examples, outputs, more, args.data_name)
     print(f"the evidence of {run} is in {folder}")

@@ -250,6 +250,8 @@ def test_a_run_started_by_hand_becomes_evidence(flags, tmp_path, refused, capsys
     metrics = tmp_path / "run" / "metrics.jsonl"
     metrics.write_text(metrics.read_text().replace('"score": 0.', '"score": 1.'))
     refused(reproduce.main, [*keep, "--row", "mine"], "metrics.jsonl says", "name its task files with --data")
+    wrong = f"--data {task_files} does not hold what it was scored on"
+    refused(reproduce.main, [*keep, "--row", "mine", "--data", task_files], "metrics.jsonl says", wrong)
     refused(reproduce.main, ["--keep", folder, "--row", "twice"], "evidence already")
 
 
