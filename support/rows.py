@@ -161,6 +161,8 @@ def check_reproduce(args):
         raise UserError(f"--row {args.row!r:.80} cannot name a folder; take letters, digits and hyphens")
     if args.data_name and not re.fullmatch(r"\w[\w.+-]*", args.data_name):
         raise UserError(f"--data_name {args.data_name!r:.80} cannot name a folder; take letters, digits and hyphens")
+    if twice := [seed for seed in args.seeds or () if args.seeds.count(seed) > 1]:
+        raise UserError(f"--seeds names {twice[0]} twice, and a seed has one run; name it once")
     for name in ("flags", "simcse_flags"):
         if barred := [word for word in _split(getattr(args, name)) if word.partition("=")[0] in BARRED]:
             raise UserError(f"--{name} has {barred[0]!r:.40}, which a table sets itself or cannot use; leave it out")

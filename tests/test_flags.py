@@ -54,8 +54,10 @@ def test_other_programs_have_the_same_limits(refused, main, flag):
     refused(main, [flag, 2**40], flag, "too large")
 
 
-def test_seeds_of_a_table_are_whole_numbers(refused):
+def test_seeds_of_a_table_are_whole_numbers_each_named_once(refused, monkeypatch):
+    monkeypatch.setattr(reproduce.jobs, "run", lambda *_: 1 / 0)  # nothing starts
     refused(reproduce.main, ["--table", "1", "--seeds", "1.5"], "--seeds: '1.5' is not a whole number")
+    refused(reproduce.main, ["--table", "1", "--seeds", "2", "1", "--seeds=2"], "--seeds names 2 twice")
 
 
 def test_sizes_are_compared_with_the_memory_of_this_machine():
