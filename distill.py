@@ -55,14 +55,14 @@ import torch.nn.functional as F
 
 from evaluate import score
 from model import task_loss
-from predict import data_flags, flags_of, outputs_of
+from predict import data_flags, flags_of, outputs_of, task_paths
 from sampling import in_fold
 from support import distributed, run_folder
 from support.console import UserError
 from support.folders import model_folder, unfinished
 from support.output_cache import model_digest, values_digest
 from support.training_run import use_kept_products
-from tasks import TASKS
+from tasks import SPLITS, TASKS
 
 
 def annealed(step, steps):
@@ -146,19 +146,34 @@ def mean_outputs(runs, examples, device):
     return {name: (sums.T / counts[name]).T.astype(np.float32) for name, sums in total.items()}
 
 
+def check_inputs(args):
+    """Raises UserError where flags of `multitask.py` name a task file or a teacher that is none, by what is soon read.
+
+    So a mistake shows before an encoder is fetched.
+    """
+    task_paths(args, ("dev", "test") if args.eval_only else SPLITS)
+    if args.teacher and not args.eval_only:
+        folds_of(args.teacher)
+
+
 def speakers(runs, examples):
     """Which teachers speak of which examples: for each run {task: bool (n,)}. At least one speaks of each example.
 
     Raises UserError for a folder that can be no teacher.
     """
-    run_folder.check_named_once(runs)
-    folds, parts, known = [fold_of(run) for run in runs], {}, 0
+    folds, parts, known = folds_of(runs), {}, 0
     for name, these in examples.items():
         unseen = np.array([np.isnan(these.labels) | in_fold(these.ids, fold) for fold in folds])  # (runs, n)
         seen_by_all = ~unseen.any(0)
         parts[name], known = unseen | seen_by_all, known + int(seen_by_all.sum())
     print(f"{known} of {sum(map(len, examples.values()))} training examples were seen by all teachers")
     return [{name: rows[i] for name, rows in parts.items()} for i in range(len(runs))]
+
+
+def folds_of(runs):
+    """What `fold_of` says of each teacher."""
+    run_folder.check_named_once(runs)
+    return [fold_of(run) for run in runs]
 
 
 def fold_of(run):

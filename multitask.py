@@ -35,7 +35,7 @@ import torch
 import kernels
 from adamw import AdamW, linear_schedule
 from bert import Bert, BertConfig
-from distill import Teachers
+from distill import Teachers, check_inputs
 from evaluate import dev_metrics, dev_score, majority, model_outputs, score, write_predictions
 from kernels import precision
 from model import MultitaskBert, logits_of, task_loss
@@ -197,6 +197,7 @@ def report(args, model, datasets):
 @command
 def main(argv=None):
     args = flags.parse_multitask(argv, TASKS, SPLITS, SAMPLINGS, PRESETS)
+    check_inputs(args)
     device = flags.choose_device(args)
     flags.choose_kernels(args, device)
     distributed.start(args.batch_size)

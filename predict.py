@@ -14,7 +14,6 @@ import itertools
 import re
 import sys
 from argparse import Namespace
-from pathlib import Path
 
 from evaluate import model_outputs, to_predictions
 from model import MultitaskBert
@@ -102,11 +101,15 @@ def paths_of(run, data=None):
     return task_paths(data_flags(run) if data is None else _in_folder(data))
 
 
-def task_paths(own):
-    """The same for flags of `multitask.py`, a Namespace."""
-    pairs = itertools.product(TASKS, SPLITS)
-    paths = {f"{t}-{s}": Path(getattr(own, f"{t}_{s}") or data_path(own.data, TASKS[t], s)) for t, s in pairs}
-    return {name: path for name, path in paths.items() if path.exists() or not name.endswith("-test")}
+def task_paths(own, splits=SPLITS):
+    """The same for flags of `multitask.py`, a Namespace. Raises UserError for a first line that no task file has."""
+    found = {}
+    for task, split in itertools.product(TASKS.values(), splits):
+        path = task_files.path_of(own, task.name, split, data_path(own.data, task, split))
+        if split != "test" or path.exists():
+            task_files.check_header(path, ["id", *task.columns] + [task.label] * (split != "test"))
+            found[f"{task.name}-{split}"] = path
+    return found
 
 
 def _in_folder(data):

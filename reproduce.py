@@ -19,9 +19,10 @@ from pathlib import Path
 from statistics import mean
 
 import ensemble
+from distill import check_inputs
 from evaluate import dev_score, score, write_predictions
 from predict import TABLES, examples_of, flags_of, outputs_of, paths_of, task_paths
-from support import evidence, files, flags, jobs, keep_evidence, run_folder, tables
+from support import corpora, evidence, files, flags, jobs, keep_evidence, run_folder, tables
 from support.console import UserError, command
 from support.rows import MERGED, METHODS, PLAIN, PUBLISHED_ENSEMBLE, TUNING, encoder_flags, parse_reproduce, row_flags
 from tasks import TASKS
@@ -34,14 +35,13 @@ NAMES = (*TASKS, "score")
 
 
 def check_runs(args, runs):
-    """Raises UserError where one of these cannot be run, or goes on and was started with other flags than its row's.
-
-    Args: runs, a list of (row, seed).
-    """
+    """Raises UserError where one of `runs`, (row, seed) each, cannot run, or was started with flags not of its row."""
     for row, seed in runs:
         wanted = flags.parse_multitask([*row_flags(args, row, seed), "--resume"], *TABLES)
+        check_inputs(wanted)
         if row.encoder:
-            run_folder.parse_flags(flags.simcse_parser(), [*encoder_flags(args, row.encoder), "--resume"])
+            stage = run_folder.parse_flags(flags.simcse_parser(), [*encoder_flags(args, row.encoder), "--resume"])
+            corpora.check_named(stage, TASKS)
     if runs:  # all on the same data
         evidence.check_data(args.runs, paths_of(None, args.data) if args.data else task_paths(wanted))
 

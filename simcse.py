@@ -210,13 +210,13 @@ def main(argv=None):
     device = flags.choose_device(args)
     flags.choose_kernels(args, device)
     distributed.start(args.batch_size)
+    with distributed.only_rank_0_warns():
+        examples = read_examples(data_path(args.data, TASKS["sts"], "dev"), TASKS["sts"])
+        corpus = None if args.eval_only else open_corpus(args)
     with distributed.rank_0_first():
         folder = folders.encoder_folder(args.out) if args.eval_only else find_model(args.bert)
     start = BertConfig.load(folder) if args.eval_only or args.layers is None else BertConfig()  # or random weights
     tokenizer = Tokenizer(folder, start.max_position_embeddings, None if args.layers else start.vocab_size)
-    with distributed.only_rank_0_warns():
-        examples = read_examples(data_path(args.data, TASKS["sts"], "dev"), TASKS["sts"])
-        corpus = None if args.eval_only else open_corpus(args)
     torch.manual_seed(args.seed)
     if args.eval_only:
         model = SentenceEncoder(Bert.load(folder), args.pooling).to(device)

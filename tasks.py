@@ -212,11 +212,8 @@ def load_examples(args, splits=SPLITS):
     for task in TASKS.values():
         examples[task.name] = {}
         for split in splits:
-            given = getattr(args, f"{task.name}_{split}")
-            path = Path(given or data_path(args.data, task, split))
-            if given and not path.exists():
-                raise UserError(f"--{task.name}_{split} {path} does not exist; name the file by its path")
-            if split == "test" and not given and not path.exists():
+            path = task_files.path_of(args, task.name, split, data_path(args.data, task, split))
+            if split == "test" and not path.exists():
                 print(f"{path} does not exist: no test predictions for {task.name}", file=sys.stderr)
                 continue
             these = read_examples(path, task, split != "test").sample(args.max_examples)

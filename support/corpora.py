@@ -38,7 +38,7 @@ class TextFile:
         try:
             self.file = open_regular(path)  # open as long as the corpus is in use
         except FileNotFoundError:
-            raise UserError(f"{path} does not exist; name a text file with one example a line") from None
+            raise _missing(path) from None
         self.path, self.stamp, self.columns = path, self._stamp(), None
         if what := alien(self.file.read(1000)):
             raise UserError(f"{path} is {what}, not sentences; name a text file with one example a line")
@@ -117,6 +117,17 @@ class TextFile:
             self.stamp = stamp
         self.file.seek(self.offsets[i])
         return self.parse(self.file.readline())
+
+
+def _missing(path):
+    return UserError(f"{path} does not exist; name a text file with one example a line")
+
+
+def check_named(args, tasks):
+    """Raises UserError where the flags of `simcse.py` name a file that is not there. Args: tasks, `tasks.TASKS`."""
+    path = args.corpus or args.pairs
+    if path and path not in tasks and not os.path.exists(path):
+        raise _missing(path)
 
 
 def open_corpus(args, tasks, read):

@@ -97,10 +97,10 @@ def from_float16(z):
 def check_data(root, paths=None):
     """Raises UserError where the evidence in a folder is of different data.
 
-    Args: paths, {"TASK-SPLIT": path} of the task files that more evidence would be of; ignored where one is missing.
+    Args: paths, {"TASK-SPLIT": path} of the task files that more evidence would be of.
     """
     every = {folder: record_of(folder)["data"]["files"] for folder in find(root)}
-    if paths and all(path.exists() for path in paths.values()):
+    if paths:
         every[next(iter(paths.values())).parent] = {key: digest_of_file(path) for key, path in paths.items()}
     first = next(iter(every), None)
     for folder, digests in every.items():

@@ -43,7 +43,7 @@ TUNING = [
     Row("decay-0.1", "weight decay 0.1", "--weight_decay 0.1"),
 ]
 # not for --flags
-BARRED = ["--option", "--seed", "--out", "--resume", "--eval_only", "--skip_test", "--max_examples"]
+BARRED = ["-h", "--help", "--option", "--seed", "--out", "--resume", "--eval_only", "--skip_test", "--max_examples"]
 FROZEN = "--option pretrain --lr 1e-4"  # the usual rate: another, from a preset or --flags, is the encoder's
 PALS, WEAK, STRONG = "--use_pals", "--use_smart --smart weak", "--use_smart --smart strong"
 METHODS = [

@@ -12,6 +12,7 @@ in it (so none of its lines is a row of its own), a quote closes it in its place
 import collections
 import re
 import sys
+from pathlib import Path
 
 from support.console import UserError, remedy_for_missing
 from support.files import alien, open_regular, read_text, target_of
@@ -43,14 +44,38 @@ def read_columns(path, needed, fault_of, note=""):
             else:
                 rows.append(values)
                 used += len(numbers)
-    except FileNotFoundError:
-        target_of(path)  # which may be a link to nothing
-        remedy = "name a folder of task files with --data; `make data` makes one (FLAGS=--quora_14k for Quora-14k)"
-        raise UserError(f"{path} does not exist; {remedy_for_missing(path, remedy)}") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise _missing(path) from None
     report(path, faults, used, note)
     if not rows:
         raise UserError(f"{path} has no usable row; see the formats in the README")
     return list(map(list, zip(*rows, strict=True)))
+
+
+def check_header(path, needed):
+    """Raises UserError as `read_columns` does, as far as the first line tells."""
+    try:
+        header_of(read_rows(path), path, needed)
+    except (FileNotFoundError, NotADirectoryError):
+        raise _missing(path) from None
+
+
+def _missing(path):
+    """The UserError for a task file that is not there. Raises that of `target_of` for a link to nothing."""
+    target_of(path)
+    remedy = "name a folder of task files with --data; `make data` makes one (FLAGS=--quora_14k for Quora-14k)"
+    return UserError(f"{path} does not exist; {remedy_for_missing(path, remedy)}")
+
+
+def path_of(args, task, split, usual):
+    """The task file that the flags of a run name, --TASK_SPLIT or else `usual`. Raises UserError where they name none.
+
+    Args: task, its name.
+    """
+    given = getattr(args, f"{task}_{split}")
+    if given and not Path(given).exists():
+        raise UserError(f"--{task}_{split} {given} does not exist; name the file by its path")
+    return Path(given or usual)
 
 
 def read_rows(path):

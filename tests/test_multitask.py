@@ -19,6 +19,7 @@ from tiny import ROOT, assert_refused, run
 import multitask
 import predict
 import reproduce
+import simcse
 from bert import Bert
 from evaluate import probabilities
 from model import Head, MultitaskBert, task_loss
@@ -240,6 +241,26 @@ def test_wrong_requests_get_one_sentence(finished, flags, tmp_path, refused):
     refused(predict.main, ["--run", out, "--file", tmp_path / "bytes"], "UTF-8")
     refused(train, ["--seed", "9" * 400], "--seed", "too large")
     refused(predict.main, ["--run", out, "--file", tmp_path / "none"], "none")
+
+
+def test_what_flags_name_is_looked_at_before_an_encoder_is_fetched(tmp_path, task_files, refused, monkeypatch):
+    for program in (multitask, simcse):
+        monkeypatch.setattr(program, "find_model", lambda name: 1 / 0)
+    folder = tmp_path / "ids-sst-train.csv"
+    folder.mkdir()
+    (tmp_path / "empty").write_text("")
+    for program, argv, *words in (
+        (multitask, ["--data", tmp_path / "none"], "does not exist", "--data"),
+        (multitask, ["--data", tmp_path / "empty"], "does not exist", "--data"),
+        (multitask, ["--data", tmp_path], f"{folder} is a folder, not a file"),
+        (multitask, ["--data", task_files, "--para_dev", tmp_path / "empty"], "has no column 'id'"),
+        (multitask, ["--data", task_files, "--teacher", "nope"], "--teacher nope does not exist"),
+        (simcse, ["--data", tmp_path / "none"], "does not exist", "--data"),
+        (simcse, ["--data", tmp_path / "empty"], "does not exist", "--data"),
+        (simcse, ["--data", task_files, "--corpus", "nope"], "nope does not exist"),
+        (simcse, ["--data", task_files, "--pairs", tmp_path / "empty"], "has no usable line"),
+    ):
+        refused(program.main, [*argv, "--out", tmp_path / "run", "--device", "cpu"], *words)
 
 
 def test_a_run_of_another_model_is_refused(finished, tmp_path, tiny_encoder):

@@ -265,11 +265,12 @@ def test_mistakes_get_one_sentence(table, refused, tmp_path):
 
 
 @pytest.mark.parametrize("preset", rows.PRESETS)
-def test_each_row_of_each_table_can_run_with_each_preset(tmp_path, preset):
-    args = ["--table", "2", "--preset", preset, "--out", str(tmp_path), "--flags"]
-    for more in ("", "--lr 2e-4", "--head_lr 1e-4", "--epochs 1 --bert x --data y"):
+def test_each_row_of_each_table_can_run_with_each_preset(tmp_path, preset, task_files):
+    folders = ["--out", str(tmp_path), "--results", str(tmp_path)]
+    args = ["--table", "2", "--preset", preset, *folders, "--flags"]
+    for more in ("", "--lr 2e-4", "--head_lr 1e-4", "--epochs 1 --bert x"):
         every = [(row, 7) for row in (*rows.TUNING, *rows.METHODS)]
-        reproduce.check_runs(rows.parse_reproduce([*args, more]), every)
+        reproduce.check_runs(rows.parse_reproduce([*args, f"{more} --data {task_files}"]), every)
 
 
 def test_what_is_not_asked_for_is_in_nobodys_way(table, tmp_path, refused, monkeypatch):
@@ -297,7 +298,37 @@ def test_evidence_needs_a_row_that_can_name_a_folder(tmp_path, refused):
     assert not (tmp_path / "results").exists()
 
 
-def test_rows_that_the_table_lacks_and_flags_that_do_nothing_are_refused(tmp_path, refused, monkeypatch):
+def test_what_the_flags_of_runs_name_is_there_before_anything_starts(tmp_path, refused, monkeypatch, task_files):
+    monkeypatch.setattr(reproduce.jobs, "run", lambda *_: 1 / 0)
+    table = ["--table", "2", "--preset", "sample", "--results", tmp_path / "results", "--out", tmp_path / "runs"]
+    (tmp_path / "wrong.csv").write_text("id\ttext\n")
+    for wrong, *words in (
+        ("--flags=--data /nope", "/nope/ids-sst-train.csv does not exist", "--data"),
+        ("--data=/nope", "/nope/ids-sst-train.csv does not exist", "--data"),
+        (f"--flags=--data {tmp_path / 'wrong.csv'}", "does not exist; name a folder of task files with --data"),
+        ("--flags=--sts_dev typo.csv", "--sts_dev typo.csv does not exist"),
+        (f"--flags=--sts_test {tmp_path / 'wrong.csv'}", "has no column"),
+        ("--flags=--teacher nope", "--teacher nope does not exist"),
+        ("--simcse_flags=--corpus nope.txt", "nope.txt does not exist"),
+        ("--simcse_flags=--pairs nope.tsv", "nope.tsv does not exist"),
+        ("--flags=--help", "--flags has '--help'"),
+        ("--simcse_flags=-h", "--simcse_flags has '-h'"),
+    ):
+        refused(reproduce.main, [*table, wrong], *words)
+
+
+def test_what_a_run_refuses_is_said_by_the_run_alone(tmp_path, monkeypatch, capsys):
+    class Child:
+        def __init__(self, command):
+            self.wait = lambda: 2
+
+    monkeypatch.setattr(jobs.subprocess, "Popen", Child)
+    with pytest.raises(SystemExit) as stopped:
+        jobs.run("multitask.py", [], tmp_path, "again")
+    assert (stopped.value.code, capsys.readouterr().err) == (2, "")
+
+
+def test_rows_that_the_table_lacks_and_flags_that_do_nothing_are_refused(tmp_path, refused, monkeypatch, task_files):
     monkeypatch.setattr(reproduce.jobs, "run", lambda *_: 1 / 0)  # nothing starts
     folders = ["--preset", "sample", "--results", tmp_path / "results", "--out", tmp_path / "runs"]
     one, two, three = ([*folders, "--table", str(n)] for n in (1, 2, 3))
@@ -318,7 +349,7 @@ def test_rows_that_the_table_lacks_and_flags_that_do_nothing_are_refused(tmp_pat
     refused(reproduce.main, [*two, "--simcse_flags=--nonsense"], "--nonsense")
     refused(reproduce.main, [*two, "--keep", tmp_path, "--row", "x", "--seconds", "-5"], "--seconds", "at least 0")
     with pytest.raises(ZeroDivisionError):
-        reproduce.main([str(word) for word in [*two, "--rows", "plain", "--data_name", "x", "--data", "y"]])
+        reproduce.main([str(word) for word in [*two, "--rows", "plain", "--data_name", "x", "--data", task_files]])
 
 
 def test_evidence_of_other_data_is_refused_before_training(tmp_path, refused, monkeypatch, task_files):
