@@ -28,7 +28,7 @@ def run(script, argv, folder, again):
 
     Args: script, a file of the project; argv, its flags; folder, where it works; again, the calling
     command, for the sentence that says how to go on. The seconds of a job that was stopped and resumed are summed up.
-    Raises UserError where the command fails, SystemExit where it was stopped.
+    Raises UserError where the command fails, SystemExit where it was stopped, or refused what was asked for.
     """
     folder, argv = Path(folder), [*argv, "--resume"]
     print("\npython " + shlex.join([script, *argv]), flush=True)
@@ -55,6 +55,8 @@ def run(script, argv, folder, again):
     if stop or code == 130:
         print(f"stopped; go on with: python {again}")
         raise SystemExit(130)
+    if code == 2:  # the child has said why
+        raise SystemExit(2)
     if code:
         raise UserError(f"{script} ended with exit code {code} (why stands above); the same command goes on from there")
 
