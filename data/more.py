@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 from bert import Bert
+from predict import paths_of
 from simcse import SentenceEncoder, embeddings
 from support.console import Parser, UserError, command
 from support.downloads import MINILM, find_model
@@ -113,6 +114,7 @@ def main(argv=None):
     paths = {task: data_path(args.out, task, "unlabelled") for task in TASKS.values()}
     if any(path.exists() for path in paths.values()):
         raise UserError(f"{args.out} holds unlabelled examples already, perhaps of a student; choose another --out")
+    paths_of(None, args.data)  # they are there, or no encoder is fetched
     folder = find_model(args.bert)
     bert = Bert.load(folder)
     model = SentenceEncoder(bert, "mean").to(choose_device(args))
@@ -120,6 +122,8 @@ def main(argv=None):
 
     def embed(sentences):
         h = embeddings(model, tokenizer, sentences, MAX_TOKENS)
+        if len(set(sentences)) > 1 and np.ptp(h, axis=0).max() <= 1e-6 * abs(h).max():
+            raise UserError(f"--bert {args.bert} embeds all sentences alike, so none has neighbours; name another")
         return h / np.linalg.norm(h, axis=1, keepdims=True)
 
     # all of it, before any is written: a damaged task file leaves no part of it behind

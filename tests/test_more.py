@@ -2,13 +2,16 @@
 
 import importlib.util
 import os
+import shutil
 
 import numpy as np
 import pytest
 import tiny
+import torch
 from tiny import ROOT
 
 from support.files import beside
+from support.safetensors import read_safetensors, write_safetensors
 from tasks import TASKS, data_path, read_examples
 
 spec = importlib.util.spec_from_file_location("more", ROOT / "data" / "more.py")
@@ -89,6 +92,24 @@ def test_files_that_are_there_are_not_written_over(tmp_path, tiny_encoder):
 def test_a_folder_without_task_files_gets_one_sentence(tmp_path, tiny_encoder):
     done = tiny.run("data/more.py", "--data", tmp_path, "--bert", tiny_encoder, "--out", tmp_path / "out")
     tiny.assert_refused(done, "does not exist")
+    assert not (tmp_path / "out").exists()
+
+
+def test_task_files_are_looked_at_before_an_encoder_is_fetched(tmp_path, task_files, refused, monkeypatch):
+    monkeypatch.setattr(more, "find_model", lambda name: 1 / 0)
+    refused(more.main, ["--data", tmp_path, "--out", tmp_path / "out"], "does not exist", "--data")
+    with pytest.raises(ZeroDivisionError):
+        more.main(["--data", str(task_files), "--out", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.5])
+def test_an_encoder_that_embeds_all_sentences_alike_is_refused(tmp_path, tiny_encoder, task_files, refused, bias):
+    encoder = shutil.copytree(tiny_encoder, tmp_path / "encoder")
+    tensors = read_safetensors(encoder / "model.safetensors")
+    tensors = {name: torch.full_like(tensor, bias * name.endswith("bias")) for name, tensor in tensors.items()}
+    write_safetensors(encoder / "model.safetensors", tensors)
+    argv = ["--data", task_files, "--bert", encoder, "--out", tmp_path / "out", "--device", "cpu"]
+    refused(more.main, argv, f"--bert {encoder} embeds all sentences alike")
     assert not (tmp_path / "out").exists()
 
 
