@@ -12,14 +12,16 @@ import functools
 import hashlib
 import os
 import re
+import sys
 
 import numpy as np
 
 from support.console import UserError
 from support.files import alien, open_regular
+from support.task_files import NO_SENTENCE, fields_of
 
 LONGEST_LINE = 1 << 24  # bytes
-NUMBER = re.compile(r"[-+]?[.,]?\d[\d.,]*(e[-+]?\d+)?", re.IGNORECASE)
+FEW = 20  # fewer different texts in a column, each in four lines or more, are labels or the like
 # names of columns, as files of pairs have them: of sentences, and of something else
 SENTENCES = (
     r"(sent|sentence|text|question|query|premise|hypothesis|anchor|positive|negative|hard_neg)([ _]?(\d+|[ab]))?"
@@ -44,7 +46,7 @@ class TextFile:
             raise UserError(f"{path} is {what}, not sentences; name a text file with one example a line")
         self.file.seek(0)
         try:
-            offsets, lines, numbers, faults = self._read(columns, keep)
+            offsets, lines, found, twice, faults = self._read(columns, keep)
         except UnicodeDecodeError:
             raise UserError(f"{path} is not UTF-8 text; save it as UTF-8") from None
         if faults:
@@ -52,42 +54,57 @@ class TextFile:
         if not offsets:
             usual = "one example a line, a tab between the sentences of --pairs; the folder of task files is --data"
             raise UserError(f"{path} has no usable line: {usual}")
-        for column, count in enumerate(numbers, 1):
-            if 2 * count > len(offsets):
-                raise UserError(f"column {column} of {path} holds numbers, not sentences; leave it out of the file")
         _, first = np.unique(np.frombuffer(lines, dtype=np.int64), return_index=True)
+        for column, (numbers, texts) in enumerate(found, 1):
+            where = f"column {column} of {path}"
+            if 2 * numbers >= len(offsets):
+                raise UserError(f"{where} holds numbers or ids, not sentences; leave it out of the file")
+            if len(texts) < FEW and 4 * len(texts) <= len(first):
+                said = (
+                    f"{len(texts)} different texts in {len(first)} lines (such as {min(texts)!r:.60}), labels perhaps"
+                )
+                raise UserError(f"{where} has {said}, not sentences; leave it out of the file")
+            if numbers:
+                print(f"{where} holds a number or an id in {numbers} of {len(offsets)} lines", file=sys.stderr)
+        if twice:
+            print(f"{path}: {twice} of {len(offsets)} lines have one text in two columns", file=sys.stderr)
         if len(first) < len(offsets):
             print(f"{path}: {len(offsets) - len(first)} lines left out, they stand in it already")
         self.offsets = np.frombuffer(offsets, dtype=np.int64)[np.sort(first)]
 
     def _read(self, columns, keep):
-        """Sets `columns` and `digest`. Returns (where the lines start, a digest of each, how many are numbers in each
-        column, how many lines cannot be used).
+        """Sets `columns` and `digest`. Returns (where the lines start, a digest of each; of each column, how many texts
+        are no sentences, and its first different texts; how many lines have a text twice, how many cannot be used).
         """
-        offsets, lines, start, faults, digest = array.array("q"), array.array("q"), 0, 0, hashlib.sha256()
-        numbers = [0] * max(columns)
+        offsets, lines, start, digest = array.array("q"), array.array("q"), 0, hashlib.sha256()
+        found, twice, faults = [], 0, 0
         while line := self.file.readline(LONGEST_LINE):
             if len(line) == LONGEST_LINE:
                 raise UserError(f"{self.path} has a line of more than {LONGEST_LINE:,} bytes; one sentence a line")
             digest.update(line)
             row = self.parse(line)
             if all(row) and len(row) in columns and len(row) == (self.columns or len(row)):
-                if self.columns is None and len(row) > 1 and self._names_columns(row):
+                if self.columns is None and self._names_columns(row):
                     print(f"{self.path}: {' / '.join(row)!r:.60} left out, the names of columns")
                 elif keep(row[0]):
                     offsets.append(start)
                     lines.frombytes(hashlib.blake2b("\t".join(row).encode(), digest_size=8).digest())
-                    numbers = [n + bool(NUMBER.fullmatch(part)) for n, part in zip(numbers, row, strict=False)]
+                    twice += len(set(row)) < len(row)
+                    found = found or [[0, set()] for _ in row]
+                    for column, part in zip(found, row, strict=True):
+                        column[0] += bool(NO_SENTENCE.fullmatch(part))
+                        if len(column[1]) < FEW:
+                            column[1].add(part)
                 self.columns = len(row)
             elif line.strip():
                 faults += 1
             start += len(line)
         self.digest = digest.hexdigest()
-        return offsets, lines, numbers, faults
+        return offsets, lines, found, twice, faults
 
     def _names_columns(self, row):
         """Whether a row is a header. Raises UserError for one that names a column of something else than sentences."""
-        others = [part for part in row if re.fullmatch(OTHERS, part, re.IGNORECASE)]
+        others = [part for part in row if len(row) > 1 and re.fullmatch(OTHERS, part, re.IGNORECASE)]
         if not all(part in others or re.fullmatch(SENTENCES, part, re.IGNORECASE) for part in row):
             return False
         if others:
@@ -100,9 +117,12 @@ class TextFile:
 
     @staticmethod
     def parse(line):
-        """bytes -> a tuple of str."""
+        """bytes -> a tuple of str. Quotes are those of a task file, where no tab stands between them."""
         text = line.decode().replace("\0", "").lstrip("\ufeff")
-        return tuple(part.strip() for part in text.rstrip("\r\n").split("\t"))
+        fields = fields_of(text)
+        if any("\t" in field for field in fields):
+            fields = text.split("\t")
+        return tuple(field.strip() for field in fields)
 
     def __len__(self):
         return len(self.offsets)

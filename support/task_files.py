@@ -20,6 +20,8 @@ from support.files import alien, open_regular, read_text, target_of
 LONGEST_LINE = 1 << 24  # bytes
 MOST_LINES, LONGEST_FIELD = 100, 1 << 20  # lines and characters of a field that spans lines
 QUOTED = re.compile(r'"((?:[^"]++|"")*+)(" *(?=\t|\Z))?')  # the closing quote stands before a tab or at the end
+# no sentence: signs and digits alone, or one word with a digit in it, such as an id, a date, a number
+NO_SENTENCE = re.compile(r"[\W\d_]*|[!-/:-~]*+\d[!-~]*")
 OPEN = "a quote opens a field and never closes it"
 
 
@@ -113,22 +115,28 @@ def read_sentences(file, tasks):
         text = sys.stdin.buffer.read().decode("utf-8-sig") if file == "-" else read_text(file)
     except UnicodeDecodeError:
         raise UserError(f"{name} is not UTF-8 text; save it as UTF-8") from None
-    rows = []
-    for line in re.split("\r\n?|\n", text):
-        fields, fault = split(line)
-        rows.append(sentences_of(line if fault else "\t".join(field.replace("\t", " ") for field in fields)))
-    rows = [row for row in rows if row]
+    rows = [[field.replace("\t", " ").strip() for field in fields_of(line)] for line in re.split("\r\n?|\n", text)]
+    rows = [row for row in ([field for field in row if field] for row in rows) if row]
     if not rows:
         raise UserError(f"{name} holds no sentence; write one a line")
     if what := alien(text[:1000].encode()):
         raise UserError(f"{name} is {what}, not sentences; write one a line")
+    pairs = [[bool(NO_SENTENCE.fullmatch(text)) for text in row] for row in rows if len(row) == 2]
+    for column in ([True, False], [False, True]):
+        if len(pairs) > 1 and 2 * pairs.count(column) >= len(pairs):
+            place = column.index(True) + 1
+            raise UserError(f"column {place} of {name} holds numbers or ids, not sentences; leave it out of the file")
     for task in tasks.values():
-        if rows[0] == ["id", task.output]:
-            raise UserError(f"{name} holds predictions, not sentences; name a file with a sentence a line")
         if {"id", *task.columns} <= {*rows[0]}:
             remedy = f"`multitask.py --eval_only --out RUN --{task.name}_test FILE` writes predictions of one"
             raise UserError(f"{name} is a task file; {remedy}")
     return rows
+
+
+def fields_of(line):
+    """The fields of one line, a list of str; where its quotes are none of a task file, what stands between its tabs."""
+    fields, fault = split(line)
+    return line.rstrip("\r\n").split("\t") if fault else fields
 
 
 def split(line):

@@ -22,10 +22,17 @@ def test_what_is_no_utf8_is_refused(tmp_path, raw):
         corpora.TextFile(tmp_path / "f", (1,))
 
 
+LABELS = "".join(f"{('entailment', 'neutral', 'contradiction')[i % 3]}\tgood {i}\tbad {i}\n" for i in range(12))
+
+
 @pytest.mark.parametrize(
     ("text", "columns", "says"),
     [
-        ("good film\tbad film\t4\nold dog\tnew cat\t2.5\n", (2, 3), "column 3 of .* holds numbers, not sentences"),
+        (
+            "good film\tbad film\t4\nold dog\tnew cat\t2.5\n",
+            (2, 3),
+            "column 3 of .* holds numbers or ids, not sentences",
+        ),
         (
             "sentence1\tsentence2\tsimilarity\ngood film\tbad film\t4\n",
             (2, 3),
@@ -38,6 +45,25 @@ def test_what_is_no_utf8_is_refused(tmp_path, raw):
         ("text_1\ttext_2\trelatedness_score\na b\tc d\t80 %\n", (2, 3), "'relatedness_score' of .* no sentences"),
         ("0\tgood film\tbad film\n1\told dog\tnew cat\nx\ty\tz\n", (2, 3), "column 1 of .* holds numbers"),
         ("4\n-2,5\n.5e3\nword\n", (1,), "column 1 of .* holds numbers"),
+        ("q0\ta b\tc d\n2020-01-10\te f\tg h\nx\ty z\tu v\n", (2, 3), "column 1 of .* holds numbers or ids"),
+        ("a b\tc d\t80 %\ne f\tg h\t4/5\ni\tj\tfour\n", (2, 3), "column 3 of .* holds numbers or ids"),
+        ("---\n- -\n***\na b\n", (1,), "column 1 of .* holds numbers or ids"),
+        (LABELS, (2, 3), "column 1 of .* has 3 different texts in 12 lines .such as 'contra.*leave it out"),
+        ("".join(f"a {i}\tb {i}\tnot alike\n" for i in range(4)), (2, 3), "column 3 of .* has 1 different texts"),
+        ("".join(f"one anchor\tb {i}\n" for i in range(9)), (2, 3), "column 1 of .* has 1 different texts"),
+        ('id,"text",label\n1,"a b",4\n', (1,), "is CSV, not sentences"),
+        ("text;sentiment\na b;4\n", (1,), "is CSV"),
+        (",Sentence,X\n0,a b,4\n", (1,), "is CSV"),
+        ('17,"a b",4\n', (1,), "is CSV"),
+        ('[\n  "a b",\n  "c d"\n]\n', (1,), "is JSON"),
+        ('[["a b", "c d"], ["e", "f"]]', (1,), "is JSON"),
+        ("<doc id='1'>\na b\n</doc>\n", (1,), "is XML"),
+        ("<items><item>a b</item></items>\n", (1,), "is XML"),
+        ("<p>a b</p>\n", (1,), "is a web page"),
+        ("%PDF-1.4\na b\n", (1,), "is PDF"),
+        ("{\\rtf1\\ansi a b}\n", (1,), "is RTF"),
+        ("#!/bin/sh\nls\n", (1,), "is a program"),
+        ("id \t Predicted_Sentiment \nx , 0 \n", (1,), "is a file of predictions"),
         ("\ufeff\n <!DOCTYPE html>\n<p>a b</p>\n", (1,), "is a web page, not sentences"),
         ("version https://git-lfs.github.com/spec/v1\noid 1\n", (1,), "is a pointer of Git LFS"),
         ('{"text": "a b"}\n{"text": "c d"}\n', (1,), "is JSON, not sentences"),
@@ -67,6 +93,37 @@ def test_only_known_names_of_columns_are_left_out(tmp_path, header):
     for first in ("good\tfine", "label\ttag", "sentence\tphrase", "id\tego", "text\twording"):
         (tmp_path / "f").write_text(f"{first}\nbad\tpoor\n")
         assert corpora.TextFile(tmp_path / "f", (2, 3))[0] == tuple(first.split("\t"))
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ('"a ""b"" c"\t"d"\n"e" f\t"g\n', [('a "b" c', "d"), ('"e" f', '"g')]),  # quoted as CSV, and not
+        ('"a b\tc d"\n', [('"a b', 'c d"')]),
+        ("a b\tc\na b\td\na b\te\n", [("a b", "c"), ("a b", "d"), ("a b", "e")]),
+        ("a b\tc d\n" * 9 + "e\tf\n", [("a b", "c d"), ("e", "f")]),
+        ("good\tfine\nbad\tpoor\n", [("good", "fine"), ("bad", "poor")]),
+        ("sentence\na b\n", [("a b",)]),
+        ("label\nindex\n", [("label",), ("index",)]),
+        ("<unk> a b\n<user> <url> c\n", [("<unk> a b",), ("<user> <url> c",)]),
+        ('[ " a b " , c ]\n{ d }\n', [('[ " a b " , c ]',), ("{ d }",)]),
+        ("Text, questions, labels\nyes,no\n", [("Text, questions, labels",), ("yes,no",)]),
+        ("2020年我去了北京\n好\n", [("2020年我去了北京",), ("好",)]),
+        ("a b\n***\nc d\n", [("a b",), ("***",), ("c d",)]),
+    ],
+)
+def test_odd_sentences_are_sentences(tmp_path, text, rows):
+    (tmp_path / "f").write_text(text)
+    corpus = corpora.TextFile(tmp_path / "f", (len(rows[0]),))
+    assert [corpus[i] for i in range(len(corpus))] == rows
+
+
+def test_lines_that_teach_nothing_are_counted(tmp_path, capsys):
+    (tmp_path / "f").write_text("a b\tc\t4\nd e\tf\tg h\nd\te\td\n")
+    corpora.TextFile(tmp_path / "f", (2, 3))
+    number, twice = capsys.readouterr().err.splitlines()
+    assert number.endswith("f holds a number or an id in 1 of 3 lines")
+    assert twice.endswith("f: 1 of 3 lines have one text in two columns")
 
 
 def test_a_file_that_changes_in_use_is_refused_and_one_that_was_touched_is_not(tmp_path):

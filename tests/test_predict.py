@@ -60,13 +60,18 @@ def test_lines_that_somebody_types_are_answered_or_said(trained, monkeypatch, ca
         (b"", "holds no sentence"),
         (b"\xef\xbb\xbf \n\t\n", "holds no sentence"),
         (b"a\tb\tc\n", "3 sentences"),
-        (b"id \t Predicted_Sentiment \ndev0 , 0 \n", "holds predictions"),
+        (b"id \t Predicted_Sentiment \ndev0 , 0 \n", "is a file of predictions, not sentences"),
         (
             b"\tid\tsentence\tsentiment\n0\tx\tgood\t4\n",
             "is a task file; `multitask.py --eval_only --out RUN --sst_test",
         ),
         (b"id\tsentence1\tsentence2\nx\tgood\tbad\n", "--para_test FILE"),
         (b"<!DOCTYPE html>\n<p>\n", "is a web page, not sentences"),
+        (b"id,sentence\nx,good film\n", "is CSV, not sentences"),
+        (b'["good film", "bad film"]\n', "is JSON, not sentences"),
+        (b"<items>\n<item>good film</item>\n", "is XML, not sentences"),
+        (b"abc123\tgood film\nabc124\tbad film\n", "holds numbers or ids, not sentences"),
+        (b"good film\t4\nbad film\t0\na dog\n", "holds numbers or ids, not sentences"),
     ],
 )
 def test_a_file_without_an_answer_is_one_sentence(trained, tmp_path, refused, monkeypatch, raw, reason):
@@ -85,6 +90,13 @@ def test_lines_are_read_as_those_of_task_files_and_no_terminal_obeys_them(traine
         shown = capsys.readouterr().out.splitlines()[::2]
         assert shown[:4] == ["good film", "bad film", 'good "film"\tbad film', '"good" film']
         assert shown[4:] == [r"\x1b]0;mine\x07film \x9b1m é"]
+
+
+def test_odd_lines_are_answered(trained, tmp_path, capsys):
+    lines = ["4", "2020-01-10\t2020-01-11", "3\t4", "R2D2\tWhat is R2D2?", "good film\tbad film"]
+    (tmp_path / "f").write_text("\n".join(lines))
+    predict.main(["--run", str(trained), "--file", str(tmp_path / "f")])
+    assert capsys.readouterr().out.splitlines()[::2] == lines
 
 
 def test_a_pipe_or_a_folder_in_place_of_a_file_is_refused_at_once(trained, tmp_path, refused):
