@@ -27,7 +27,8 @@ from support.folders import check_run, model_folder
 from support.output_cache import cached_outputs
 from tasks import SPLITS, TASKS, DataSet, Examples, data_path, load_examples
 
-CONTROL = re.compile(r"[\0-\x1f\x7f-\x9f]")
+# of the terminal, and of the order and the breaks of what it shows
+CONTROL = re.compile(r"[\0-\x1f\x7f-\x9f\u200b\u2028-\u202e\u2060-\u2069\ufeff]")
 TABLES = TASKS, SPLITS, SAMPLINGS, PRESETS  # what the flags of multitask.py depend on
 # the flags of a run that say which examples it was trained and chosen on
 SOURCES = ("data", "max_examples", *(f"{task}_{split}" for task in TASKS for split in SPLITS))
@@ -188,7 +189,7 @@ def main(argv=None):
         raise UserError(f"{len(args.sentences)} sentences were given; give one, or two in quotes, or use --file")
     if args.sentences and (args.file is not None or not all(text.strip() for text in args.sentences)):
         raise UserError("give one sentence, or two, that are not empty, or a --file, but not both")
-    rows = [task_files.sentences_of("\t".join(map(as_utf8, args.sentences)))] if args.sentences else None
+    rows = [_typed("\t".join(map(as_utf8, args.sentences)))] if args.sentences else None
     rows = rows if args.file is None else task_files.read_sentences(args.file, TASKS)
     folder = model_folder(args.run)
     device = choose_device(args)
@@ -204,12 +205,17 @@ def main(argv=None):
                 describe_rows(model, tokenizer, [row])
 
 
+def _typed(text):
+    """The sentences of a text that somebody typed, between tabs or " || "."""
+    return task_files.sentences_of(text.replace("||", "\t"))
+
+
 def _ask():
     """The sentences that somebody types next, a tab for " || "; none where they get no answer, None at the end."""
     try:
         if not (line := as_utf8(input("> "), sys.stdin.encoding).strip()):
             return None
-        row = task_files.sentences_of(line.replace("||", "\t"))
+        row = _typed(line)
         if len(row) in (1, 2):
             return row
         print("that is more than two sentences" if row else "that is no sentence")

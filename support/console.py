@@ -14,6 +14,7 @@ import contextlib
 import errno
 import functools
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -52,6 +53,10 @@ class Parser(argparse.ArgumentParser):
         if message.endswith(("expected one argument", "expected at least one argument")):
             flag = message.removeprefix("argument ").partition(":")[0].partition("/")[0]
             message += f" (where it begins with a hyphen, write {flag}=...)"
+        if re.match("unrecognized arguments: -[^-]", message) and any(
+            not action.option_strings for action in self._actions
+        ):
+            message += " (where it begins with a hyphen, put -- before it)"
         raise UserError(f"{shortened(message, 200)}; see `python {self.prog.removeprefix('python ')} --help`")
 
 

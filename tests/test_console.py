@@ -132,7 +132,10 @@ def test_a_value_that_begins_with_a_hyphen_is_a_text_or_gets_its_remedy():
     parser.add_argument("sentence")
     parser.add_argument("--flags", "--options")
     assert parser.parse_args(["-hm, a film"]).sentence == "-hm, a film"
-    for mistake, says in (["--flags", "--bf16"], r"hyphen, write --flags=\.\.\.\)"), (["-hm"], "arguments: -hm;"):
+    for mistake, says in (
+        (["--flags", "--bf16"], r"hyphen, write --flags=\.\.\.\)"),
+        (["-hm"], r"arguments: -hm \(.*put -- before it\);"),
+    ):
         with pytest.raises(UserError, match=says):
             parser.parse_args(["a", *mistake])
 

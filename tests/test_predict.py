@@ -99,6 +99,15 @@ def test_odd_lines_are_answered(trained, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[::2] == lines
 
 
+def test_arguments_are_read_as_what_is_typed_at_the_prompt(trained, capsys, refused):
+    predict.main(["--run", str(trained), "good film || bad \u202efilm\u200b"])
+    shown = capsys.readouterr().out
+    assert shown.startswith("good film\tbad \\u202efilm\\u200b\n")
+    assert "similarity: " in shown
+    refused(predict.main, ["--run", trained, "a || b", "c"], "3 sentences")
+    refused(predict.main, ["--run", trained, "-great"], "put -- before it")
+
+
 def test_a_pipe_or_a_folder_in_place_of_a_file_is_refused_at_once(trained, tmp_path, refused):
     os.mkfifo(tmp_path / "pipe")
     refused(predict.main, ["--run", trained, "--file", tmp_path / "pipe"], "a pipe")
