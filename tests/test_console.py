@@ -165,6 +165,6 @@ def test_text_without_surrogates_stays_as_it_is():
 
 
 def test_messages_are_made_short_at_once():
-    start = time.perf_counter()
+    start = time.process_time()
     shortened("x" * 10_000_000)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1

@@ -186,6 +186,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(finished, tmp_path):
         command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True
     )
     while not (tmp_path / "run" / "metrics.jsonl").exists():
+        assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=60)

@@ -64,15 +64,15 @@ def test_a_tensor_that_is_not_aligned_is_read(tmp_path):
 
 
 def test_opening_reads_nothing_and_writing_to_a_tensor_leaves_the_file(tmp_path):
-    size = 400_000_000
+    size = 2_000_000_000
     write_safetensors(tmp_path / "small", {"t": torch.zeros(1000)})
     header = json.dumps({"t": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
     with open(tmp_path / "large", "wb") as file:  # a hole in the file: no disk is used
         file.write(len(header).to_bytes(8, "little") + header)
         file.truncate(8 + len(header) + size)
-    start = time.perf_counter()
+    start = time.process_time()
     assert len(read_safetensors(tmp_path / "large")["t"]) == size
-    assert time.perf_counter() - start < 0.2
+    assert time.process_time() - start < 0.2
     read_safetensors(tmp_path / "small")["t"].add_(1)
     assert read_safetensors(tmp_path / "small")["t"].sum() == 0
 
@@ -138,7 +138,7 @@ def test_two_thousand_damaged_files_each_give_one_clear_error_at_once(tmp_path):
                 place = rng.randrange(8 if rng.random() < 0.2 else header_end)
                 damaged[place] = rng.choice((rng.randrange(256), ord(rng.choice('0123456789"{}[],:-'))))
         path.write_bytes(damaged)
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             for tensor in read_safetensors(path).values():  # a changed name, say, leaves a valid file
                 assert tensor.numel() * tensor.element_size() <= len(good)
@@ -146,7 +146,7 @@ def test_two_thousand_damaged_files_each_give_one_clear_error_at_once(tmp_path):
             refused += 1
             assert str(path) in str(error)
             assert len(str(error)) < 1000
-        slowest = max(slowest, time.perf_counter() - start)
+        slowest = max(slowest, time.process_time() - start)
     assert refused > 1_600
     assert slowest < 1.0
 
@@ -166,10 +166,10 @@ def refused(path, header, size=None):
     with open(path, "wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         file.truncate(size or 8 + len(header))
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(UserError) as error:
         read_safetensors(path)
-    return str(error.value), time.perf_counter() - start
+    return str(error.value), time.process_time() - start
 
 
 def test_a_header_that_would_take_gigabytes_to_parse_is_refused_at_once(tmp_path):

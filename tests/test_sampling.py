@@ -103,14 +103,14 @@ def test_a_stream_is_found_at_any_place():
 
 
 def test_a_million_epochs_start_and_resume_at_once():
-    started = time.perf_counter()
+    started = time.process_time()
     plan = Plan({"sst": 8544, "para": 14141, "sts": 6040}, 32, 10**6)
     assert len(plan) == 898 * 10**6
     for done in (0, len(plan) // 2 + 5):
         epoch, batches = next(plan.steps(done))
         assert epoch == 1 + done // 898
         assert [len(indices) for indices in batches.values()] == [32]
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
