@@ -147,11 +147,12 @@ def mean_outputs(runs, examples, device):
 
 
 def check_inputs(args):
-    """Raises UserError where flags of `multitask.py` name a task file or a teacher that is none, by what is soon read.
+    """Raises UserError for a task file or a teacher, named by flags of `multitask.py`, that is missing or none.
 
-    So a mistake shows before an encoder is fetched.
+    It reads first lines only, so a mistake shows before an encoder is fetched.
     """
-    task_paths(args, ("dev", "test") if args.eval_only else SPLITS)
+    unused = {"train"} if args.eval_only else {"test"} if args.skip_test else set()
+    task_paths(args, [split for split in SPLITS if split not in unused])
     if args.teacher and not args.eval_only:
         folds_of(args.teacher)
 

@@ -11,6 +11,7 @@ Each with `--run DIR`, the folder of a run of `multitask.py`.
 import support.interrupt  # noqa: F401, from here on Ctrl-C prints one line
 
 import itertools
+import os
 import re
 import sys
 from argparse import Namespace
@@ -107,7 +108,7 @@ def task_paths(own, splits=SPLITS):
     found = {}
     for task, split in itertools.product(TASKS.values(), splits):
         path = task_files.path_of(own, task.name, split, data_path(own.data, task, split))
-        if split != "test" or path.exists():
+        if split != "test" or os.path.lexists(path):
             task_files.check_header(path, ["id", *task.columns] + [task.label] * (split != "test"))
             found[f"{task.name}-{split}"] = path
     return found
@@ -187,9 +188,9 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if len(args.sentences) > 2:
         raise UserError(f"{len(args.sentences)} sentences were given; give one, or two in quotes, or use --file")
-    if args.sentences and (args.file is not None or not all(text.strip() for text in args.sentences)):
-        raise UserError("give one sentence, or two, that are not empty, or a --file, but not both")
     rows = [_typed("\t".join(map(as_utf8, args.sentences)))] if args.sentences else None
+    if rows and (args.file is not None or not all(map(_typed, args.sentences))):
+        raise UserError("give one sentence, or two, that are not empty, or a --file, but not both")
     rows = rows if args.file is None else task_files.read_sentences(args.file, TASKS)
     folder = model_folder(args.run)
     device = choose_device(args)

@@ -38,10 +38,12 @@ def check_runs(args, runs):
     """Raises UserError where one of `runs`, (row, seed) each, cannot run, or was started with flags not of its row."""
     for row, seed in runs:
         wanted = flags.parse_multitask([*row_flags(args, row, seed), "--resume"], *TABLES)
-        check_inputs(wanted)
+        if not jobs.finished(wanted.out):
+            check_inputs(wanted)
         if row.encoder:
             stage = run_folder.parse_flags(flags.simcse_parser(), [*encoder_flags(args, row.encoder), "--resume"])
-            corpora.check_named(stage, TASKS)
+            if not jobs.finished(stage.out):
+                corpora.check_named(stage, TASKS)
     if runs:  # all on the same data
         evidence.check_data(args.runs, paths_of(None, args.data) if args.data else task_paths(wanted))
 
@@ -89,11 +91,9 @@ def keep(args, run, record):
         if split == "dev":
             more = {"sst-dev-components": view(run, these["sst"], device)[0]}
             labels, said = {t: of.labels for t, of in these.items()}, {t: outputs[f"{t}-dev"] for t in these}
-            wrong = f"--data {args.data} does not hold what it was scored on; name the folder that does"
-            check_score(run, labels, said, wrong if args.data else "name its task files with --data")
-    paths = paths_of(run, args.data)
-    folder = keep_evidence.write(args.runs, run, config, record, paths, examples, outputs, more, args.data_name)
-    print(f"the evidence of {run} is in {folder}")
+            check_score(run, labels, said, "name the task files that it was scored on with --data")
+    content = config, record, paths_of(run, args.data), examples, outputs, more
+    print(f"the evidence of {run} is in {keep_evidence.write(args.runs, run, *content, args.data_name)}")
 
 
 # ----- tables 1 and 2

@@ -213,7 +213,7 @@ def load_examples(args, splits=SPLITS):
         examples[task.name] = {}
         for split in splits:
             path = task_files.path_of(args, task.name, split, data_path(args.data, task, split))
-            if split == "test" and not path.exists():
+            if split == "test" and not os.path.lexists(path):
                 print(f"{path} does not exist: no test predictions for {task.name}", file=sys.stderr)
                 continue
             these = read_examples(path, task, split != "test").sample(args.max_examples)

@@ -56,7 +56,7 @@ class Parser(argparse.ArgumentParser):
         if re.match("unrecognized arguments: -[^-]", message) and any(
             not action.option_strings for action in self._actions
         ):
-            message += " (where it begins with a hyphen, put -- before it)"
+            message += " (a flag begins with two hyphens; before a sentence that begins with one, put --)"
         raise UserError(f"{shortened(message, 200)}; see `python {self.prog.removeprefix('python ')} --help`")
 
 

@@ -46,7 +46,7 @@ class TextFile:
             raise UserError(f"{path} is {what}, not sentences; name a text file with one example a line")
         self.file.seek(0)
         try:
-            offsets, lines, found, twice, faults = self._read(columns, keep)
+            offsets, lines, marks, texts, twice, faults = self._read(columns, keep)
         except UnicodeDecodeError:
             raise UserError(f"{path} is not UTF-8 text; save it as UTF-8") from None
         if faults:
@@ -55,17 +55,15 @@ class TextFile:
             usual = "one example a line, a tab between the sentences of --pairs; the folder of task files is --data"
             raise UserError(f"{path} has no usable line: {usual}")
         _, first = np.unique(np.frombuffer(lines, dtype=np.int64), return_index=True)
-        for column, (numbers, texts) in enumerate(found, 1):
-            where = f"column {column} of {path}"
-            if 2 * numbers >= len(offsets):
-                raise UserError(f"{where} holds numbers or ids, not sentences; leave it out of the file")
-            if len(texts) < FEW and 4 * len(texts) <= len(first):
-                said = (
-                    f"{len(texts)} different texts in {len(first)} lines (such as {min(texts)!r:.60}), labels perhaps"
-                )
-                raise UserError(f"{where} has {said}, not sentences; leave it out of the file")
-            if numbers:
-                print(f"{where} holds a number or an id in {numbers} of {len(offsets)} lines", file=sys.stderr)
+        marks = np.frombuffer(marks, dtype=np.uint8)[first]
+        for i, found in enumerate(texts):
+            where, remedy = f"column {i + 1} of {path}", "not sentences; leave it out of the file"
+            if 2 * np.count_nonzero(marks >> i & 1) > len(first):
+                raise UserError(f"{where} holds numbers or ids, {remedy}")
+            few = len(found) < FEW and 4 * len(found) <= len(first)
+            if few and all(len(text.split()) <= 3 for text in found):
+                labels = f"{len(found)} different texts in {len(first)} lines (such as {min(found)!r:.60})"
+                raise UserError(f"{where} has {labels}, labels perhaps, {remedy}")
         if twice:
             print(f"{path}: {twice} of {len(offsets)} lines have one text in two columns", file=sys.stderr)
         if len(first) < len(offsets):
@@ -73,11 +71,12 @@ class TextFile:
         self.offsets = np.frombuffer(offsets, dtype=np.int64)[np.sort(first)]
 
     def _read(self, columns, keep):
-        """Sets `columns` and `digest`. Returns (where the lines start, a digest of each; of each column, how many texts
-        are no sentences, and its first different texts; how many lines have a text twice, how many cannot be used).
+        """Sets `columns` and `digest`. Returns (where the lines start; a digest of each; a byte of each, bit i of which
+        marks a column i that is no sentence; the first different texts of each column; how many lines have a text
+        twice; how many cannot be used).
         """
-        offsets, lines, start, digest = array.array("q"), array.array("q"), 0, hashlib.sha256()
-        found, twice, faults = [], 0, 0
+        offsets, lines, marks = array.array("q"), array.array("q"), bytearray()
+        texts, twice, faults, start, digest = [], 0, 0, 0, hashlib.sha256()
         while line := self.file.readline(LONGEST_LINE):
             if len(line) == LONGEST_LINE:
                 raise UserError(f"{self.path} has a line of more than {LONGEST_LINE:,} bytes; one sentence a line")
@@ -90,17 +89,17 @@ class TextFile:
                     offsets.append(start)
                     lines.frombytes(hashlib.blake2b("\t".join(row).encode(), digest_size=8).digest())
                     twice += len(set(row)) < len(row)
-                    found = found or [[0, set()] for _ in row]
-                    for column, part in zip(found, row, strict=True):
-                        column[0] += bool(NO_SENTENCE.fullmatch(part))
-                        if len(column[1]) < FEW:
-                            column[1].add(part)
+                    marks.append(sum(bool(NO_SENTENCE.fullmatch(part)) << i for i, part in enumerate(row)))
+                    texts = texts or [set() for _ in row]
+                    for found, part in zip(texts, row, strict=True):
+                        if len(found) < FEW:
+                            found.add(part)
                 self.columns = len(row)
             elif line.strip():
                 faults += 1
             start += len(line)
         self.digest = digest.hexdigest()
-        return offsets, lines, found, twice, faults
+        return offsets, lines, marks, texts, twice, faults
 
     def _names_columns(self, row):
         """Whether a row is a header. Raises UserError for one that names a column of something else than sentences."""
@@ -117,10 +116,10 @@ class TextFile:
 
     @staticmethod
     def parse(line):
-        """bytes -> a tuple of str. Quotes are those of a task file, where no tab stands between them."""
+        """bytes -> a tuple of str. Quotes around the fields of a line with tabs are those of a task file."""
         text = line.decode().replace("\0", "").lstrip("\ufeff")
         fields = fields_of(text)
-        if any("\t" in field for field in fields):
+        if len(fields) == 1 or any("\t" in field for field in fields):
             fields = text.split("\t")
         return tuple(field.strip() for field in fields)
 

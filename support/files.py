@@ -193,15 +193,15 @@ def alien(start):
 
 _ALIENS = {
     rb"version https://git-lfs": "a pointer of Git LFS, which `git lfs pull` replaces",
-    rb"<(!|\?xml|(html|head|body|div|p|table)\b)": "a web page",
-    rb"<[a-z][\w:.-]*(\s[^<>\n]*)?>(\s*\n|<[a-z])": "XML",
+    rb"<(!doctype|!--|\?xml|(html|head|body|div|p|table)(\s[^<>,]*)?>)": "a web page",
+    rb"(?s)<[a-z][\w:.-]*(\s[^<>\n]*)?>(\s*\n|<[a-z]).*</": "XML",
     rb'(\[\s*)?\{\s*"': "JSON",
-    rb'(\[\s*)+"([^"\\]|\\.)*"\s*(,\s*"|\]\s*(\Z|,\s*\[))': "JSON",
+    rb'(\[\s*)+"([^"\\]|\\.)*"\s*(,\s*\n\s*"|\]\s*(\Z|,\s*\[)|,[^\n]*\]\s*(\Z|,\s*\[))': "JSON",
     rb"%pdf-": "PDF",
     rb"\{\\rtf": "RTF",
     rb"#! ?/": "a program",
     rb"id\s+predicted_": "a file of predictions",
-    rb'(?=.*\b(\w*id|\w*(text|sentence|question|label)\w*|review|sentiment)\d*\b)(["\w]*[,;])+["\w]*\s*\n': "CSV",
+    rb'(?=.*\b(\w*id|\w*(text|sentence|question|label)\w*|review|sentiment)\d*\b)(["\w]*[,;])+"?\w+"?\s*\n': "CSV",
     rb'\d+[,;]"': "CSV",
 }
 

@@ -21,6 +21,7 @@ LONGEST_LINE = 1 << 24  # bytes
 MOST_LINES, LONGEST_FIELD = 100, 1 << 20  # lines and characters of a field that spans lines
 QUOTED = re.compile(r'"((?:[^"]++|"")*+)(" *(?=\t|\Z))?')  # the closing quote stands before a tab or at the end
 # no sentence: signs and digits alone, or one word with a digit in it, such as an id, a date, a number
+ID = re.compile(r"[\d.]+|(?=\D*\d)[0-9a-z]{6,}")  # a number, or one word as ids are
 NO_SENTENCE = re.compile(r"[\W\d_]*|[!-/:-~]*+\d[!-~]*")
 OPEN = "a quote opens a field and never closes it"
 
@@ -121,10 +122,9 @@ def read_sentences(file, tasks):
         raise UserError(f"{name} holds no sentence; write one a line")
     if what := alien(text[:1000].encode()):
         raise UserError(f"{name} is {what}, not sentences; write one a line")
-    pairs = [[bool(NO_SENTENCE.fullmatch(text)) for text in row] for row in rows if len(row) == 2]
-    for column in ([True, False], [False, True]):
-        if len(pairs) > 1 and 2 * pairs.count(column) >= len(pairs):
-            place = column.index(True) + 1
+    pairs = [row for row in rows if len(row) == 2]
+    for place, column in enumerate(zip(*pairs, strict=True), 1):
+        if len(pairs) > 1 and all(map(ID.fullmatch, column)):
             raise UserError(f"column {place} of {name} holds numbers or ids, not sentences; leave it out of the file")
     for task in tasks.values():
         if {"id", *task.columns} <= {*rows[0]}:

@@ -16,7 +16,7 @@ GOALS = $(or $(MAKECMDGOALS),help)
 NAMES = PYTHON VENV OUT DATA BERT GPU PRESET EVIDENCE
 TAKEN = $(strip $(foreach v,$(NAMES) FLAGS TOY,$(if $(filter $(GOALS),$($v-IS-FOR)),$v)))
 GIVEN = $(strip $(foreach v,$(.VARIABLES),$(if $(filter command%,$(origin $v)),$v)))
-FROM-ENVIRONMENT := $(shell env | sed "s/=.*//")
+FROM-ENVIRONMENT := $(shell env | sed -n "s/=.*//p")
 
 $(foreach v,$(filter-out $(TAKEN) SHELL,$(GIVEN)),\
 $(if $(filter $v,$(NAMES) FLAGS TOY),$(error `make $(GOALS)` takes $(TAKEN), and $v was given; leave it out),\

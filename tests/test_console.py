@@ -134,7 +134,7 @@ def test_a_value_that_begins_with_a_hyphen_is_a_text_or_gets_its_remedy():
     assert parser.parse_args(["-hm, a film"]).sentence == "-hm, a film"
     for mistake, says in (
         (["--flags", "--bf16"], r"hyphen, write --flags=\.\.\.\)"),
-        (["-hm"], r"arguments: -hm \(.*put -- before it\);"),
+        (["-hm"], r"arguments: -hm \(.*two hyphens.*put --\);"),
     ):
         with pytest.raises(UserError, match=says):
             parser.parse_args(["a", *mistake])

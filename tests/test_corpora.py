@@ -106,6 +106,16 @@ def test_only_known_names_of_columns_are_left_out(tmp_path, header):
         ("sentence\na b\n", [("a b",)]),
         ("label\nindex\n", [("label",), ("index",)]),
         ("<unk> a b\n<user> <url> c\n", [("<unk> a b",), ("<user> <url> c",)]),
+        ("<unk>\n<user><user> c\n", [("<unk>",), ("<user><user> c",)]),
+        ("<p, q> is a pair\n<!> wow\n", [("<p, q> is a pair",), ("<!> wow",)]),
+        ('["I am", "you are"] are forms\nDavid,\n', [('["I am", "you are"] are forms',), ("David,",)]),
+        ("Stupid;\nAvoid,\n", [("Stupid;",), ("Avoid,",)]),
+        ('"No."\n"Yes," he said.\n', [('"No."',), ('"Yes," he said.',)]),
+        ("%\na b\n%\nc d\n%\n", [("%",), ("a b",), ("c d",)]),
+        (
+            "".join(f"How do I {t} it?\tvariant {i}\n" * 1 for t in "ab" for i in range(4)),
+            [(f"How do I {t} it?", f"variant {i}") for t in "ab" for i in range(4)],
+        ),
         ('[ " a b " , c ]\n{ d }\n', [('[ " a b " , c ]',), ("{ d }",)]),
         ("Text, questions, labels\nyes,no\n", [("Text, questions, labels",), ("yes,no",)]),
         ("2020年我去了北京\n好\n", [("2020年我去了北京",), ("好",)]),
@@ -121,9 +131,7 @@ def test_odd_sentences_are_sentences(tmp_path, text, rows):
 def test_lines_that_teach_nothing_are_counted(tmp_path, capsys):
     (tmp_path / "f").write_text("a b\tc\t4\nd e\tf\tg h\nd\te\td\n")
     corpora.TextFile(tmp_path / "f", (2, 3))
-    number, twice = capsys.readouterr().err.splitlines()
-    assert number.endswith("f holds a number or an id in 1 of 3 lines")
-    assert twice.endswith("f: 1 of 3 lines have one text in two columns")
+    assert capsys.readouterr().err == f"{tmp_path / 'f'}: 1 of 3 lines have one text in two columns\n"
 
 
 def test_a_file_that_changes_in_use_is_refused_and_one_that_was_touched_is_not(tmp_path):

@@ -262,6 +262,8 @@ def test_what_flags_name_is_looked_at_before_an_encoder_is_fetched(tmp_path, tas
         (simcse, ["--data", task_files, "--pairs", tmp_path / "empty"], "has no usable line"),
     ):
         refused(program.main, [*argv, "--out", tmp_path / "run", "--device", "cpu"], *words)
+    with pytest.raises(ZeroDivisionError):  # what is skipped is not looked at
+        multitask.main(["--data", str(task_files), "--skip_test", "--sst_test", "nope", "--out", str(tmp_path / "run")])
 
 
 def test_a_run_of_another_model_is_refused(finished, tmp_path, tiny_encoder):

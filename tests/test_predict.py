@@ -99,13 +99,20 @@ def test_odd_lines_are_answered(trained, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[::2] == lines
 
 
+def test_short_words_make_pairs_as_well(trained, tmp_path, capsys):
+    (tmp_path / "f").write_text("H2O\twater\nCOVID-19\tcoronavirus\nI love it\t\U0001f600\n4\tfour\n")
+    predict.main(["--run", str(trained), "--file", str(tmp_path / "f")])
+    assert capsys.readouterr().out.count("similarity") == 4
+
+
 def test_arguments_are_read_as_what_is_typed_at_the_prompt(trained, capsys, refused):
     predict.main(["--run", str(trained), "good film || bad \u202efilm\u200b"])
     shown = capsys.readouterr().out
     assert shown.startswith("good film\tbad \\u202efilm\\u200b\n")
     assert "similarity: " in shown
     refused(predict.main, ["--run", trained, "a || b", "c"], "3 sentences")
-    refused(predict.main, ["--run", trained, "-great"], "put -- before it")
+    refused(predict.main, ["--run", trained, "||"], "one sentence, or two, that are not empty")
+    refused(predict.main, ["--run", trained, "-great"], "put --")
 
 
 def test_a_pipe_or_a_folder_in_place_of_a_file_is_refused_at_once(trained, tmp_path, refused):

@@ -249,9 +249,7 @@ def test_a_run_started_by_hand_becomes_evidence(flags, tmp_path, refused, capsys
     )
     metrics = tmp_path / "run" / "metrics.jsonl"
     metrics.write_text(metrics.read_text().replace('"score": 0.', '"score": 1.'))
-    refused(reproduce.main, [*keep, "--row", "mine"], "metrics.jsonl says", "name its task files with --data")
-    wrong = f"--data {task_files} does not hold what it was scored on"
-    refused(reproduce.main, [*keep, "--row", "mine", "--data", task_files], "metrics.jsonl says", wrong)
+    refused(reproduce.main, [*keep, "--row", "mine"], "metrics.jsonl says", "that it was scored on with --data")
     refused(reproduce.main, ["--keep", folder, "--row", "twice"], "evidence already")
 
 
@@ -271,6 +269,19 @@ def test_each_row_of_each_table_can_run_with_each_preset(tmp_path, preset, task_
     for more in ("", "--lr 2e-4", "--head_lr 1e-4", "--epochs 1 --bert x"):
         every = [(row, 7) for row in (*rows.TUNING, *rows.METHODS)]
         reproduce.check_runs(rows.parse_reproduce([*args, f"{more} --data {task_files}"]), every)
+
+
+def test_a_finished_run_needs_no_data_but_those_of_its_evidence(tmp_path, task_files):
+    argv = ["--table", "2", "--out", str(tmp_path), "--results", str(tmp_path), "--data", str(task_files)]
+    args = rows.parse_reproduce([*argv, "--flags", "--data gone", "--simcse_flags", "--corpus gone"])
+    row = next(row for row in rows.METHODS if row.encoder)
+    for folder in (rows.row_flags(args, row, 7), rows.encoder_flags(args, row.encoder)):
+        with pytest.raises(UserError, match="gone"):
+            reproduce.check_runs(args, [(row, 7)])
+        folder = Path(folder[folder.index("--out") + 1])
+        folder.mkdir()
+        (folder / "row.json").write_text("{}")
+    reproduce.check_runs(args, [(row, 7)])
 
 
 def test_what_is_not_asked_for_is_in_nobodys_way(table, tmp_path, refused, monkeypatch):
