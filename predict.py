@@ -131,10 +131,16 @@ def examples_of(runs, data, split):
     own = [data_flags(run) for run in trained]
     common = own[0] if data is None else _in_folder(data)
     for run, other in zip(trained, own, strict=True):
-        if split == "dev" and other != common:
+        if split == "dev" and _scored_on(other) != _scored_on(common):
             words = [" ".join(f"--{k} {v}" for k, v in vars(of).items() if v is not None) for of in (other, common)]
             print(f"{run} was trained with {words[0]}; scores are on {words[1]}", file=sys.stderr)
     return {name: of[split] for name, of in load_examples(common, (split,)).items() if split in of}
+
+
+def _scored_on(own):
+    """What flags of a run say of its dev examples: --max_examples, and where each file really is."""
+    files = (getattr(own, f"{task.name}_dev") or data_path(own.data, task, "dev") for task in TASKS.values())
+    return [own.max_examples, *map(os.path.realpath, files)]
 
 
 def check_labels(run, kept, split):

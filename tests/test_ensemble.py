@@ -322,6 +322,22 @@ def test_other_data_are_named_and_said_to_be_other(copied, capsys):
     assert len((copied / "out" / "predictions" / "sst-dev-output.csv").read_text().splitlines()) == 41
 
 
+def test_the_same_dev_files_under_other_names_are_no_other_data(copied, capsys, monkeypatch):
+    monkeypatch.chdir(copied)
+    (copied / "link").symlink_to("data")
+    shutil.copy("data/ids-sst-train.csv", "mine.csv")
+    own = {
+        "a": {"data": "./link/"},
+        "b": {"data": "data", "sst_train": "mine.csv", "para_dev": f"{copied}/data/quora-dev.csv"},
+    }
+    for name, more in own.items():
+        config = copied / name / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | more))
+    for more in ([], ["--data", "data"]):
+        ensemble.main(["a", "b", "c", "--out", "out", *more])
+        assert "was trained with" not in capsys.readouterr().err
+
+
 def test_a_run_that_is_not_finished_is_scored_and_said_to_be_none(copied, capsys):
     config = copied / "b" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"epochs": 8}))

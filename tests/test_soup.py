@@ -86,6 +86,13 @@ def test_a_soup_is_a_run_like_any_other(copied, capsys, loads):
     assert f"| {out} " in capsys.readouterr().out
 
 
+def test_one_encoder_spelled_in_two_ways_is_one_start(copied, capsys, trained):
+    config = copied / "b" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"bert": f"{trained}/./layers2/"}))
+    ensemble.main([*(str(copied / name) for name in "ab"), "--method", "soup", "--out", str(copied / "soup")])
+    assert "began with other" not in capsys.readouterr().err
+
+
 def test_a_greedy_soup_keeps_what_does_not_hurt_it(trained, monkeypatch):
     folders, dev = [trained / name / "best" for name in "abc"], examples_of([trained / "a"], None, "dev")
     weights = [1.0, 2.0, 1.0]
