@@ -40,8 +40,8 @@ help:  ## this list
 train: $(READY)  ## fine-tune MiniLM on data/sample: 2 to 4 minutes on two cores (DATA=DIR OUT=DIR FLAGS="...")
 	$(RUN) multitask.py --option finetune --use_means --data '$(DATA)' --out '$(OUT)' --resume $(if $(SAMPLE),--epochs 3 --batch_size 16) $(FLAGS)
 
-eval: $(READY)  ## score the trained model again and write its predictions (OUT=DIR)
-	$(RUN) multitask.py --eval_only --out '$(OUT)'
+eval: $(READY)  ## score the trained model again and write its predictions (OUT=DIR DATA=DIR FLAGS="...")
+	$(RUN) multitask.py --eval_only $(if $(filter DATA,$(GIVEN)),--data '$(DATA)') --out '$(OUT)' $(FLAGS)
 
 predict: $(READY)  ## type sentences, see what the trained model says (OUT=DIR)
 	$(RUN) predict.py --run '$(OUT)'

@@ -4,8 +4,9 @@
 PYTHON-IS-FOR = $(GOALS)
 VENV-IS-FOR = $(GOALS)
 OUT-IS-FOR = train eval predict everyday
-DATA-IS-FOR = train bench gpu gpu-training
-FLAGS-IS-FOR = train table1 table2 table3 fuzz bench kernels launches gpu gpu-training data
+# predict and everyday ask no data: they leave aside what was typed for `make train`
+DATA-IS-FOR = train eval predict everyday bench gpu gpu-training
+FLAGS-IS-FOR = train eval table1 table2 table3 fuzz bench kernels launches gpu gpu-training data
 BERT-IS-FOR = gpu gpu-training
 GPU-IS-FOR = gpu $(PARTS:%=gpu-%)
 TOY-IS-FOR = gpu gpu-kernels gpu-step
@@ -15,7 +16,7 @@ EVIDENCE-IS-FOR = figures
 GOALS = $(or $(MAKECMDGOALS),help)
 NAMES = PYTHON VENV OUT DATA BERT GPU PRESET EVIDENCE
 TAKEN = $(strip $(foreach v,$(NAMES) FLAGS TOY,$(if $(filter $(GOALS),$($v-IS-FOR)),$v)))
-GIVEN = $(strip $(foreach v,$(.VARIABLES),$(if $(filter command%,$(origin $v)),$v)))
+GIVEN := $(strip $(foreach v,$(.VARIABLES),$(if $(filter command%,$(origin $v)),$v)))
 FROM-ENVIRONMENT := $(shell env | sed -n "s/=.*//p")
 
 $(foreach v,$(filter-out $(TAKEN) SHELL,$(GIVEN)),\

@@ -219,7 +219,7 @@ def test_a_variable_that_no_recipe_can_hold_is_one_sentence(arguments, words):
         (["clean", "OUT=runs/old"], "`make clean` takes PYTHON VENV, and OUT was given"),
         (["BERT=x"], "`make help` takes PYTHON VENV"),
         (["train", "BERT=x"], "`make train` takes PYTHON VENV OUT DATA FLAGS, and BERT was given"),
-        (["eval", "FLAGS=--bf16"], "and FLAGS was given"),
+        (["predict", "FLAGS=--bf16"], "and FLAGS was given"),
         (["figures", "OUT="], "and OUT was given"),
         (["table2", "DATA=x"], "and DATA was given"),
         (["data", "OUT=x"], "and OUT was given"),
@@ -252,6 +252,13 @@ def test_each_target_takes_the_variables_that_its_help_names():
 def test_of_two_targets_one_may_take_a_variable():
     done = make("data", "train", "predict", "DATA=data/cs224n", "OUT=runs/mine", "VENV=")
     assert done.stderr == "" and "--data 'data/cs224n' --out 'runs/mine'" in done.stdout
+
+
+def test_after_training_its_variables_may_be_typed_again():
+    done = make("train", "eval", "predict", "everyday", "DATA=./my/", "OUT=runs/mine", "VENV=")
+    assert done.stderr == "" and "--eval_only --data 'my' --out 'runs/mine'" in done.stdout
+    done = make("eval", "FLAGS=--bf16", "VENV=")
+    assert done.stderr == "" and "--data" not in done.stdout and done.stdout.endswith("--bf16\n")
 
 
 def test_the_environment_changes_no_place():
