@@ -33,6 +33,7 @@ from support.saved_flags import OWN_FLAGS, as_typed
 READS = ("data", "bert", "unlabelled", "corpus", "pairs")
 FREE_FLAGS = (*OWN_FLAGS, "device", "save_every", *READS)
 FREE_ENDS = ("_train", "_dev", "_test", "_out")  # of a task's files
+USUAL = {"smart": "weak"}  # what a flag that was not given stands for
 ANOTHER = "another --out (with make: OUT=DIR)"
 
 
@@ -42,6 +43,7 @@ def _lasting(flags, free=FREE_FLAGS):
     Args: flags, a dict; free, names of those that may change.
     """
     kept = {name: value for name, value in flags.items() if name not in free and not name.endswith(FREE_ENDS)}
+    kept = {name: USUAL.get(name) if value is None else value for name, value in kept.items()}
     return {name: len(value) if isinstance(value, list) else value for name, value in kept.items()}
 
 

@@ -1,5 +1,7 @@
 """Numbers that flags give: what no run can have is one sentence that names the flag."""
 
+import json
+
 import pytest
 
 import reproduce
@@ -52,6 +54,18 @@ def test_a_number_that_no_run_can_have_is_refused_with_its_flag(argv, words):
 )
 def test_other_programs_have_the_same_limits(refused, main, flag):
     refused(main, [flag, 2**40], flag, "too large")
+
+
+def test_a_strength_of_smart_may_be_named_where_it_is_the_usual_one(tmp_path):
+    first, again = ["--use_smart", "--out", str(tmp_path)], ["--resume", "--out", str(tmp_path), "--smart"]
+    for own, other in (([], "strong"), (["--smart", "weak"], "strong"), (["--smart", "strong"], "weak")):
+        (tmp_path / "config.json").unlink(missing_ok=True)
+        started = vars(flags.parse_multitask(first + own, *TABLES))
+        (tmp_path / "config.json").write_text(json.dumps(started))
+        resumed = vars(flags.parse_multitask([*again, (own or ["weak"])[-1]], *TABLES))
+        assert [resumed[name] for name in ("mu", "epsilon")] == [started[name] for name in ("mu", "epsilon")]
+        with pytest.raises(UserError, match="was started with --smart"):
+            flags.parse_multitask([*again, other], *TABLES)
 
 
 def test_seeds_of_a_table_are_whole_numbers_each_named_once(refused, monkeypatch):
