@@ -51,8 +51,8 @@ def parse_flags(parser, argv):
     """The flags of a run: from `argv`, and with --resume from the run's own `config.json`.
 
     So `--resume --out DIR` alone goes on with the flags of before. With --eval_only too, but how to compute may change:
-    a trained model may stand on another machine. Raises UserError where a flag given now contradicts the run, and where
-    a run would be overwritten.
+    a trained model may stand on another machine. --resume of a finished run without its last state is --eval_only.
+    Raises UserError where a flag given now contradicts the run, and where a run would be overwritten.
     """
     args = parser.parse_args(argv)
     if args.resume and args.eval_only:
@@ -87,6 +87,7 @@ def parse_flags(parser, argv):
                 raise UserError(f"{args.out} is finished, and was started {differs}; {remedy}")
             remedy = f"leave the flag out to resume, or choose {ANOTHER}"
             raise UserError(f"{args.out} was started {differs}; {remedy}")
+    args.eval_only = args.eval_only or (is_finished(args.out, args.epochs) and has_lost_state(args.out))
     return args
 
 

@@ -181,8 +181,24 @@ def test_a_best_model_that_was_deleted_comes_back_from_the_last_state(finished, 
     assert all(torch.equal(tensor, state[f"model.heads.{name}"]) for name, tensor in heads.items())
 
 
+def test_a_finished_run_without_its_last_state_is_scored(finished, refused, capsys):
+    out, flags = finished
+    capsys.readouterr()
+    multitask.main(["--eval_only", "--out", str(out)])
+    said = capsys.readouterr()
+    before = {path: path.read_bytes() for path in (out / "metrics.jsonl", *out.glob("*/*")) if "last" not in path.parts}
+    shutil.rmtree(out / "last")  # as a copy that leaves it out
+    multitask.main([*flags, "--out", str(out), "--resume"])
+    assert capsys.readouterr() == said
+    assert {path: path.read_bytes() for path in before} == before and not (out / "last").exists()
+    shutil.rmtree(out / "best")
+    refused(multitask.main, ["--resume", "--out", out], "holds no trained model any more")
+
+
 def test_a_run_whose_state_was_deleted_is_not_trained_over(finished, refused):
     out, _ = finished
+    metrics = [line for line in (out / "metrics.jsonl").read_text().splitlines(True) if '"step": 18' not in line]
+    (out / "metrics.jsonl").write_text("".join(metrics))  # its last epoch has not ended
     before = {path: path.read_bytes() for path in (out / "metrics.jsonl", *out.glob("best/*"))}
     run_folder.state_path(out).unlink()  # as a copy without it, or a full disk
     refused(multitask.main, ["--resume", "--out", out], f"{out} has trained", "--eval_only", "another --out")
