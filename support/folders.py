@@ -30,8 +30,11 @@ def check_run(folder):
 
 
 def model_folder(run):
-    """The folder of a run's best model. Raises UserError where there is none, or not all of it."""
-    folder = run_folder.best_folder(run)
+    """The folder of a run's best model, or of a model that was named itself, as a copy of best/ may be.
+
+    Raises UserError where there is none, or not all of it.
+    """
+    folder = Path(run) if (Path(run) / "multitask.json").exists() else run_folder.best_folder(run)
     check_model(folder)
     return folder
 
@@ -107,6 +110,8 @@ def what_is(folder):
         return f"is a part of a run; name the run, {os.path.normpath(Path(folder, '..'))}"
     if has("multitask.json"):
         return "is a model without its run; name the folder in which it is best/"
+    if has("best/multitask.json"):
+        return "holds a model, but not the flags of its run; copy its config.json, too"
     return f"holds no run; {other}"
 
 

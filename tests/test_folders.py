@@ -42,7 +42,6 @@ def wrong(run, tiny_encoder):
     for name, epochs in {"young": 2, "soup": 0, "lost": 2}.items():
         (root / name / "config.json").write_text(json.dumps({"out": name, "epochs": epochs}))
     metrics_file.append(root / "lost", kind="dev", step=3)
-    shutil.copytree(run / "best", root / "copy")
     return {
         root / "none": "does not exist",
         root / "file": "is a file; name the folder of a run",
@@ -53,8 +52,6 @@ def wrong(run, tiny_encoder):
         / "young": f"holds no trained model yet; let its first epoch end: python multitask.py --resume --out {root}/",
         root / "soup": "is a soup without its model; make it again",
         root / "lost": "holds no trained model any more, and no state to go on from; copy the run again",
-        root / "copy": "is a model without its run",
-        run / "best": f"is a part of a run; name the run, {run}",
         tiny_encoder: f"is a pretrained model; fine-tune it first: python multitask.py --bert {tiny_encoder}",
     }
 
@@ -74,8 +71,23 @@ def test_a_run_of_the_project_is_looked_for_in_its_folder(tmp_path, monkeypatch)
         folders.model_folder("results")
 
 
-def test_every_program_asks_the_same(wrong, run, refused):
-    part, says = run / "best", f"is a part of a run; name the run, {run}"
+def test_to_ask_a_model_any_copy_of_it_will_do(run, capsys):
+    shutil.copytree(run / "best", run.parent / "copy")
+    for folder in (run, run / "best", run.parent / "copy"):
+        predict.main(["--run", str(folder), "A film."])
+    said = capsys.readouterr().out
+    assert said == 3 * said[: len(said) // 3] != ""
+
+
+@pytest.mark.parametrize("name", ["part", "copy", "bare"])
+def test_every_program_asks_the_same(wrong, run, refused, name):
+    part, says = {
+        "part": (run / "best", f"is a part of a run; name the run, {run}"),
+        "copy": (run.parent / "copy", "is a model without its run"),
+        "bare": (run.parent / "bare", "holds a model, but not the flags of its run; copy its config.json"),
+    }[name]
+    if part != run / "best":
+        shutil.copytree(run / "best", part / "best" if name == "bare" else part)
     refused(ensemble.main, [part], part, says)
     refused(visualize.main, ["curves", part, "--out", run.parent / "a.png"], part, says)
     refused(visualize.main, ["embeddings", "--runs", part, "--out", run.parent / "a.png"], part, says)
