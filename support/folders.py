@@ -112,6 +112,8 @@ def what_is(folder):
         return "is a model without its run; name the folder in which it is best/"
     if has("best/multitask.json"):
         return "holds a model, but not the flags of its run; copy its config.json, too"
+    if whole.name == "data" and any(whole.parent.glob("*/record.json")):
+        return "holds ids and labels of the runs beside it, and is none; leave it out, as *-* in place of * does"
     return f"holds no run; {other}"
 
 

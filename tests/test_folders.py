@@ -35,7 +35,7 @@ def wrong(run, tiny_encoder):
     """{folder: what its sentence says}."""
     root = run.parent
     (root / "file").write_text("")
-    for name in ("empty", "simcse", "simcse/encoder", "evidence", "young", "soup", "lost", "last"):
+    for name in ("empty", "simcse", "simcse/encoder", "evidence", "young", "soup", "lost", "last", "data"):
         (root / name).mkdir(parents=True)
     (root / "simcse" / "config.json").write_text('{"out": "simcse", "tau": 0.05}')
     (root / "evidence" / "record.json").write_text("{}")
@@ -52,6 +52,7 @@ def wrong(run, tiny_encoder):
         / "young": f"holds no trained model yet; let its first epoch end: python multitask.py --resume --out {root}/",
         root / "soup": "is a soup without its model; make it again",
         root / "lost": "holds no trained model any more, and no state to go on from; copy the run again",
+        root / "data": "holds ids and labels of the runs beside it, and is none; leave it out",
         tiny_encoder: f"is a pretrained model; fine-tune it first: python multitask.py --bert {tiny_encoder}",
     }
 
