@@ -16,7 +16,12 @@ OPTIONS = {  # of a `MultitaskBert`
 }
 
 # of config.json: what else it may say would be another encoder
-USUAL = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
+USUAL = {
+    "model_type": ["bert"],
+    "hidden_act": ["gelu", "gelu_python"],  # two names of one function
+    "position_embedding_type": ["absolute"],
+    "is_decoder": [False],
+}
 
 MOST_LAYERS = 1000  # each costs Python objects, however few numbers it has
 
@@ -30,9 +35,9 @@ def read_bert_config(folder, wanted):
     if not path.exists():
         raise UserError(f"{folder} has no config.json; name the folder of a BERT model")
     found = read_json(path, optional={name: kind for name, (kind, _) in wanted.items()})
-    for key, only in USUAL.items():
-        if found.get(key, only) != only:
-            raise UserError(f"{path} says {key} = {shown(found[key])}, and only {only!r} is supported")
+    for key, usual in USUAL.items():
+        if found.get(key, usual[0]) not in usual:
+            raise UserError(f"{path} says {key} = {shown(found[key])}, and only {usual[0]!r} is supported")
     values = {name: found.get(name, default) for name, (_, default) in wanted.items()}
     for name, (kind, _) in wanted.items():
         too_small, too_large = values[name] < (1 if kind is int else 0), kind is float and values[name] >= 1

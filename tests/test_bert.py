@@ -186,6 +186,12 @@ def test_another_kind_of_model_is_refused(tmp_path, config, reason):
         BertConfig.load(tmp_path)
 
 
+def test_two_names_of_gelu_are_one(tmp_path):
+    for name in ("gelu", "gelu_python"):
+        (tmp_path / "config.json").write_text(f'{{"hidden_act": "{name}"}}')
+        assert BertConfig.load(tmp_path) == BertConfig()
+
+
 def test_the_docstring_defaults_are_bert_base():
     with torch.device("meta"):
         assert sum(p.numel() for p in Bert(BertConfig()).parameters()) == 109_482_240
