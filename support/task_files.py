@@ -23,17 +23,17 @@ QUOTED = re.compile(r'"((?:[^"]++|"")*+)(" *(?=\t|\Z))?')  # the closing quote s
 # no sentence: signs and digits alone, or one word with a digit in it, such as an id, a date, a number
 ID = re.compile(r"[\d.]+|(?=\D*\d)[0-9a-z]{6,}")  # a number, or one word as ids are
 NO_SENTENCE = re.compile(r"[\W\d_]*|[!-/:-~]*+\d[!-~]*")
-OPEN = "a quote opens a field and never closes it"
+OPEN, BLANK = "a quote opens a field and never closes it", "it is blank"
 
 
 def read_columns(path, needed, fault_of, note=""):
     """The columns of a task file that are needed, as lists of str, without the lines that cannot be used.
 
-    Those are reported on stderr. Args: needed, names of columns; fault_of, a function that gets a row's needed values
-    and says why it cannot be used, or None; note, what follows from a line left out. Raises UserError where the file
-    does not exist, is no UTF-8 text, lacks a needed column, or has no usable row.
+    Those are reported on stderr, but for blank ones at the end. Args: needed, names of columns; fault_of, a function
+    that gets a row's needed values and says why it cannot be used, or None; note, what follows from a line left out.
+    Raises UserError where the file does not exist, is no UTF-8 text, lacks a needed column, or has no usable row.
     """
-    rows, faults, used = [], [], 0
+    rows, faults, used, seen = [], [], 0, 0
     try:
         lines = read_rows(path)
         header = header_of(lines, path, needed)
@@ -47,8 +47,11 @@ def read_columns(path, needed, fault_of, note=""):
             else:
                 rows.append(values)
                 used += len(numbers)
+                seen = len(faults)
     except (FileNotFoundError, NotADirectoryError):
         raise _missing(path) from None
+    while len(faults) > seen and faults[-1][1] == BLANK:
+        faults.pop()
     report(path, faults, used, note)
     if not rows:
         raise UserError(f"{path} has no usable row; see the formats in the README")
@@ -143,7 +146,7 @@ def split(line):
     """One line, or the lines that a quoted field spans, to its fields. Returns (fields, None) or (None, reason)."""
     line = line.rstrip("\r\n")
     if not line.strip():
-        return None, "it is blank"
+        return None, BLANK
     if "\0" in line:
         return None, "it holds a NUL byte"
     fields, place = [], 0

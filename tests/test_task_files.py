@@ -133,7 +133,8 @@ def random_line(rng, number):
 @pytest.mark.parametrize("seed", range(3))
 def test_of_3000_lines_each_is_used_or_reported_and_what_is_used_is_what_was_written(tmp_path, capsys, seed):
     rng = random.Random(seed)
-    lines = [random_line(rng, number) for number in range(2, 3002)]
+    lines = [random_line(rng, number) for number in range(2, 3001)]
+    lines.append(("3001\tid3001\tfilm\t3", ["3001", "id3001", "film", "3"]))  # blank ones at the end are not counted
     text = "\ufeff" + HEADER + "\n".join(line for line, _ in lines) + "\n"
     found = rows_of(tmp_path, text)
     assert [number for numbers, _ in found for number in numbers] == list(range(1, 3002))
@@ -162,6 +163,16 @@ def test_one_quote_before_any_of_the_lines_is_never_silent(tmp_path, capsys):
         path.write_text(HEADER + "\n".join(broken) + "\n")
         assert len(read_examples(path, TASKS["sst"])) == 59
         assert f"line {place + 2}: " in capsys.readouterr().err
+
+
+def test_blank_lines_at_the_end_are_left_out_in_silence(tmp_path, capsys):
+    path = tmp_path / "file"
+    for end, said in (("\n\t\t\t\n \n", []), ("\n\nx\n\n", ["line 3: it is blank", "line 4: 1 col", "2 of 3 lines"])):
+        path.write_text(HEADER + "0\ta\tgood\t1" + end)
+        assert len(read_examples(path, TASKS["sst"])) == 1
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == len(said)
+        assert all(word in line for word, line in zip(said, lines, strict=True))
 
 
 def test_many_open_quotes_take_no_time(tmp_path):
