@@ -110,13 +110,18 @@ def sentences_of(line):
 
 
 def read_sentences(file, tasks):
-    """The sentences of each line of a UTF-8 file, or of standard input where `file` is "-"; empty lines are left out.
+    """The sentences of each line of a UTF-8 file or pipe, or of standard input ("-"); empty lines are left out.
 
     They may be quoted as in task files. Args: tasks, `tasks.TASKS`. Raises UserError for a file of another kind.
     """
     name = "standard input" if file == "-" else f"--file {file}"
     try:
-        text = sys.stdin.buffer.read().decode("utf-8-sig") if file == "-" else read_text(file)
+        if file == "-":
+            text = sys.stdin.buffer.read().decode("utf-8-sig")
+        elif Path(file).is_fifo():  # such as <(...) of a shell
+            text = Path(file).read_bytes().decode("utf-8-sig")
+        else:
+            text = read_text(file)
     except UnicodeDecodeError:
         raise UserError(f"{name} is not UTF-8 text; save it as UTF-8") from None
     rows = [[field.replace("\t", " ").strip() for field in fields_of(line)] for line in re.split("\r\n?|\n", text)]
