@@ -184,7 +184,7 @@ def outputs_of(run, examples, split, device):
 @command
 def main(argv=None):
     parser = Parser(prog="predict.py", description="What a trained model says of your sentences.")
-    parser.add_argument("sentences", nargs="*", help="one sentence, or the two of a pair")
+    parser.add_argument("sentences", nargs="*", help="one sentence, or a pair: two, or ' || ' between them")
     parser.add_argument("--run", type=place, default="runs/sample", metavar="DIR",
         help="folder of a run (default: runs/sample)")  # fmt: skip
     parser.add_argument("--file", type=place, metavar="FILE",
@@ -194,8 +194,9 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if len(args.sentences) > 2:
         raise UserError(f"{len(args.sentences)} sentences were given; give one, or two in quotes, or use --file")
-    rows = [_typed("\t".join(map(as_utf8, args.sentences)))] if args.sentences else None
-    if rows and (args.file is not None or not all(map(_typed, args.sentences))):
+    texts = [as_utf8(text).strip() for text in args.sentences]
+    rows = [_typed(*texts) if len(texts) == 1 else texts] if texts else None
+    if rows and (args.file is not None or not rows[0] or not all(rows[0])):
         raise UserError("give one sentence, or two, that are not empty, or a --file, but not both")
     rows = rows if args.file is None else task_files.read_sentences(args.file, TASKS)
     folder = model_folder(args.run)

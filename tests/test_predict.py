@@ -105,19 +105,29 @@ def test_short_words_make_pairs_as_well(trained, tmp_path, capsys):
     assert capsys.readouterr().out.count("similarity") == 4
 
 
-def test_arguments_are_read_as_what_is_typed_at_the_prompt(trained, capsys, refused):
+def test_one_argument_is_read_as_what_is_typed_at_the_prompt_and_two_as_they_are(trained, capsys, refused):
     predict.main(["--run", str(trained), "good film || bad \u202efilm\u200b"])
     shown = capsys.readouterr().out
     assert shown.startswith("good film\tbad \\u202efilm\\u200b\n")
     assert "similarity: " in shown
-    refused(predict.main, ["--run", trained, "a || b", "c"], "3 sentences")
-    refused(predict.main, ["--run", trained, "||"], "one sentence, or two, that are not empty")
+    predict.main(["--run", str(trained), " if (a || b) is true", "what\tis it"])
+    assert capsys.readouterr().out.startswith("if (a || b) is true\twhat\\tis it\n")
+    refused(predict.main, ["--run", trained, "a || b || c"], "3 sentences")
+    for empty in (["||"], [""], [" ", "a"], ["a", ""]):
+        refused(predict.main, ["--run", trained, *empty], "one sentence, or two, that are not empty")
     refused(predict.main, ["--run", trained, "-great"], "put --")
 
 
-def test_a_pipe_or_a_folder_in_place_of_a_file_is_refused_at_once(trained, tmp_path, refused):
-    os.mkfifo(tmp_path / "pipe")
-    refused(predict.main, ["--run", trained, "--file", tmp_path / "pipe"], "a pipe")
+def test_a_pipe_of_a_shell_is_read(trained, capsys):
+    reads, writes = os.pipe()
+    with open(reads), open(writes, "wb") as file:
+        file.write(b"good film\nbad film\n")
+        file.close()
+        predict.main(["--run", str(trained), "--file", f"/dev/fd/{reads}"])
+    assert capsys.readouterr().out.splitlines()[::2] == ["good film", "bad film"]
+
+
+def test_a_folder_or_a_device_in_place_of_a_file_is_refused_at_once(trained, tmp_path, refused):
     refused(predict.main, ["--run", trained, "--file", tmp_path], "a folder")
     refused(predict.main, ["--run", trained, "--file", "/dev/zero"], "a device")
 
