@@ -50,7 +50,8 @@ class TextFile:
         except UnicodeDecodeError:
             raise UserError(f"{path} is not UTF-8 text; save it as UTF-8") from None
         if faults:
-            print(f"{path}: {faults} lines left out, they do not have {self.columns or columns} sentences between tabs")
+            wanted = self.columns or " or ".join(map(str, columns))
+            print(f"{path}: {faults} lines left out, they do not have {wanted} sentences between tabs")
         if not offsets:
             usual = "one example a line, a tab between the sentences of --pairs; the folder of task files is --data"
             raise UserError(f"{path} has no usable line: {usual}")
@@ -116,8 +117,11 @@ class TextFile:
 
     @staticmethod
     def parse(line):
-        """bytes -> a tuple of str. Quotes around the fields of a line with tabs are those of a task file."""
-        text = line.decode().replace("\0", "").lstrip("\ufeff")
+        """bytes -> a tuple of str. Quotes around the fields of a line with tabs are those of a task file.
+
+        Tabs at the end are left out, as spreadsheets write them.
+        """
+        text = line.decode().replace("\0", "").lstrip("\ufeff").rstrip()
         fields = fields_of(text)
         if len(fields) == 1 or any("\t" in field for field in fields):
             fields = text.split("\t")

@@ -120,12 +120,22 @@ def test_only_known_names_of_columns_are_left_out(tmp_path, header):
         ("Text, questions, labels\nyes,no\n", [("Text, questions, labels",), ("yes,no",)]),
         ("2020年我去了北京\n好\n", [("2020年我去了北京",), ("好",)]),
         ("a b\n***\nc d\n", [("a b",), ("***",), ("c d",)]),
+        ("a b\tc d\t\ne\tf\t \t\r\n", [("a b", "c d"), ("e", "f")]),
+        ("a b\t\n", [("a b",)]),
     ],
 )
 def test_odd_sentences_are_sentences(tmp_path, text, rows):
     (tmp_path / "f").write_text(text)
     corpus = corpora.TextFile(tmp_path / "f", (len(rows[0]),))
     assert [corpus[i] for i in range(len(corpus))] == rows
+
+
+@pytest.mark.parametrize(("columns", "numbers"), [((1,), "1"), ((2, 3), "2 or 3")])
+def test_how_many_sentences_a_line_needs_is_said_in_words(tmp_path, capsys, columns, numbers):
+    (tmp_path / "f").write_text("a\tb\tc\td\n")
+    with pytest.raises(UserError, match="no usable line"):
+        corpora.TextFile(tmp_path / "f", columns)
+    assert f"1 lines left out, they do not have {numbers} sentences" in capsys.readouterr().out
 
 
 def test_lines_that_teach_nothing_are_counted(tmp_path, capsys):
