@@ -57,10 +57,13 @@ class TextFile:
             raise UserError(f"{path} has no usable line: {usual}")
         _, first = np.unique(np.frombuffer(lines, dtype=np.int64), return_index=True)
         marks = np.frombuffer(marks, dtype=np.uint8)[first]
+        odd = [i for i in range(len(texts)) if 2 * np.count_nonzero(marks >> i & 1) > len(first)]
         for i, found in enumerate(texts):
             where, remedy = f"column {i + 1} of {path}", "not sentences; leave it out of the file"
-            if 2 * np.count_nonzero(marks >> i & 1) > len(first):
+            if odd == [i] and len(texts) == 3:  # pairs are left
                 raise UserError(f"{where} holds numbers or ids, {remedy}")
+            if i in odd:
+                print(f"{where} holds numbers or ids; they are read as sentences", file=sys.stderr)
             few = len(found) < FEW and 4 * len(found) <= len(first)
             if few and all(len(text.split()) <= 3 for text in found):
                 labels = f"{len(found)} different texts in {len(first)} lines (such as {min(found)!r:.60})"

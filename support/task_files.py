@@ -20,9 +20,9 @@ from support.files import alien, open_regular, read_text, target_of
 LONGEST_LINE = 1 << 24  # bytes
 MOST_LINES, LONGEST_FIELD = 100, 1 << 20  # lines and characters of a field that spans lines
 QUOTED = re.compile(r'"((?:[^"]++|"")*+)(" *(?=\t|\Z))?')  # the closing quote stands before a tab or at the end
-# no sentence: signs and digits alone, or one word with a digit in it, such as an id, a date, a number
 ID = re.compile(r"[\d.]+|(?=\D*\d)[0-9a-z]{6,}")  # a number, or one word as ids are
-NO_SENTENCE = re.compile(r"[\W\d_]*|[!-/:-~]*+\d[!-~]*")
+# no sentence: ASCII signs and digits alone, or one word with a digit in it, such as an id, a date, a number; no hashtag
+NO_SENTENCE = re.compile(r"[ -@[-`{-~]*|(?!#)[!-/:-~]*+\d[!-~]*")
 OPEN, BLANK = "a quote opens a field and never closes it", "it is blank"
 
 
@@ -133,7 +133,7 @@ def read_sentences(file, tasks):
     pairs = [row for row in rows if len(row) == 2]
     for place, column in enumerate(zip(*pairs, strict=True), 1):
         if len(pairs) > 1 and all(map(ID.fullmatch, column)):
-            raise UserError(f"column {place} of {name} holds numbers or ids, not sentences; leave it out of the file")
+            print(f"column {place} of {name} holds numbers or ids; they are read as sentences", file=sys.stderr)
     for task in tasks.values():
         if {"id", *task.columns} <= {*rows[0]}:
             remedy = f"`multitask.py --eval_only --out RUN --{task.name}_test FILE` writes predictions of one"

@@ -44,10 +44,8 @@ LABELS = "".join(f"{('entailment', 'neutral', 'contradiction')[i % 3]}\tgood {i}
         ("Sentence A\tSentence B\tlabels\na b\tc d\tyes\n", (2, 3), "column 'labels' of .* no sentences"),
         ("text_1\ttext_2\trelatedness_score\na b\tc d\t80 %\n", (2, 3), "'relatedness_score' of .* no sentences"),
         ("0\tgood film\tbad film\n1\told dog\tnew cat\nx\ty\tz\n", (2, 3), "column 1 of .* holds numbers"),
-        ("4\n-2,5\n.5e3\nword\n", (1,), "column 1 of .* holds numbers"),
         ("q0\ta b\tc d\n2020-01-10\te f\tg h\nx\ty z\tu v\n", (2, 3), "column 1 of .* holds numbers or ids"),
         ("a b\tc d\t80 %\ne f\tg h\t4/5\ni\tj\tfour\n", (2, 3), "column 3 of .* holds numbers or ids"),
-        ("---\n- -\n***\na b\n", (1,), "column 1 of .* holds numbers or ids"),
         (LABELS, (2, 3), "column 1 of .* has 3 different texts in 12 lines .such as 'contra.*leave it out"),
         ("".join(f"a {i}\tb {i}\tnot alike\n" for i in range(4)), (2, 3), "column 3 of .* has 1 different texts"),
         ("".join(f"one anchor\tb {i}\n" for i in range(9)), (2, 3), "column 1 of .* has 1 different texts"),
@@ -74,6 +72,23 @@ def test_what_holds_no_sentences_is_refused(tmp_path, text, columns, says):
     (tmp_path / "f").write_text(text)
     with pytest.raises(UserError, match=says):
         corpora.TextFile(tmp_path / "f", columns)
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [
+        ("4\n-2,5\n.5e3\nword\n", [1]),
+        ("---\n- -\n***\na b\n", [1]),
+        ("two and two\t4\ntwo and three\t5\n", [2]),
+        ("two and two\t4\t5\ntwo and three\t5\t6\n", [2, 3]),
+        ("\U0001f600\n\U0001f622 \u2764\n#metoo\n#covid19\n", []),
+    ],
+)
+def test_numbers_or_ids_are_read_with_a_word_where_too_little_is_left_without(tmp_path, capsys, text, columns):
+    (tmp_path / "f").write_text(text)
+    assert len(corpora.TextFile(tmp_path / "f", (1, 2, 3))) == text.count("\n")
+    said = "column {} of {} holds numbers or ids; they are read as sentences\n"
+    assert capsys.readouterr().err == "".join(said.format(i, tmp_path / "f") for i in columns)
 
 
 def test_lines_that_stand_there_twice_and_names_of_columns_are_left_out(tmp_path, capsys):

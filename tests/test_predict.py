@@ -70,8 +70,6 @@ def test_lines_that_somebody_types_are_answered_or_said(trained, monkeypatch, ca
         (b"id,sentence\nx,good film\n", "is CSV, not sentences"),
         (b'["good film", "bad film"]\n', "is JSON, not sentences"),
         (b"<items>\n<item>good film</item>\n", "is XML, not sentences"),
-        (b"abc123\tgood film\nabc124\tbad film\n", "holds numbers or ids, not sentences"),
-        (b"good film\t4\nbad film\t0\na dog\n", "holds numbers or ids, not sentences"),
     ],
 )
 def test_a_file_without_an_answer_is_one_sentence(trained, tmp_path, refused, monkeypatch, raw, reason):
@@ -97,6 +95,16 @@ def test_odd_lines_are_answered(trained, tmp_path, capsys):
     (tmp_path / "f").write_text("\n".join(lines))
     predict.main(["--run", str(trained), "--file", str(tmp_path / "f")])
     assert capsys.readouterr().out.splitlines()[::2] == lines
+
+
+@pytest.mark.parametrize("pair", ["123\tone two three", "good film\t4", "gpt4\tclaude3", "iphone15\tpixel8"])
+def test_a_column_of_numbers_or_ids_is_answered_with_a_word(trained, tmp_path, capsys, pair):
+    (tmp_path / "f").write_text(f"{pair}\n" * 2)
+    predict.main(["--run", str(trained), "--file", str(tmp_path / "f")])
+    shown = capsys.readouterr()
+    assert shown.out.count("similarity") == 2
+    assert all("holds numbers or ids; they are read as sentences" in line for line in shown.err.splitlines())
+    assert shown.err
 
 
 def test_short_words_make_pairs_as_well(trained, tmp_path, capsys):
