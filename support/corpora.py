@@ -16,8 +16,9 @@ import sys
 
 import numpy as np
 
+from support.aliens import alien
 from support.console import UserError
-from support.files import alien, open_regular
+from support.files import open_regular
 from support.task_files import NO_SENTENCE, fields_of
 
 LONGEST_LINE = 1 << 24  # bytes

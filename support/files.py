@@ -185,27 +185,6 @@ _NO_FILES = {
 }
 
 
-def alien(start):
-    """What often stands in place of a file that was meant, by its first bytes, or None."""
-    start = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    return next((what for pattern, what in _ALIENS.items() if re.match(pattern, start)), None)
-
-
-_ALIENS = {
-    rb"version https://git-lfs": "a pointer of Git LFS, which `git lfs pull` replaces",
-    rb"<(!doctype|!--|\?xml|(html|head|body|div|p|table)(\s[^<>,]*)?>)": "a web page",
-    rb"(?s)<[a-z][\w:.-]*(\s[^<>\n]*)?>(\s*\n|<[a-z]).*</": "XML",
-    rb'(\[\s*)?\{\s*"': "JSON",
-    rb'(\[\s*)+"([^"\\]|\\.)*"\s*(,\s*\n\s*"|\]\s*(\Z|,\s*\[)|,[^\n]*\]\s*(\Z|,\s*\[))': "JSON",
-    rb"%pdf-": "PDF",
-    rb"\{\\rtf": "RTF",
-    rb"#! ?/": "a program",
-    rb"id\s+predicted_": "a file of predictions",
-    rb'(?=.*\b(\w*id|\w*(text|sentence|question|label)\w*|review|sentiment)\d*\b)(["\w]*[,;])+"?\w+"?\s*\n': "CSV",
-    rb'\d+[,;]"': "CSV",
-}
-
-
 def read_text(path, most=100_000_000):
     """The text of a UTF-8 file, with or without a byte order mark. Raises UserError for what is no text.
 

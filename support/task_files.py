@@ -14,8 +14,9 @@ import re
 import sys
 from pathlib import Path
 
+from support.aliens import alien
 from support.console import UserError, remedy_for_missing
-from support.files import alien, open_regular, read_text, target_of
+from support.files import open_regular, read_text, target_of
 
 LONGEST_LINE = 1 << 24  # bytes
 MOST_LINES, LONGEST_FIELD = 100, 1 << 20  # lines and characters of a field that spans lines

@@ -6,8 +6,9 @@ from pickle import UnpicklingError
 
 import torch
 
+from support.aliens import alien
 from support.console import UserError
-from support.files import alien, open_regular, read_json
+from support.files import open_regular, read_json
 from support.safetensors import read_safetensors
 
 NAMES = ("model.safetensors", "pytorch_model.bin")  # in the order of preference
