@@ -72,6 +72,7 @@ MERGED = [  # one model each, made of several
     Row("distilled-folds", "distilled student of out-of-fold teachers", None),
     Row("distilled-more", "the same, a third teacher, unlabelled examples", None),
     Row("distilled-smart", "SMART student of out-of-fold SMART teachers", None),
+    Row("distilled-smart-5", "the same, two plain teachers more, 5 epochs", None),
 ]
 PUBLISHED_ENSEMBLE = 0.786  # of 7 models, weighted average, dev score
 ENCODERS = {"simcse": "", "simcse-length": "--normalize_length {length}"}
