@@ -97,7 +97,7 @@ def test_odd_lines_are_answered(trained, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[::2] == lines
 
 
-@pytest.mark.parametrize("pair", ["123\tone two three", "good film\t4", "gpt4\tclaude3", "iphone15\tpixel8"])
+@pytest.mark.parametrize("pair", ["123\tone two three", "good film\t4", "mp3\tcassette90", "route66\tmotorway25"])
 def test_a_column_of_numbers_or_ids_is_answered_with_a_word(trained, tmp_path, capsys, pair):
     (tmp_path / "f").write_text(f"{pair}\n" * 2)
     predict.main(["--run", str(trained), "--file", str(tmp_path / "f")])
