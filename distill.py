@@ -172,7 +172,7 @@ def speakers(runs, examples):
 
 
 def folds_of(runs):
-    """What `fold_of` says of each teacher."""
+    """What `fold_of` says of each teacher. Raises UserError as it does, and for a teacher that is named twice."""
     run_folder.check_named_once(runs)
     return [fold_of(run) for run in runs]
 

@@ -98,8 +98,8 @@ def make_soup(args, weights, scores, examples, device):
     folders = [model_folder(run) for run in args.runs]
     check_alike(folders)
     configs = [flags_of(run) for run in args.runs]
-    place = lambda bert: os.path.realpath(os.path.expanduser(bert))  # noqa: E731, of a name no more than a text
-    if len({(place(config.get("bert", "")), config.get("seed")) for config in configs}) > 1:
+    start = lambda config: os.path.realpath(os.path.expanduser(config.get("bert", "")))  # noqa: E731
+    if len({(start(config), config.get("seed")) for config in configs}) > 1:
         print("these runs began with other --bert or --seed: their mean may have learned nothing", file=sys.stderr)
     numbers = choose_soup(folders, weights, scores, examples, device) if args.greedy else range(len(folders))
     members = {i: weights[i] for i in numbers}

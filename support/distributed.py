@@ -20,8 +20,8 @@ PCGrad's projections, and dropout's masks, for which each of several processes s
 there is no random state to keep for each of them, and a resumed run goes on as if it had never stopped.
 
 Process 0 alone writes files and prints. If a process dies, torchrun ends the others, and those that were waiting for
-it say so in a sentence. (Not always: of 600 survivors of such a death gloo left two waiting, which torchrun kills after
-30 seconds. The run resumes all the same.)
+it say so in a sentence. (Not always: of 600 survivors of such a death the gloo of torch 2.13 left two waiting. torchrun
+kills them after 30 seconds, and the run resumes all the same.)
 """
 
 import atexit
