@@ -178,8 +178,8 @@ def check_multitask(args, usual):
         raise UserError("--gradient_surgery has nothing to do with --option pretrain: no shared parameters train")
     if args.gradient_surgery and args.sampling != "proportional":
         raise UserError(f"--gradient_surgery takes every task in every step; leave out --sampling {args.sampling}")
-    if args.use_smart and args.smart_projection == "ball" and args.bf16:
-        raise UserError("--bf16 rounds the perturbation of --smart_projection ball away; leave one of the two out")
+    if args.use_smart and args.smart_projection == "ball" and args.bf16 and args.epsilon < 1e-3:
+        raise UserError(f"--bf16 rounds the perturbation of --epsilon {args.epsilon:g} away; take 0.001 or more")
     if (refused := no_graphs(args)) and args.cuda_graphs == "on":
         raise UserError(f"--cuda_graphs cannot record a step {refused}; leave it out")
     args.cuda_graphs = args.cuda_graphs != "off" and not refused

@@ -68,6 +68,16 @@ def test_a_strength_of_smart_may_be_named_where_it_is_the_usual_one(tmp_path):
             flags.parse_multitask([*again, other], *TABLES)
 
 
+@pytest.mark.parametrize(("epsilon", "refused"), [(1e-6, True), (9e-4, True), (1e-3, False), (0.02, False)])
+def test_bfloat16_is_refused_where_it_rounds_the_perturbation_away(epsilon, refused):
+    argv = f"--use_smart --smart_projection ball --epsilon {epsilon} --bf16".split()
+    if not refused:
+        assert flags.parse_multitask(argv, *TABLES).bf16
+        return
+    with pytest.raises(UserError, match=f"--epsilon {epsilon:g} away"):
+        flags.parse_multitask(argv, *TABLES)
+
+
 def test_seeds_of_a_table_are_whole_numbers_each_named_once(refused, monkeypatch):
     monkeypatch.setattr(reproduce.jobs, "run", lambda *_: 1 / 0)  # nothing starts
     refused(reproduce.main, ["--table", "1", "--seeds", "1.5"], "--seeds: '1.5' is not a whole number")
