@@ -19,7 +19,7 @@ that means the same. A third column h⁻_i, a sentence that means something else
 the mean of all rows (`mean`).
 
 The default corpus leaves out what also stands in a dev file. Of the CS224N files it would otherwise hold both sentences
-of 52 of the 863 dev pairs of `sts` (without labels).
+of 50 of the 863 dev pairs of `sts` (without labels).
 
 What became of the embeddings f(x) = h / ‖h‖, on the dev pairs of `sts` (Wang & Isola, 2020; of the first two, lower is
 better):

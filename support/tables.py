@@ -59,7 +59,7 @@ def write(args, header, lines, results, records, note=""):
     about = [
         f"`python {args.again}`, {time.strftime('%Y-%m-%d')}.",
         f"Runs: `multitask.py {base}`, `{BASE_FLAGS}` in all rows but the plain one, and each row's flags of "
-        f"`support/rows.py`. Evidence: `{args.runs}/ROW-SEED`.",
+        f"`support/rows.py`, or of its config.json. Evidence: `{args.runs}/ROW-SEED`.",
         f"{origin(records)}.",
         "Dev set, each run's best epoch; mean ± deviation over seeds.",
         *([note] if note else []),
