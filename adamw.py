@@ -1,4 +1,4 @@
-"""AdamW by hand (Loshchilov & Hutter, 2019, algorithm 2; its λ is lr · wd here, as in PyTorch), and the schedule.
+"""AdamW by hand (Loshchilov & Hutter, 2019, algorithm 2; its η λ is lr · wd here, as in PyTorch), and the schedule.
 
 With gradient g at a parameter's step t = 1, 2, ..., learning rate lr, weight decay wd (0.01), β₁ = 0.9, β₂ = 0.999,
 ε = 1e-8, and θ the parameter:
@@ -126,7 +126,7 @@ class AdamW:
 
 
 def linear_schedule(step, total, warmup):
-    """The learning rate's factor: it rises linearly to 1 at step warmup · total, then falls linearly to 0 at `total`.
+    """The learning rate's factor: it rises linearly towards 1 at step warmup · total, then falls to 0 at `total`.
 
     Args: step, from 0; warmup in [0, 1). Returns a float in (0, 1].
     """

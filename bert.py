@@ -12,7 +12,7 @@ added before the last LayerNorm (`pals.py` has one). Without it this is plain BE
 batch, B of sequences, H the hidden size, L the number of layers. `kernels/plain.py` defines every operation that is
 called here.
 
-Three things differ from the formulas or from other implementations. The results are the same:
+Three things differ from the formulas or from other implementations. The results are the same, to rounding:
 
   * query, key and value are one matrix (3H, H) instead of three, so one larger product instead of three;
   * `add_norm` adds the bias of the product before it, in one pass over memory with dropout, residual and LayerNorm;
@@ -212,7 +212,7 @@ class Bert(nn.Module):
     def load(cls, folder, **overrides):
         """From a model folder in the usual layout. Args: overrides, values for `BertConfig` (dropout, for instance).
 
-        Raises UserError where a weight (but the pooler's) is missing or has another shape than `config.json` says.
+        Raises UserError where a weight is missing (but for the pooler's) or has another shape than `config.json` says.
         """
         config = BertConfig.load(folder)
         for name, value in overrides.items():

@@ -13,8 +13,8 @@ The target of an example is a mixture of its label and of the mean of its teache
     sts      1 number z       (z - target)²     with --use_means the mean over both predictions z_1 and z_2
 
 These are the losses of `model.py`, where a label may now be a fraction. Their gradients with respect to the logits
-are softmax(z) - target, σ(z) - target_1 and 2 (z - target): linear in the target, so a step goes λ parts of the way
-that the labels point and 1 - λ parts of the teachers' way.
+are softmax(z) - target, σ(z) - target_1 and 2 (z - target): linear in the target, so a gradient is λ parts that
+of the labels and 1 - λ parts that of the teachers.
 
 Teacher annealing (`--distill_lambda annealed`, the default): λ rises in a line over the N steps of the training,
 
@@ -32,8 +32,8 @@ learn beyond the label. So let each teacher leave out a part, a fold, and speak 
     python multitask.py --data DIR --teacher runs/first runs/second --out runs/student
 
 An example takes the mean of the teachers that have not seen it, or of all of them where all have. A teacher with one
-fold of two has seen half of the data, and knows less. (Of what a teacher has seen its --fold alone is known, so train
-it on the same --data.) How many examples all teachers have seen, and how right they are on the labelled ones, is
+fold of two has seen half of the data, and knows less. (All that is known of what a teacher has seen is its --fold, so
+train it on the same --data.) How many examples all teachers have seen, and how right they are on the labelled ones, is
 printed before the training begins.
 
 A student can also learn from examples without a label (Thakur et al., 2021, Augmented SBERT). `data/more.py` makes
@@ -147,7 +147,7 @@ def mean_outputs(runs, examples, device):
 
 
 def check_inputs(args):
-    """Raises UserError for a task file or a teacher, named by flags of `multitask.py`, that is missing or none.
+    """Raises UserError for a task file or a teacher, named by flags of `multitask.py`, that is missing or of no use.
 
     It reads first lines only, so a mistake shows before an encoder is fetched.
     """

@@ -83,7 +83,7 @@ def model_outputs(model, task, dataset, batch_size=64):
 
 
 def check_finite(bert, what, values):
-    """The values, an array. Raises UserError where one is not finite. Args: bert, of the model; what, it was asked."""
+    """The values, an array. Raises UserError where one is not finite. Args: bert, of the model; what, its task."""
     if not np.isfinite(values).all():
         remedy = "its weights are damaged or too large: name another model, or train again with lower rates (--lr)"
         raise UserError(f"what the model from {bert.source} says of {what} is not finite; {remedy}")

@@ -195,13 +195,13 @@ class MultitaskBert(nn.Module):
 
 
 def logits_of(model, name, batch):
-    """`model(name, batch)`, on a GPU with its matrix products in 16 bits."""
+    """`model(name, batch)`, under `precision.autocast`: in 16 bits where a GPU has fast ones."""
     with precision.autocast(batch.ids.device):
         return model(name, batch)
 
 
 def task_loss(task, logits, labels):
-    """The mean loss of a batch. Args: task, its row; logits (B, C); labels (B,) float. Returns a float32 scalar."""
+    """The mean loss of a batch. Args: task, its row; logits (B, C); labels (B,) float. Returns a scalar."""
     if not task.classes:  # a number, predicted C times
         logits, labels = logits.reshape(-1, 1), labels.repeat_interleave(logits.shape[1])
     return mean_loss(logits, labels, task.classes)

@@ -15,15 +15,17 @@ where h (T, H) is the layer's input (not h_att); V_E and V_D act on each token's
 V_D starts at zero, so TS(h) = 0: a model to which PALs were just added computes bit for bit what it did before
 (outside training: in training PALs draw dropout masks of their own). The gradient is not zero: that of V_D is the
 outer product of the gradient that comes in and SA(V_E h), summed over the tokens. The gradients of all other matrices
-pass through V_D. So in the first step only V_D (and its bias) has a gradient, and from the second step on all have one.
+pass through V_D. So in the first step only V_D (and its bias) has a gradient, and from the second step on all have one
+(but the keys' biases, which softmax does not see).
 
 They train at `--pal_lr`, by default the encoder's 1e-4. At the rate of the heads, 1e-3, V_E and V_D, which act in
 all layers, move too far: the similarity task then predicts the same number for every pair (r = -0.04 instead of 0.8).
 
-The authors' released code differs in two places: it has 6 heads of size 34, and a GELU after V_D. Ours has the 12 heads
-of size 17 of the report that this project re-creates (README.md), and no GELU there, as in the paper's formula.
+The authors' released code differs in three places: it has 6 heads of size 34, a GELU after V_D, and a V_D that starts
+at random. Ours has the 12 heads of size 17 of the report that this project re-creates (README.md), and no GELU there,
+as in the paper's formula.
 
-What it costs for bert-base, per task. With the biases that the authors' code has in all five maps:
+What it costs for bert-base, per task, all five matrices with biases, as in the authors' code:
 
     V_E, V_D               2 · 768 · 204 + 204 + 768      =   314,316
     query, key, value     12 · 3 · (204 · 204 + 204)      = 1,505,520

@@ -4,9 +4,9 @@ PCA turns the n points x_i so that the first coordinate has the largest variance
 left, and so on. With C = Σ_i (x_i - mean)(x_i - mean)ᵀ / (n - 1), the variance along a unit vector v is vᵀ C v, and the
 vectors wanted are the eigenvectors of C with the largest eigenvalues.
 
-t-SNE (van der Maaten & Hinton, 2008) keeps neighbours together instead, wherever that leaves the rest. p_j|i says how
-likely x_i is to pick x_j as its neighbour; p_ij is the same for a pair. q_ij says how near two points y_i and y_j of
-the map are. Both p and q are distributions over all pairs:
+t-SNE (van der Maaten & Hinton, 2008) keeps neighbours together instead, and lets the rest fall where it may. p_j|i says
+how likely x_i is to pick x_j as its neighbour; p_ij is the same for a pair. q_ij says how near two points y_i and y_j
+of the map are. Both p and q are distributions over all pairs:
 
     p_j|i = e^{-β_i ‖x_i - x_j‖²} / Σ_{k≠i} e^{-β_i ‖x_i - x_k‖²}      p_ij = (p_j|i + p_i|j) / 2n
     q_ij  = (1 + ‖y_i - y_j‖²)^-1 / Σ_{k≠l} (1 + ‖y_k - y_l‖²)^-1      Student-t: its long tail leaves room in the map

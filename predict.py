@@ -5,7 +5,7 @@
     python predict.py --file lines.txt                                        a sentence a line; a tab makes it a pair
     python predict.py                                                         interactive
 
-Each with `--run DIR`, the folder of a run of `multitask.py`.
+`--run DIR` names the folder of a run of `multitask.py` (default: runs/sample).
 """
 
 import support.interrupt  # noqa: F401, from here on Ctrl-C prints one line
@@ -28,7 +28,7 @@ from support.folders import check_run, model_folder
 from support.output_cache import cached_outputs
 from tasks import SPLITS, TASKS, DataSet, Examples, data_path, load_examples
 
-# of the terminal, and of the order and the breaks of what it shows
+# characters that steer a terminal, turn text round, or break lines
 CONTROL = re.compile(r"[\0-\x1f\x7f-\x9f\u200b\u2028-\u202e\u2060-\u2069\ufeff]")
 TABLES = TASKS, SPLITS, SAMPLINGS, PRESETS  # what the flags of multitask.py depend on
 # the flags of a run that say which examples it was trained and chosen on

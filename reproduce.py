@@ -5,10 +5,10 @@
     python reproduce.py --table 2 --preset minilm --rows pals smart-weak --seeds 11712 --flags="--data DIR"
     python reproduce.py --preset minilm --keep runs/x --row pals      make evidence of a run that was started by hand
 
-Table 1 has the settings of the plain model, table 2 the methods (PALs, SMART, SimCSE). Table 3 has many models as one:
+Table 1 has settings (heads, dropout, decay), table 2 the methods (PALs, SMART, SimCSE). Table 3 has many models as one:
 ensembles of all runs that have left evidence, soups, students. It runs nothing. `support/rows.py` lists the rows. A
 finished row leaves its evidence in results/runs/ROW-SEED (`support/evidence.py`; of other presets than minilm in
-results/runs-PRESET), and is not run again, on no machine. Tables are made from evidence alone: results/tableN-PRESET.md
+results/runs-PRESET), and is not run again on any machine. Tables are made from evidence alone: results/tableN-PRESET.md
 and .json. One SimCSE encoder serves all seeds, so their deviation leaves out that stage's.
 """
 

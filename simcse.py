@@ -21,8 +21,8 @@ the mean of all rows (`mean`).
 The default corpus leaves out what also stands in a dev file. Of the CS224N files it would otherwise hold both sentences
 of 50 of the 863 dev pairs of `sts` (without labels).
 
-What became of the embeddings f(x) = h / ‖h‖, on the dev pairs of `sts` (Wang & Isola, 2020; of the first two, lower is
-better):
+Before and after training it prints of the embeddings f(x) = h / ‖h‖ of the dev pairs of `sts` (Wang & Isola, 2020; of
+the first two, lower is better):
 
     alignment     mean ‖f(x) - f(y)‖² of the pairs with a label above 4: alike should be close
     uniformity    log mean e^{-2 ‖f(x) - f(y)‖²} of all sentences: they should fill the sphere

@@ -53,9 +53,9 @@ Four traps, each with a test of its own:
   * Dropout is a perturbation too, and a far larger one. All passes of a step see the same masks: the random state of
     the first is set back before each of the others.
   * A perturbation of 1e-6 does not survive bfloat16, which has three digits. So on a GPU all passes with SMART are in
-    float32 (for `unit` with TF32 products), and on a CPU `--bf16` is for `unit` alone, whose perturbation of size 1
-    survives it. The KL is taken as the product above: both factors shrink with the perturbation, where the textbook
-    form is a difference of two nearly equal sums.
+    float32 (for `unit` with TF32 products). On a CPU `--bf16` rounds what products take in these passes, too, and is
+    refused beside a `ball` of small ε or σ. The KL is taken as the product above: both factors shrink with the
+    perturbation, where the textbook form is a difference of two nearly equal sums.
   * β = 0 is the plain proximal point, θ̃ = θ before the step. D_Breg is at its minimum there, 0 with gradient 0,
     so with S = 1 it does nothing, ever. The momentum keeps θ̃ behind.
   * θ̃ is state: it is saved, and a resumed run ends bit for bit where an uninterrupted one does.
@@ -153,7 +153,7 @@ class Smart:
         first example in the whole batch of the step. Returns logits (B, C), and R_s and D_Breg, means over the
         batch, scalars.
         """
-        with torch.autocast(self.model.bert.word.weight.device.type, enabled=False):  # float32, see above
+        with torch.autocast(self.model.bert.word.weight.device.type, enabled=False):  # no autocast, see above
             return self._forward(task, batch, step, first)
 
     def _forward(self, task, batch, step, first):

@@ -35,7 +35,7 @@ def soup(folders, weights):
     """(model, tokenizer): the weighted mean of models of one architecture. Args: their folders; weights, not negative.
 
     The mean is taken in float64 and rounded once, and a single model is multiplied by exactly 1: a soup of one model is
-    that model, bit for bit. In memory are the sum, in float64, and one ingredient. Raises UserError for different
+    that model, bit for bit. In memory are the sum, in float64, and two ingredients. Raises UserError for different
     architectures.
     """
     check_alike(folders)
@@ -50,7 +50,7 @@ def soup(folders, weights):
 
 
 def check_alike(folders):
-    """Raises UserError unless all models have the same options, the same sizes (so, tensors), and one vocabulary."""
+    """Raises UserError unless all models have the same options, the same sizes, and one vocabulary."""
     first = None
     for folder in folders:
         config = asdict(BertConfig.load(folder))

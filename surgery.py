@@ -20,8 +20,8 @@ The gradients themselves are read only for G and for the final sum.
 A task that has nothing left to learn has gradients so small that their products underflow in float32: G_jj is then 0,
 or has lost its digits, and must not divide. Products are taken in float64 where any G_jj is below `TINY`.
 
-Surgery takes 1.15 times the plain time a batch for MiniLM on one CPU core (`results/speed.md`), and n
-times the memory of the shared gradient.
+Surgery takes 1.15 times the plain time a batch for MiniLM on one CPU core (`results/speed.md`), and n more
+copies of the shared gradient.
 """
 
 import itertools

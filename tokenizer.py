@@ -1,8 +1,8 @@
 """Text -> token ids -> a packed batch.
 
-WordPiece (Wu et al., 2016) cuts a word into the longest pieces that stand in a vocabulary: "unaffable" becomes
-"un", "##aff", "##able". The `tokenizers` library does the cutting; this file adds what BERT (Devlin et al., 2019)
-wants around it:
+WordPiece (Wu et al., 2016) cuts a word, from the left, into the longest pieces that stand in a vocabulary: "unaffable"
+becomes "una", "##ffa", "##ble". The `tokenizers` library does the cutting; this file adds what BERT (Devlin et al.,
+2019) wants around it:
 
     one sentence      [CLS] a ... a [SEP]
     a pair            [CLS] a ... a [SEP] b ... b [SEP]      segment 0 up to the first [SEP], 1 after it
@@ -33,7 +33,7 @@ from support.console import UserError
 from support.vocabulary import read_wordpiece, write_wordpiece
 
 MAX_TOKENS = 512  # BERT has this many position embeddings
-UNKNOWN = "\U0010ffff \u2603"  # characters that hardly a vocabulary has: their piece is the unknown token
+UNKNOWN = "\U0010ffff \u2603"  # characters that hardly any vocabulary has: their piece is the unknown token
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Tokenizer:
         self.wordpiece.no_padding()
         self.wordpiece.no_truncation()
         # all three have to exist
-        self.cls, self.sep, _ = (self._special(token, folder) for token in ("[CLS]", "[SEP]", "[UNK]"))
+        self.cls, self.sep, _ = (self._special(token) for token in ("[CLS]", "[SEP]", "[UNK]"))
         self._pieces([UNKNOWN])
         if vocab_size is not None and self.size > vocab_size:
             raise UserError(f"the tokenizer in {folder} has {self.size} pieces, its model {vocab_size}; fetch it again")
@@ -119,10 +119,10 @@ class Tokenizer:
         """How many token ids there are: the largest, and one more for id 0."""
         return max(self.wordpiece.get_vocab().values()) + 1
 
-    def _special(self, token, folder):
+    def _special(self, token):
         found = self.wordpiece.token_to_id(token)
         if found is None:
-            raise UserError(f"the tokenizer in {folder} has no {token} token; use a BERT-style WordPiece vocabulary")
+            raise UserError(f"the tokenizer in {self.folder} has no {token} token; use a BERT-style vocabulary")
         return found
 
     def encode(self, sentences, second_sentences=None, max_tokens=MAX_TOKENS):

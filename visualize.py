@@ -7,7 +7,7 @@
 RUN is the folder of a run of `multitask.py`, or its evidence in results/runs. `embeddings` shows the SST dev sentences
 as one model sees them and as ensembles do. For a fair comparison take runs of one kind: seeds of a row, or rows of
 equal quality. The model with the median accuracy comes first, those near it next. `pca_tsne.py` has the maths. Figures
-are PNG files of 900 pixels' width; they need matplotlib, which nothing else here does.
+are PNG files of 900 pixels' width; they need matplotlib.
 """
 
 import support.interrupt  # noqa: F401, from here on Ctrl-C prints one line
@@ -86,7 +86,7 @@ def look(model, dataset, batch_size=64):
 
 
 def components(h):
-    """(n, m) -> (n, `COMPONENTS` or m): sentence embeddings, scaled to a mean norm of 1, as principal components."""
+    """(n, m) -> (n, at most `COMPONENTS`): sentence embeddings, scaled to a mean norm of 1, as principal components."""
     return pca(h / np.linalg.norm(h, axis=1).mean(), min(COMPONENTS, *h.shape))
 
 

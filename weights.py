@@ -55,8 +55,8 @@ def from_huggingface_names(tensors, shapes, std, source):
 
     Args: shapes, of our parameters by name; std, of a pooler that starts at random because the tensors have none;
     source, the folder, for messages. Tensors that the encoder does not have (a language-model head, say) are left
-    alone. Raises UserError where another tensor is missing, comes twice, has another shape, or holds anything but
-    finite floats.
+    alone. Raises UserError where a tensor of ours (but the pooler's) is missing, comes twice, has another shape, or
+    holds anything but finite floats.
     """
     found = {}
     for name, tensor in tensors.items():

@@ -1,6 +1,6 @@
 """What the CPU's forms buy: each operation of `kernels/plain.py` against its fast form, forward and backward.
 
-    python -m bench.forms                 MiniLM's shapes, 32 sentences of 25 tokens
+    python -m bench.forms                 MiniLM's shapes, 32 sentences of 6 to 44 tokens
 
 Both forms run in turn in one process on the same inputs. The table has the medians.
 """

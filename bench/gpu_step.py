@@ -71,8 +71,8 @@ def padded_step(setting, compiled):
 
 
 def step_floor(setting, batches, bandwidth, flops):
-    """The least time of a step on average over batches of lengths, as said above, in ms. The last layer makes keys,
-    queries and values of all tokens, and everything else of the [CLS] rows only.
+    """The least time of a step on average over batches of lengths, as `bench/gpu.py` says, in ms. The last layer makes
+    keys, queries and values of all tokens, and everything else of the [CLS] rows only.
     """
     config, n = setting.config, sum(p.numel() for p in Bert(setting.config, initialized=False).parameters())
     H, L = config.hidden_size, config.num_hidden_layers

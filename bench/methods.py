@@ -4,12 +4,12 @@
     python -m bench.methods --bert DIR --steps 50
 
 The methods take turns, step by step, so that a machine that gets slower or faster meanwhile does so for all. A step is
-one batch of one task; gradient surgery has a batch of each task in a step, and is shown per batch. The last
-table shows what SMART's two projections do to the same batches (see `smart.py`), beside what dropout does.
+one batch of one task, the same for all methods, and a method's cost is its time for all steps. Gradient surgery has a
+batch of each task in a step, and is shown per batch. The last table shows what SMART's perturbations do to the same
+batches (see `smart.py`), beside what dropout does.
 """
 
 import time
-from statistics import median
 
 import torch
 
@@ -35,6 +35,11 @@ METHODS = {
     "frozen encoder": "--option pretrain",
     "frozen encoder, PALs": "--option pretrain --use_pals",
 }
+PERTURBATIONS = {
+    "unit": "",
+    "ball": "--smart_projection ball",
+    "ball, steered": "--smart_projection ball --epsilon 0.02 --sigma 0.01 --eta 1e6",
+}
 
 
 def timed_steps(options, tokenizer, folder):
@@ -52,16 +57,15 @@ def timed_steps(options, tokenizer, folder):
         yield (time.perf_counter() - start) / len(batches)
 
 
-def projections(datasets, folder, steps=60):
+def perturbations(datasets, folder, steps=60):
     """Rows of the second table, of a model after `steps` plain training steps; 32 examples of each task."""
-    args = flags.parse_multitask(["--use_smart", "--mu", "0", "--out", "runs/bench"], *TABLES)
     torch.manual_seed(0)
     model = MultitaskBert(Bert.load(folder))
     plain = flags.parse_multitask(["--out", "runs/bench"], *TABLES)
     trainer = Trainer(plain, model, datasets)
     for step, (_, batches) in zip(range(1, steps + 1), training_plan(plain, datasets).steps(), strict=False):
         trainer.step(step, 1.0, batches)
-    smart, rows = Smart(model, trainer.optimizer, args), []
+    rows = []
     for name, task in TASKS.items():
         batch = datasets[name]["train"].batch(range(32))
         with torch.no_grad():
@@ -71,15 +75,18 @@ def projections(datasets, folder, steps=60):
             rows.append(
                 [name, "none, other dropout", "", "", f"{divergence(task, model(name, batch), logits).mean():.1e}"]
             )
-        noise = args.sigma * normal_noise(batch, x.shape[1], [args.seed, 1], 0, 32)
-        for args.smart_projection in ("unit", "ball"):
+        for label, options in PERTURBATIONS.items():
+            argv = f"--use_smart --mu 0 --out runs/bench {options}".split()
+            args = flags.parse_multitask(argv, *TABLES)
+            smart = Smart(model, trainer.optimizer, args)
+            noise = args.sigma * normal_noise(batch, x.shape[1], [args.seed, 1], 0, 32)
             delta = smart.perturbation(task, batch, x, logits, noise, masks)
             torch.set_rng_state(masks[0])
             with torch.no_grad():
                 penalty = divergence(task, model.classify(name, x + delta, batch), logits).mean()
             largest = delta.abs().amax(1).mean()
             cosine = torch.cosine_similarity(delta, noise).mean().item()
-            rows.append([name, args.smart_projection, f"{largest:.1e}", cosine, f"{penalty:.1e}"])
+            rows.append([name, label, f"{largest:.1e}", cosine, f"{penalty:.1e}"])
     return rows
 
 
@@ -99,13 +106,9 @@ def main(argv=None):
             seconds = next(steps)
             if i >= 2:  # the first ones allocate
                 times[name].append(seconds)
-    plain = median(times["baseline"])
-    rows = [
-        [name, 1000 * median(t), median(t) / plain, median(a / b for a, b in zip(t, times["baseline"], strict=True))]
-        for name, t in times.items()
-    ]
-    print(table(["method", "ms per batch of 32", "relative", "relative, step by step"], rows))
-    print(table(["task", "perturbation", "mean ∞-norm", "cosine with ν", "R_s"], projections(datasets, folder)))
+    rows = [[name, 1000 * sum(t) / len(t), sum(t) / sum(times["baseline"])] for name, t in times.items()]
+    print(table(["method", "ms per batch of 32", "relative"], rows))
+    print(table(["task", "perturbation", "mean ∞-norm", "cosine with ν", "R_s"], perturbations(datasets, folder)))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ Three opponents:
 
 All sides have the same weights, texts, batch size, threads, precision, dropout, head and loss, and start from token ids
 (`encode` from text). They take turns, A B C A B C, batch by batch in one process, so that a machine that speeds up or
-slows down does so for all. A side's speed is that of a whole pass over its batches, its memory the peak of a process of
+slows down does so for all. A side's speed is that of all its `--steps` batches, its memory the peak of a process of
 its own. `make bench` installs the opponents; nothing else needs them.
 """
 

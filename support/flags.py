@@ -39,7 +39,7 @@ def choose_device(args):
 
 def add_kernels(parser):
     parser.add_argument("--bf16", action=BooleanOptionalAction, default=False,
-        help="matrix products in bfloat16 on a CPU that has them (on a GPU they always are)")  # fmt: skip
+        help="matrix products in bfloat16 on a CPU that has them (a GPU chooses for itself)")  # fmt: skip
     parser.add_argument("--kernels", choices=kernels.CHOICES, default="auto",
         help="plain: every operation as kernels/plain.py defines it; slower")  # fmt: skip
 
@@ -178,8 +178,8 @@ def check_multitask(args, usual):
         raise UserError("--gradient_surgery has nothing to do with --option pretrain: no shared parameters train")
     if args.gradient_surgery and args.sampling != "proportional":
         raise UserError(f"--gradient_surgery takes every task in every step; leave out --sampling {args.sampling}")
-    if args.use_smart and args.smart_projection == "ball" and args.bf16 and args.epsilon < 1e-3:
-        raise UserError(f"--bf16 rounds the perturbation of --epsilon {args.epsilon:g} away; take 0.001 or more")
+    if args.use_smart and args.smart_projection == "ball" and args.bf16 and min(args.epsilon, args.sigma) < 1e-3:
+        raise UserError("--bf16 rounds small perturbations away; give both --epsilon and --sigma 0.001 or more")
     if (refused := no_graphs(args)) and args.cuda_graphs == "on":
         raise UserError(f"--cuda_graphs cannot record a step {refused}; leave it out")
     args.cuda_graphs = args.cuda_graphs != "off" and not refused

@@ -68,13 +68,13 @@ def test_a_strength_of_smart_may_be_named_where_it_is_the_usual_one(tmp_path):
             flags.parse_multitask([*again, other], *TABLES)
 
 
-@pytest.mark.parametrize(("epsilon", "refused"), [(1e-6, True), (9e-4, True), (1e-3, False), (0.02, False)])
-def test_bfloat16_is_refused_where_it_rounds_the_perturbation_away(epsilon, refused):
-    argv = f"--use_smart --smart_projection ball --epsilon {epsilon} --bf16".split()
-    if not refused:
+@pytest.mark.parametrize(("epsilon", "sigma"), [(1e-3, 1e-3), (1, 9e-4), (9e-4, 1)])
+def test_bfloat16_is_refused_where_it_rounds_the_perturbation_away(epsilon, sigma):
+    argv = f"--use_smart --smart_projection ball --epsilon {epsilon} --sigma {sigma} --bf16".split()
+    if (epsilon, sigma) == (1e-3, 1e-3):
         assert flags.parse_multitask(argv, *TABLES).bf16
         return
-    with pytest.raises(UserError, match=f"--epsilon {epsilon:g} away"):
+    with pytest.raises(UserError, match="both --epsilon and --sigma"):
         flags.parse_multitask(argv, *TABLES)
 
 

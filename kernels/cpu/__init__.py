@@ -1,7 +1,7 @@
 """The CPU's forms, under the names of `plain.py`. Each file says what it buys.
 
-Its times are of `python -m bench.forms`: forward and backward, MiniLM's shapes, 32 sentences of 25 tokens, two cores of
-an AMD EPYC (Zen 5).
+The times are of `python -m bench.forms`: forward and backward, MiniLM's shapes, 32 sentences of 6 to 44 tokens, two
+cores of an AMD EPYC (Zen 5).
 """
 
 import torch
@@ -40,5 +40,5 @@ def mean_loss(logits, labels, classes):
     if classes > 2:
         return F.cross_entropy(z, labels.long())
     if classes == 2:
-        return F.binary_cross_entropy_with_logits(z.squeeze(1), labels)
+        return F.binary_cross_entropy_with_logits(z.squeeze(1), labels.to(z.dtype))
     return F.mse_loss(z.squeeze(1), labels)

@@ -9,9 +9,9 @@ dx = dy W; dW = dyᵀ x). On one AMD processor without AVX-512, in GFLOP/s of on
     dw         MKL 131 to 139    oneDNN  87 to 116
 
 On another with AVX-512 oneDNN's forward products have twice MKL's rate; held to AVX2, the same processor takes dx of a
-layer from 3,072 to 768 at 108 (MKL) or 68, and of one from 384 to 1,536 at 104 or 122. So `choose` times the products
-of a feed-forward layer, of MiniLM's size and of BERT-base's, once, in 0.3 to 0.7 s. oneDNN can also apply GELU within a
-product, which pays with AVX-512 and costs up to a tenth without: measured, too.
+layer from 3,072 to 768 at 108 with MKL and 68 with oneDNN, and of one from 384 to 1,536 at 104 and 122. So `choose`
+times the products of a feed-forward layer, of MiniLM's size and of BERT-base's, once, in 0.3 to 0.7 s. oneDNN can also
+apply GELU within a product, which pays with AVX-512 and costs up to a tenth without: measured, too.
 
 The choice changes the last bits of a product. It is therefore kept: by processor in a file, so that the next run rounds
 as this one does, and in each run's state, so that a resumed run goes on with it.

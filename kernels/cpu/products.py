@@ -2,12 +2,12 @@
 
 A feed-forward layer so takes 18 ms in place of 41, the product to queries, keys and values 8 in place of 12.
 
-A processor with bfloat16 instructions (Intel since Cooper Lake, AMD since Zen 4) multiplies faster still. With `--bf16`
-numbers are rounded to bfloat16 on their way into a product, and summed in float32 as before (MiniLM's whole step is 1.4
-times as fast on a Xeon core with AMX, its evaluation 1.8 times). What the model keeps and hands on stays float32. Where
-the processor has AMX (Intel's unit for small matrix products), oneDNN rounds inside every product; PyTorch then takes
-oneDNN for its own products as well, also where `libraries.py` chose MKL. Elsewhere oneDNN would leave float32 as it is,
-so `linear` rounds its operands itself and keeps them so for the backward pass.
+A processor with bfloat16 instructions (Intel since Sapphire Rapids, AMD since Zen 4) multiplies faster still. With
+`--bf16` numbers are rounded to bfloat16 on their way into a product, and summed in float32 as before (MiniLM's whole
+step is 1.4 times as fast on a Xeon core with AMX, its evaluation 1.8 times). Tensors stay float32. Where the processor
+has AMX (Intel's unit for small matrix products), oneDNN rounds inside every product; PyTorch then takes oneDNN for its
+own products as well, also where `libraries.py` chose MKL. Elsewhere oneDNN would leave float32 as it is, so `linear`
+rounds its operands itself and keeps them so for the backward pass, and its results come rounded, too.
 
 Backward. With dy (T, out) the gradient of a scalar loss with respect to y, and t counting rows:
 
@@ -32,7 +32,7 @@ def bfloat16_products():
 
 
 def use_bfloat16_products(on=True):
-    """From now on, products of float32 matrices on the CPU round their operands to bfloat16."""
+    """From now on `linear` rounds float32 operands to bfloat16; with AMX every product on the CPU does."""
     global _operands
     amx = torch.cpu._is_amx_tile_supported()
     torch.backends.mkldnn.matmul.fp32_precision = "bf16" if on and amx else "none"
