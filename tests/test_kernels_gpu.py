@@ -243,7 +243,7 @@ def norm_of(H):
 @pytest.mark.parametrize("number", range(24))
 def test_add_norm_on_random_rows(number):
     rng = random.Random(number)
-    H = (1, 204, 384, 768, 1024)[number % 5]
+    H = (6, 204, 384, 768, 1024)[number % 5]  # of 1 number a GPU, which fuses multiply and add, makes noise / √ε
     T, p, dtype = (
         rng.randint(1, 30),
         rng.choice((0.0, 0.1, 0.5)),
@@ -299,7 +299,7 @@ def tables_of(H, dtype, rows):
 @pytest.mark.parametrize("number", range(36))
 def test_embed_on_random_tokens(number):
     rng = random.Random(number)
-    H, dtype = (1, 17, 204, 384, 768)[number % 5], (torch.float32, torch.bfloat16)[number % 2]
+    H, dtype = (6, 17, 204, 384, 768)[number % 5], (torch.float32, torch.bfloat16)[number % 2]
     T, rows = rng.choice((1, 2, 9, 20, 40)), (rng.choice((1, 3, 40)), rng.choice((1, 20)), rng.choice((1, 2, 3)))
     torch.manual_seed(number)
     tables, norm = tables_of(H, dtype, rows), norm_of(H)
