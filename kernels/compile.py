@@ -29,16 +29,17 @@ from kernels.plain import Update
 
 
 class Limits(NamedTuple):
-    """Of a multiprocessor (CUDA C Programming Guide); a program may take `shared` - 1 KB."""
+    """Of a multiprocessor (CUDA C Programming Guide); a program may take `shared` - `reserved`."""
 
     shared: int  # bytes
     programs: int
     warps: int
     registers: int = 65536
+    reserved: int = 1024  # bytes of shared memory, of each program: the system's
 
 
 LIMITS = {
-    75: Limits(64 * 1024, 16, 32),
+    75: Limits(64 * 1024, 16, 32, reserved=0),
     80: Limits(164 * 1024, 32, 64),
     86: Limits(100 * 1024, 16, 48),
     89: Limits(100 * 1024, 24, 48),
@@ -161,7 +162,7 @@ def occupancy(arch, cost, warps):
     """The share of a multiprocessor's warps that programs of so many warps can fill, in [0, 1]."""
     limits = LIMITS[arch]
     by_registers = limits.registers // (-(-cost.registers * 32 // 256) * 256) // warps  # units of 256 a warp
-    by_memory = limits.shared // (cost.shared + 1024)  # 1 KB of each program's is the system's
+    by_memory = limits.shared // max(1, cost.shared + limits.reserved)
     return min(by_registers, by_memory, limits.programs, limits.warps // warps) * warps / limits.warps
 
 
@@ -189,7 +190,7 @@ def main(argv=None):
                 print(f"{name:<44} {kernel:<26} sm_{arch:<3} does not compile: {str(error).splitlines()[0][:60]}")
                 spilling.append(f"{name} on sm_{arch}")
                 continue
-            if cost.spilled or cost.shared > LIMITS[arch].shared - 1024:
+            if cost.spilled or cost.shared > LIMITS[arch].shared - LIMITS[arch].reserved:
                 spilling.append(f"{kernel} of {name} on sm_{arch}")
             share = occupancy(arch, cost, warps)
             numbers = f"{warps:>6} {cost.registers:>10} {cost.spilled:>8} {cost.shared:>7} {share:>9.0%}"
