@@ -35,12 +35,15 @@ Every GPU time in these files comes from the roofline model of `make launches` (
 20 %. None was measured on a GPU.
 """
 
+import os
+
 import torch
 import triton
 import triton.language as tl
 
 from kernels.precision import INTERPRET
 
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # multiply and add in one; Triton 3.10 splits them by default
 jit = triton.jit
 
 

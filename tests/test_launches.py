@@ -59,6 +59,7 @@ def test_thirty_batches_compile_few_kernels():
     config = BertConfig(num_hidden_layers=2)
     recorder = launches.record_steps(config, launches.batches_of(30))
     names = collections.Counter(variant.name() for variant in recorder.recorded.variants)
+    assert all(variant.options.enable_fp_fusion for variant in recorder.recorded.variants)
     # attention: tiles for up to 64 tokens and beyond. add_norm: the first layer's residual is float32, of the
     # embedding. AdamW: sizes that 16 divides, and others
     assert names == {
