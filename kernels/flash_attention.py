@@ -230,17 +230,17 @@ def launch_options(d, max_seqlen, dtype, capability, backward=False):
 
     BLOCK       The longest sequence rounded up to a power of two, from 16 to what registers hold: 64 rows in 16 bits,
                 32 in float32, half of that for d > 64. A batch of short sequences is heads times sequences small
-                programs, several on a multiprocessor. On Turing (sm_75) the backward pass spills registers with any
-                number but 32, so it is 32, and 16 where d > 64 leaves no room for that.
+                programs, several on a multiprocessor. On Turing (sm_75) the backward pass of heads of 64 spills
+                registers with any number but 32, so it is 32, and 16 where d > 64, which spills all the same.
     INNER       32. It is 16 in float32, whose tiles are twice as large. It is 16 on Turing. And it is 16 backward, so
-                that three programs or more run at once.
+                that three programs run at once (in 16 bits, from sm_80 on, d up to 64).
     num_stages  2: the next tile is loaded during the products of this one. 1 backward, where other programs fill that
                 time; 1 where all sequences fit one block (two turns at most); 1 on Turing, which cannot load ahead.
     maxnreg     Backward only: a limit on the registers of a thread, which can have 255. With a limit, even one above
                 its own choice, ptxas (which assigns registers) chooses anew. The values are found by compiling, not
-                derived: no 16-bit variant spills (`make kernels`). 168, for blocks of 64 on the cards in the list,
-                lets three programs run at once (65,536 registers / 384 threads = 170, in eights); ptxas alone takes 224
-                on sm_80, and spills on sm_100. 255 is for d not a multiple of 16, in blocks above 16 rows.
+                derived: no 16-bit variant of `make kernels` (d 17, 32, 64) spills. 168, for blocks of 64 on the cards
+                in the list, lets three programs run at once (65,536 registers / 384 threads = 170, in eights); ptxas
+                alone takes 224 on sm_80, and spills on sm_100. 255 is for d not a multiple of 16 where BLOCK > 16.
     """
     is_16_bit, turing = dtype != torch.float32, capability == (7, 5)
     least, largest = (32, 32) if turing else (16, 64) if is_16_bit else (16, 32)
@@ -250,11 +250,11 @@ def launch_options(d, max_seqlen, dtype, capability, backward=False):
     inner = 16 if backward or turing or not is_16_bit else 32
     options = {
         "D": d,
-        "D_PAD": max(16, triton.next_power_of_2(d)),  # 16 is the least that tl.dot takes
+        "D_PAD": max(16, triton.next_power_of_2(d)),  # 16 is the least inner size of tl.dot in 16 bits
         "BLOCK": block,
         "INNER": min(block, inner),
         "MATMUL": matmul_dtype(dtype),
-        "PRECISION": "ieee",  # not the 10-bit products (TF32) that tensor cores make of float32
+        "PRECISION": "ieee",  # not the 11-bit products (TF32) that tensor cores make of float32
         "num_warps": 4,
         "num_stages": 1 if backward or turing or max_seqlen <= block else 2,
     }
@@ -296,5 +296,5 @@ class _FusedAttention(torch.autograd.Function):
 
 
 def attention(qkv, cu_seqlens, max_seqlen, heads, p=0.0):
-    """The GPU's form of `plain.attention`. The result has qkv's dtype."""
+    """The GPU's form of `plain.attention`, in qkv's dtype. Heads of over 128 numbers may raise OutOfResources."""
     return _FusedAttention.apply(qkv, cu_seqlens, max_seqlen, heads, p)

@@ -1,9 +1,9 @@
 """How the programs talk to people: one clear sentence for a mistake, a progress bar, a table.
 
-Every command of this project is wrapped in `command`, so that
+Every command but `kernels.compile`, which stands below `support/`, and two in `tests/` is wrapped in `command`, so that
 
   * a mistake in what was asked for (`UserError`), a full disk or a forbidden folder ends with ONE sentence on
-    stderr, of 300 characters at most, and exit code 2, never with a traceback;
+    stderr, of 500 characters at most, and exit code 2, never with a traceback;
   * Ctrl-C ends with exit code 130, also while modules are being imported (`support/interrupt.py`);
   * `| head` ends quietly;
   * anything else is a bug in the project, and does show its traceback.
@@ -97,6 +97,10 @@ def command(main):
             if error.errno is None:
                 raise
             message = _sentence(error)
+        except Exception as error:
+            if type(error).__name__ != "OutOfResources":  # of Triton, which is not imported here
+                raise
+            message = "a kernel does not fit on this GPU (attention with large heads?); add --kernels plain"
         except KeyboardInterrupt:
             print("\nstopped", file=sys.stderr)
             raise SystemExit(130) from None

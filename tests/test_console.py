@@ -97,6 +97,7 @@ def test_every_program_hears_ctrl_c_from_its_first_import_on():
         (OSError(errno.ELOOP, "Too many levels of symbolic links", "a"), ["a: ", "try again"]),
         (MemoryError(), ["not enough memory"]),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"), ["not enough memory"]),
+        (type("OutOfResources", (Exception,), {})("shared memory"), ["large heads", "--kernels plain"]),
         (UserError("long " * 2_000_000 + "the remedy"), ["long", "the remedy"]),
         (UserError("two\nlines \x1b[31m \udcff"), ["two lines \\x1b[31m \\udcff"]),
     ],
