@@ -20,7 +20,7 @@ import urllib.request
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 OLDEST, NEWEST = (3, 11), (3, 14)
 # what the code runs on, where an interpreter brings packages of its own (a notebook service, say)
-MINIMUM = {"torch": (2, 8), "numpy": (2, 0), "tokenizers": (0, 20), "matplotlib": (3, 10)}
+MINIMUM = {"torch": (2, 9), "numpy": (2, 0), "tokenizers": (0, 20), "matplotlib": (3, 10)}
 # PyTorch without CUDA: 200 MB where the packages for Linux on PyPI are gigabytes
 CPU_PACKAGES = "https://download.pytorch.org/whl/cpu"
 PIP = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
