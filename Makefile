@@ -1,4 +1,4 @@
-# Multitask BERT. `make` lists what there is to do. Each target sets up what it needs, in .venv and models/.
+# Multitask BERT. `make` lists what there is to do. Each target but `gpu` sets up what it needs, in .venv and models/.
 
 $(if $(wildcard support/environment.py),,\
 $(error this is not the project's folder; type `make -C $(dir $(lastword $(MAKEFILE_LIST)))`))
@@ -81,7 +81,7 @@ launches: $(READY)  ## count the launches of a training step and model its time 
 	$(TRITON)
 	$(RUN) -m bench.launches $(FLAGS)
 
-gpu: $(PARTS:%=gpu-%)  ## on a GPU, needs no network: tests, kernels, step, training, into runs/gpu (VENV= BERT=DIR DATA=DIR)
+gpu: $(PARTS:%=gpu-%)  ## on a GPU with torch (VENV=), no network: tests, kernels, step, training, into runs/gpu (BERT=DIR DATA=DIR)
 	@tail -qn 1 $(PARTS:%='$(GPU)/%.txt')
 
 # 10 minutes for each part (then Ctrl-C, and what was printed stays); one that fails does not stop the next

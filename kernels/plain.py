@@ -101,8 +101,9 @@ def add_norm(x, bias, residual, norm, p, extra=None):
 
 
 def mean_loss(logits, labels, classes):
-    """The mean loss of a batch. Args: logits (B, C), C = 1 for two classes and for a real number; labels (B,) float.
+    """The mean loss of a batch.
 
+    Args: logits (B, C), C = 1 for two classes and for a real number; labels (B,) float, whole where there are classes.
     `classes` > 2: cross-entropy; 2: binary cross-entropy of one logit; 0: squared error. Returns a scalar, float32 (or
     float64 where the logits are).
     """

@@ -4,10 +4,12 @@
     8.0 and later   A100, RTX 30 and later, H100       bfloat16            bfloat16, Triton kernels
     7.5             T4, RTX 20, GTX 16                 float16             float16 with loss scaling, Triton kernels
     7.0             V100                               float16             float16 with loss scaling, plain forms
-    before          P100, GTX 10                       none                float32, plain forms
+    before          P100, GTX 10                       none used           float32, plain forms
 
 bfloat16 has float32's range and 8 bits of precision. float16 has 11 bits, but ends at 65,504, and loses what is below
-6e-8; `support/loss_scaling.py` keeps gradients within these bounds. Triton compiles for 7.5 and later.
+6e-8; `support/loss_scaling.py` keeps gradients within these bounds. Triton compiles for 7.5 and later; it supports 8.0
+and later, and on 7.5 its products use no tensor cores. PyPI's PyTorch begins at 7.5, too; cards before that need one
+built for CUDA 12.6.
 """
 
 import contextlib

@@ -71,7 +71,7 @@ def store_sums(partial, program, first, second, third, column, H: tl.constexpr):
 
 
 def launch_options(H):
-    """The constexprs by name, and num_warps: 8 numbers of a row in each thread."""
+    """The constexprs by name, and num_warps: 8 numbers of a row in each thread for H from 129 to 2,048."""
     block = triton.next_power_of_2(H)
     return {"H": H, "BLOCK": block, "num_warps": min(8, max(1, block // 256))}
 

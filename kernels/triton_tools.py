@@ -14,10 +14,11 @@
 A kernel is a function that runs many times at once, on a grid of one or two dimensions; each run is a *program* and
 knows its place in the grid. A program works on *blocks*, small arrays in registers whose sizes are powers of two (a
 two-dimensional one is a *tile*). A torch tensor arrives as a pointer to its first element; `x += offset` moves it for
-this program only. `tl.dot` multiplies tiles of at least 16 x 16 on the tensor cores. `tl.constexpr` arguments are
-compiled in, so an `if` on one, or on a pointer that is None, is decided at compile time. Nothing is said of threads:
-`num_warps` times 32 of them share the work of a program. With `num_stages` = n the loads of the next n - 1 turns of a
-loop are under way during this turn. `maxnreg` limits the registers of a thread, so that more programs fit.
+this program only. `tl.dot` multiplies tiles: in 16 bits on the tensor cores, in float32 and on Turing (sm_75) on the
+ordinary units. `tl.constexpr` arguments are compiled in, so an `if` on one, or on a pointer that is None, is decided at
+compile time. Nothing is said of threads: `num_warps` times 32 of them share the work of a program. With `num_stages` =
+n the loads of the next n - 1 turns of a loop are under way during this turn. `maxnreg` limits the registers of a
+thread, so that more programs fit.
 
 Programs run in any order and cannot wait for each other. The launches of one stream run one after another, and that is
 the only barrier there is. What sums over several programs is left in `partial`, one part for each program, and the next

@@ -12,15 +12,16 @@ their gradients stay float32. The usual way, autocast, pays for that per paramet
 
 Here the optimizer's kernel writes the 16-bit copy of W when it writes W (`adamw_step.py`), 2 bytes, and one product
 sums dyᵀ x in float32 straight into the gradient in `weight.grad`, 4 read and 4 written. That is 10 bytes a parameter in
-place of 26, and dW is never rounded to 16 bits.
+place of 26, and dW is never rounded to 16 bits except where PyTorch has no such product (`sums_into_float32`).
 
 So that autograd does not add a second time, these functions return no gradient for what they added in place.
 `torch.autograd.grad` finds none there; use `backward`. Where no gradient stands, they return one as usual.
 
 Vectors. Biases and LayerNorms have a gradient that sums over all rows. The programs of a backward kernel leave their
 shares in `partial`; `add_sums` adds them up, always in the same order, and adds the sum to up to three gradients in one
-launch, where a sum and three additions would be four. BERT-base calls it 37 times a step: 24 add-norms with three
-gradients, 12 GELUs with one, the embedding with two. That saves 86 launches, 0.2 ms by the roofline of `make launches`.
+launch, where a sum and three additions would be four. The encoder of BERT-base calls it 37 times a step: 24 add-norms
+with three gradients, 12 GELUs with one, the embedding with two. That saves 86 launches, 0.2 ms by the roofline of
+`make launches`.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ def add_sums(partial, parameters, needed):
 def sums_into_float32(device):
     """True where `torch.addmm` takes 16-bit operands with a float32 sum.
 
-    Its CPU form raises a RuntimeError; versions that do not know `out_dtype`, a TypeError.
+    Its CPU form raises a RuntimeError, and so do its first versions (PyTorch 2.8 and 2.9); older ones, a TypeError.
     """
     a = torch.zeros(16, 16, dtype=torch.float16, device=device)
     try:
@@ -133,8 +134,8 @@ def keep_copies(parameters, copies):
 def rounded(weight, dtype):
     """The weight in `dtype`: the copy that the optimizer keeps, or where that is missing or out of date, a new one.
 
-    `_version` counts the writes to a tensor that PyTorch knows of. The optimizer's own step is none of them: a Triton
-    kernel writes to the flat tensor in which the weight lies, and renews the copy with it.
+    `_version` counts PyTorch's writes to the weight, but not those to the flat tensor in which it lies: after these,
+    call `FlatParameters.refresh_copy`. The optimizer's kernel, which writes there, too, renews the copy itself.
     """
     copy = getattr(weight, "copy_16", None)
     if copy is not None and copy.dtype == dtype and weight.copied_at == weight._version:

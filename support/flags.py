@@ -50,7 +50,7 @@ def choose_kernels(args, device):
     Raises UserError where the processor lacks what is asked for.
     """
     if args.bf16 and args.kernels == "plain":
-        raise UserError("--kernels plain computes in float32; leave out --bf16, or add --no-bf16")
+        raise UserError("--kernels plain leaves --bf16 without effect; leave it out, or add --no-bf16")
     kernels.use(args.kernels)
     if args.kernels == "auto" and device.type == "cpu":
         libraries.choose(MODELS / "products.json")
