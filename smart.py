@@ -29,20 +29,21 @@ the weights, θ̃ their moving average (EMA) with the momentum β (`--beta`, 0.9
 
 Two readings of "project". The paper's (`--smart_projection ball`) clips x̃ - x to [-ε, ε]. The code that most work
 builds on (`unit`, the default) divides x̃ - x, token by token, by (its ∞-norm + ε), which leaves a perturbation of size
-almost 1: six orders of magnitude more, and ε hardly matters (weak and strong then differ in μ). This table shows both
-on sst, and what other dropout masks do to the outputs (`python -m bench.methods`: MiniLM after 60 plain steps on sample
-data, default settings):
+almost 1, six orders of magnitude more (0.97 for weak, 0.76 for strong). This table shows both on sst, and what other
+dropout masks do to the outputs (`python -m bench.methods`: MiniLM after 120 steps with `--use_means` on sample data,
+weak; AMD EPYC Zen 5, 2026-11-28):
 
                             ∞-norm of x̃ - x     cosine with ν     R_s
-    unit                    0.97                1.000             1.4e-4
-    ball                    1e-6                0.82              1.3e-14
-    other dropout masks     0                                     1.5e-3
+    unit                    0.97                1.000             3.7e-2
+    ball                    1e-6                0.82              5.2e-13
+    ball, steered           0.02                0.06              1.6e-1
+    other dropout masks     0                                     6.7e-2
 
-`ball`: R_s is 1e-14, below what float32 resolves, so it adds nothing to the loss. `unit`: R_s is 1e-4, a tenth of what
-a change of the dropout masks does. After full training R_s of `unit` is about as large as that: 0.15 beside 0.13 for
-sst, 0.28 beside 0.30 for para, 0.12 beside 0.14 for sts. At the default σ and η, η g is far smaller than ν (the cosine
-is 1.000): x̃ - x is scaled noise, a random direction and not an adversarial one. A larger `--eta` lets the gradient
-steer.
+`ball`: R_s is 5e-13, below what float32 resolves, so it adds nothing to the loss. `unit`: R_s is half of what a change
+of the dropout masks does. But η g is far smaller than ν there (the cosine is 1.000): x̃ - x is scaled noise, a random
+direction and not an adversarial one. "Steered" is `--smart_projection ball --epsilon 0.02 --sigma 0.01 --eta 1e6`: η g
+then moves nearly every number by all of ε, uphill, and a fiftieth of the size does four times as much to the output. A
+model that was trained so is no better than one trained with `unit` (`results/experiments.md`).
 
 The authors' released code detaches p in each term KL(p‖q), so no gradient passes through it. For a small perturbation
 each term then loses half of its gradient. So at equal λ_s and μ the gradient of the penalties is half of ours for

@@ -1,4 +1,4 @@
-"""What each method costs: the median time of a training step, relative to the plain one, all in one run.
+"""What each method costs: the time of its training steps, relative to the plain ones, all in one run.
 
     python -m bench.methods                          MiniLM on data/sample
     python -m bench.methods --bert DIR --steps 50
@@ -13,6 +13,7 @@ import time
 
 import torch
 
+from adamw import linear_schedule
 from bert import Bert
 from model import MultitaskBert
 from multitask import Trainer, training_plan
@@ -57,14 +58,15 @@ def timed_steps(options, tokenizer, folder):
         yield (time.perf_counter() - start) / len(batches)
 
 
-def perturbations(datasets, folder, steps=60):
+def perturbations(tokenizer, folder, steps=120):
     """Rows of the second table, of a model after `steps` plain training steps; 32 examples of each task."""
     torch.manual_seed(0)
-    model = MultitaskBert(Bert.load(folder))
-    plain = flags.parse_multitask(["--out", "runs/bench"], *TABLES)
+    model = MultitaskBert(Bert.load(folder), use_means=True)
+    plain = flags.parse_multitask(["--use_means", "--out", "runs/bench"], *TABLES)
+    datasets = load_data(plain, tokenizer, splits=("train",))
     trainer = Trainer(plain, model, datasets)
     for step, (_, batches) in zip(range(1, steps + 1), training_plan(plain, datasets).steps(), strict=False):
-        trainer.step(step, 1.0, batches)
+        trainer.step(step, linear_schedule(step - 1, steps, 0.1), batches)
     rows = []
     for name, task in TASKS.items():
         batch = datasets[name]["train"].batch(range(32))
@@ -76,7 +78,7 @@ def perturbations(datasets, folder, steps=60):
                 [name, "none, other dropout", "", "", f"{divergence(task, model(name, batch), logits).mean():.1e}"]
             )
         for label, options in PERTURBATIONS.items():
-            argv = f"--use_smart --mu 0 --out runs/bench {options}".split()
+            argv = f"--use_means --use_smart --mu 0 --out runs/bench {options}".split()
             args = flags.parse_multitask(argv, *TABLES)
             smart = Smart(model, trainer.optimizer, args)
             noise = args.sigma * normal_noise(batch, x.shape[1], [args.seed, 1], 0, 32)
@@ -98,7 +100,6 @@ def main(argv=None):
     args = parser.parse_args(argv)
     folder = find_model(args.bert)
     tokenizer = Tokenizer(folder)
-    datasets = load_data(flags.multitask_parser(*TABLES).parse_args([]), tokenizer, splits=("train",))
     runners = {name: timed_steps(options.split(), tokenizer, folder) for name, options in METHODS.items()}
     times = {name: [] for name in METHODS}
     for i in range(args.steps + 2):
@@ -108,7 +109,7 @@ def main(argv=None):
                 times[name].append(seconds)
     rows = [[name, 1000 * sum(t) / len(t), sum(t) / sum(times["baseline"])] for name, t in times.items()]
     print(table(["method", "ms per batch of 32", "relative"], rows))
-    print(table(["task", "perturbation", "mean ∞-norm", "cosine with ν", "R_s"], perturbations(datasets, folder)))
+    print(table(["task", "perturbation", "mean ∞-norm", "cosine with ν", "R_s"], perturbations(tokenizer, folder)))
 
 
 if __name__ == "__main__":

@@ -73,6 +73,9 @@ MERGED = [  # one model each, made of several
     Row("distilled-more", "the same, a third teacher, unlabelled examples", None),
     Row("distilled-smart", "SMART student of out-of-fold SMART teachers", None),
     Row("distilled-smart-5", "the same, two plain teachers more, 5 epochs", None),
+    Row("distilled-smart-4", "SMART student of two SMART and two plain teachers", None),
+    Row("distilled-smart-strong", "strong SMART student of the two SMART teachers", None),
+    Row("distilled-smart-ball", "steered SMART student of the two SMART teachers", None),
 ]
 PUBLISHED_ENSEMBLE = 0.786  # of 7 models, weighted average, dev score
 ENCODERS = {"simcse": "", "simcse-length": "--normalize_length {length}"}
