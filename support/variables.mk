@@ -17,6 +17,12 @@ GOALS = $(or $(MAKECMDGOALS),help)
 NAMES = PYTHON VENV OUT DATA BERT GPU PRESET EVIDENCE
 TAKEN = $(strip $(foreach v,$(NAMES) FLAGS TOY,$(if $(filter $(GOALS),$($v-IS-FOR)),$v)))
 GIVEN := $(strip $(foreach v,$(.VARIABLES),$(if $(filter command%,$(origin $v)),$v)))
+
+# `make` would read `$x` before a program does
+$(foreach v,$(GIVEN) $(NAMES) FLAGS TOY,$(if $(filter file,$(origin $v)),,\
+$(if $(findstring $$,$(subst $$$$,,$(value $v))),\
+$(error $v='$(value $v)' has a single $$ in it; write $$$$ for each that is meant, or leave it out))))
+
 FROM-ENVIRONMENT := $(shell env | sed -n "s/=.*//p")
 
 $(foreach v,$(filter-out $(TAKEN) SHELL,$(GIVEN)),\

@@ -205,6 +205,10 @@ def make(*arguments, cwd=ROOT, **environment):
         (["table2", "PRESET="], "PRESET= is empty"),
         (["train", "PYTHON="], "PYTHON= is empty"),
         (["figures", "EVIDENCE=nope"], "EVIDENCE=nope holds no runs"),
+        (["train", "OUT=runs/$x"], "OUT='runs/$x' has a single $ in it; write $$"),
+        (["train", "FLAGS=--seed=$HOME"], "FLAGS='--seed=$HOME' has a single $"),
+        (["train", "DATA=a$$$(b"], "DATA='a$$$(b' has a single $"),
+        (["clean", "EPOCHS=$"], "EPOCHS='$' has a single $"),
     ],
 )
 def test_a_variable_that_no_recipe_can_hold_is_one_sentence(arguments, words):
@@ -273,6 +277,8 @@ def test_variables_reach_the_programs_as_they_are():
     assert "--data 'a&b' --out '/home/me/x;y' --resume  --lr 1" in done.stdout
     assert "--epochs 3 --batch_size 16" in make("train", "DATA=./data/sample/").stdout
     assert "--data '/'" in make("train", "DATA=/").stdout
+    assert "--out 'a$b' --resume  $HOME" in make("train", "DATA=d", "OUT=a$$b", "FLAGS=$$HOME").stdout
+    assert "has a single $" in make("-e", "train", OUT="a$b").stderr
 
 
 def test_make_works_in_no_other_folder(tmp_path):
