@@ -29,20 +29,30 @@ from support.folders import model_folder
 from tasks import TASKS, DataSet, Examples
 
 GOALS = {"sst": 0.80, "para": 0.85, "sts": 0.85}  # polarity, accuracy, Pearson's r
+HEADER = "expected\tsentence1\tsentence2"
 
 
 def read_list(path):
-    """{task: (what is expected, sentences, second sentences)}, lists of str. Raises UserError for a damaged line."""
+    """{task: (what is expected, sentences, second sentences)}, lists of str. Raises UserError for a damaged file."""
     found = {name: ([], [], []) for name in GOALS}
-    for number, line in enumerate(files.read_text(path).splitlines()[1:], 2):
-        expected, *sentences = line.split("\t")
+    header, *lines = files.read_text(path).splitlines() or [""]
+    if header != HEADER:
+        raise UserError(f"{path} begins with {header!r:.80}, not with {HEADER!r}; fetch it again")
+    for number, line in enumerate(lines, 2):
+        if not line.strip():
+            continue
+        expected, *sentences = map(str.strip, line.split("\t"))
         one = sentences[1:] == [""]
-        if len(sentences) != 2 or not re.fullmatch("positive|negative" if one else r"[0-5](\.\d+)?", expected):
+        answers = "positive|negative" if one else r"[0-4](\.\d+)?|5(\.0+)?"
+        if len(sentences) != 2 or not sentences[0] or not re.fullmatch(answers, expected):
             raise UserError(f"{path}, line {number}: {line!r:.80} has no answer or no two sentences; fetch it again")
         # 0 and 1 stand for both kinds of pairs: those of paraphrases are questions
         name = "sst" if one else "para" if expected in ("0", "1") and sentences[0].endswith("?") else "sts"
         for column, value in zip(found[name], (expected, *sentences), strict=True):
             column.append(value)
+    for name, (expected, _, _) in found.items():
+        if not expected:
+            raise UserError(f"{path} has no lines of {name}; fetch it again")
     return found
 
 

@@ -30,12 +30,14 @@ def test_the_list_holds_what_its_text_says_and_no_line_of_the_sample_data():
     "line",
     [
         "negative\tOne",
-        "",
         "1\tOne?\tTwo?\tThree?",
         "maybe\tFine.\t",
         "0\tFine.\t",
         "7\tA b.\tC d.",
         "nan\tA.\tB.",
+        "5.9\tA b.\tC d.",
+        "positive\t\t",
+        "3\t \tA b.",
     ],
 )
 def test_a_damaged_line_is_one_sentence(tmp_path, line):
@@ -43,3 +45,19 @@ def test_a_damaged_line_is_one_sentence(tmp_path, line):
     path.write_text(f"expected\tsentence1\tsentence2\npositive\tGood.\t\n{line}\n")
     with pytest.raises(UserError, match=r"line 3: .*; fetch it again"):
         everyday.read_list(path)
+
+
+def test_a_list_that_lacks_its_header_or_a_task_is_one_sentence_and_blank_lines_are_none(tmp_path):
+    path = tmp_path / "everyday.tsv"
+    header, *lines = "expected\tsentence1\tsentence2", "positive\tGood.\t", "1\tA?\tB?", "5.0\tC.\tD."
+    path.write_text("\n".join((header, "", *lines, "  ", "")))
+    assert [of[0] for of in everyday.read_list(path).values()] == [["positive"], ["1"], ["5.0"]]
+    for wrong, said in (
+        (lines, r"begins with 'positive\\tGood.\\t', not with 'expected"),
+        ([], "begins with ''"),
+        ([header], "no lines of sst"),
+        ([header, *lines[:2]], "no lines of sts"),
+    ):
+        path.write_text("".join(f"{line}\n" for line in wrong))
+        with pytest.raises(UserError, match=f"{said}.*; fetch it again"):
+            everyday.read_list(path)
