@@ -63,6 +63,13 @@ def find_model(name):
     return folder
 
 
+def are_at_hand(args):
+    """Whether a run has all to begin with: encoder, teachers, unlabelled examples. Args: flags of `multitask.py`."""
+    encoder = any(fault_of(place) is None for place in (Path(os.path.expanduser(args.bert)), MODELS / args.bert))
+    others = [*(Path(run, "best") for run in args.teacher or ()), args.unlabelled or "."]
+    return encoder and all(map(os.path.exists, others))
+
+
 def fault_of(folder):
     """What keeps a folder from being a whole model, such as "FOLDER has no config.json"; None where nothing does."""
     try:

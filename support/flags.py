@@ -10,7 +10,7 @@ from kernels.cpu import libraries
 from kernels.cpu.products import bfloat16_products, use_bfloat16_products
 from support import distributed, folders, run_folder
 from support.console import Parser, UserError
-from support.downloads import MINILM, MODELS
+from support.downloads import MINILM, MODELS, are_at_hand
 from support.flag_types import BATCH, EPOCHS, LAYERS, WIDTH, fold, fraction, place, positive, share
 from support.places import check_folder, check_predictions, prediction_files
 
@@ -150,7 +150,7 @@ def parser_for(argv, *tables):
 
 def parse_multitask(argv, *tables):
     """The flags of a run of `multitask.py`, checked. Args: tables, the arguments of `multitask_parser`."""
-    args = run_folder.parse_flags(parser_for(argv, *tables), argv)
+    args = run_folder.parse_flags(parser_for(argv, *tables), argv, are_at_hand)
     check_multitask(args, vars(multitask_parser(*tables).parse_args([])) | tables[-1]["weak"])
     check_predictions(args, tables[0], tables[1])
     if args.unlabelled and args.epochs and not args.eval_only:

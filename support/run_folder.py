@@ -47,11 +47,12 @@ def _lasting(flags, free=FREE_FLAGS):
     return {name: len(value) if isinstance(value, list) else value for name, value in kept.items()}
 
 
-def parse_flags(parser, argv):
+def parse_flags(parser, argv, at_hand=lambda args: True):
     """The flags of a run: from `argv`, and with --resume from the run's own `config.json`.
 
     So `--resume --out DIR` alone goes on with the flags of before. With --eval_only too, but how to compute may change:
-    a trained model may stand on another machine. --resume of a finished run without its last state is --eval_only.
+    a trained model may stand on another machine. --resume of a finished run is --eval_only where its last state or what
+    it began with is gone. Args: at_hand, a function of the flags: whether what they begin with is there.
     Raises UserError where a flag given now contradicts the run, and where a run would be overwritten.
     """
     args = parser.parse_args(argv)
@@ -87,7 +88,9 @@ def parse_flags(parser, argv):
                 raise UserError(f"{args.out} is finished, and was started {differs}; {remedy}")
             remedy = f"leave the flag out to resume, or choose {ANOTHER}"
             raise UserError(f"{args.out} was started {differs}; {remedy}")
-    args.eval_only = args.eval_only or (is_finished(args.out, args.epochs) and has_lost_state(args.out))
+    if is_finished(args.out, args.epochs) and not args.eval_only:
+        bare = not at_hand(args) and not is_vacant(best_folder(args.out))
+        args.eval_only = bare or has_lost_state(args.out)
     return args
 
 

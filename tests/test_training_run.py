@@ -195,6 +195,27 @@ def test_a_finished_run_without_its_last_state_is_scored(finished, refused, caps
     refused(multitask.main, ["--resume", "--out", out], "holds no trained model any more")
 
 
+def test_a_finished_run_whose_encoder_or_teacher_is_gone_is_scored(finished, world, tmp_path, refused, capsys):
+    teacher, flags = finished
+    out, encoder, more = (tmp_path / name for name in ("student", "encoder", "more"))
+    shutil.copytree(world[1], encoder)
+    more.mkdir()
+    shutil.copy(tiny.data_path(world[3], tiny.TASKS["sst"], "test"), more / "ids-sst-unlabelled.csv")
+    argv = f"--bert {encoder} --teacher {teacher} --unlabelled {more} --out {out}".split()
+    multitask.main([*argv, *flags[2:]])
+    capsys.readouterr()
+    multitask.main(["--eval_only", "--out", str(out)])
+    said = capsys.readouterr()
+    for gone in (encoder / "model.safetensors", encoder, teacher / "best", teacher, more):
+        gone.rename(tmp_path / "aside")
+        multitask.main(["--resume", "--out", str(out)])
+        assert capsys.readouterr() == said, gone
+        (tmp_path / "aside").rename(gone)
+    encoder.rename(tmp_path / "aside")
+    shutil.rmtree(out / "best")  # only training can write it again
+    refused(multitask.main, ["--resume", "--out", out], f"there is no folder '{encoder}'")
+
+
 def test_a_run_whose_state_was_deleted_is_not_trained_over(finished, refused):
     out, _ = finished
     metrics = [line for line in (out / "metrics.jsonl").read_text().splitlines(True) if '"step": 18' not in line]
