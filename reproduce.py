@@ -89,6 +89,7 @@ def keep(args, run, record):
         examples |= {f"{task}-{split}": (of.ids, of.labels) for task, of in these.items()}
         outputs |= {f"{task}-{split}": of for task, of in outputs_of(run, these, split, device).items()}
         if split == "dev":
+            keep_evidence.check_examples(run, these)
             more = {"sst-dev-components": view(run, these["sst"], device)[0]}
             labels, said = {t: of.labels for t, of in these.items()}, {t: outputs[f"{t}-dev"] for t in these}
             check_score(run, labels, said, "name the task files that it was scored on with --data")
@@ -230,8 +231,7 @@ def main(argv=None):
         for row in [row for row in (*TUNING, *METHODS) if row.name == args.row]:
             check_flags(args, args.keep, row, config["seed"])
         given = {"commit": args.commit or jobs.commit(), "device": args.device or jobs.device_name("cpu")}
-        keep(args, args.keep, {"row": args.row, "seconds": args.seconds, **given})
-        return
+        return keep(args, args.keep, {"row": args.row, "seconds": args.seconds, **given})
     names = [row.name for row in rows]
     if unknown := [name for name in args.rows or () if name not in names]:
         raise UserError(f"table {args.table} has no row {unknown[0]!r:.40}; its rows are {', '.join(names)}")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from support import evidence, files, flags, metrics_file
+from support import evidence, files, fingerprints, flags, metrics_file, run_folder
 from support.console import UserError
 from support.safetensors import write_safetensors
 from support.saved_flags import read_flags
@@ -44,6 +44,15 @@ def check_finished(run, config):
         raise UserError(f"{run} is not finished; go on with it first: python multitask.py --resume --out {run}")
     if config["max_examples"]:
         raise UserError(f"{run} knows only some of the dev examples; make evidence of runs without --max_examples")
+
+
+def check_examples(run, dev):
+    """Raises UserError where a run knows that it was scored on other dev examples. Args: dev, {task: Examples}."""
+    known = run_folder.data_of(run)
+    now = {f"{task} dev": fingerprints.of_examples(examples) for task, examples in dev.items()}
+    if changed := [name for name, text in now.items() if known.get(name, text) != text]:
+        said = f"{', '.join(changed)} {'is' if len(changed) == 1 else 'are'} not what {run} was scored on"
+        raise UserError(f"{said}; name the task files that it was scored on with --data")
 
 
 def write(root, run, config, record, paths, examples, outputs, more, name=None):

@@ -220,6 +220,21 @@ def load_state(folder, model, optimizer, extra, flags, steps):
     return position
 
 
+def data_of(folder):
+    """What a run read, as its last state knows it: texts by name (`fingerprints.py`), {} where nothing says so.
+
+    Raises UserError for a damaged state.
+    """
+    if not state_path(folder).exists():
+        return {}
+    _, metadata = open_safetensors(state_path(folder), "copy the run again, or delete this file")
+    try:
+        found = json.loads(metadata.get("position", "{}"))["data"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        found = None
+    return found if isinstance(found, dict) else {}
+
+
 def _tensors(model, optimizer, extra):
     """All that trains, by its name in the state: the tensors themselves, not copies."""
     return {f"model.{name}": t for name, t in model.state_dict().items()} | optimizer.state_dict()[0] | extra

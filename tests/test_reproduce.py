@@ -247,6 +247,12 @@ def test_a_run_started_by_hand_becomes_evidence(flags, tmp_path, refused, capsys
     refused(
         ensemble.main, [folder, tmp_path / "run", "--method", "soup", "--out", tmp_path / "soup"], "without its weights"
     )
+    other = shutil.copytree(task_files, tmp_path / "other")
+    dev = other / TASKS["sst"].file.format(split="dev")
+    dev.write_text(dev.read_text().replace("film", "cat"))  # hardly another score
+    own_data = [*keep, "--row", "mine", "--data"]
+    refused(reproduce.main, [*own_data, other], f"sst dev is not what {tmp_path}/run was scored on", "with --data")
+    reproduce.main([str(word) for word in [*own_data, shutil.copytree(task_files, tmp_path / "alike")]])
     metrics = tmp_path / "run" / "metrics.jsonl"
     metrics.write_text(metrics.read_text().replace('"score": 0.', '"score": 1.'))
     refused(reproduce.main, [*keep, "--row", "mine"], "metrics.jsonl says", "that it was scored on with --data")
