@@ -189,7 +189,8 @@ def open_standard_streams():
 def remedy_for_missing(path, otherwise):
     """What to do about a path that does not exist, where it may be one of the project's own: data/sample, runs/..."""
     home = Path(__file__).parent.parent
-    return f"start this in {home}, the project's folder" if (home / path).exists() else otherwise
+    ours = (home / path).exists() and not os.path.exists(path)
+    return f"start this in {home}, the project's folder" if ours else otherwise
 
 
 def progress(total, initial=0, unit="step", title="", shown=True):

@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from support import files, places
-from support.console import UserError, table
+from support.console import UserError, remedy_for_missing, table
 from support.rows import BASE_FLAGS, PRESETS
 
 
@@ -54,7 +54,8 @@ def write(args, header, lines, results, records, note=""):
     records.
     """
     if not records:
-        raise UserError(f"{args.runs} has no evidence of a run; run table 1 or 2, or name another --preset")
+        remedy = remedy_for_missing(args.runs, "run table 1 or 2, or name another --preset")
+        raise UserError(f"{args.runs} has no evidence of a run; {remedy}")
     base = f"{PRESETS[args.preset][0]} {args.flags}".strip()
     about = [
         f"`python {args.again}`, {time.strftime('%Y-%m-%d')}.",

@@ -259,8 +259,12 @@ def test_a_run_started_by_hand_becomes_evidence(flags, tmp_path, refused, capsys
     refused(reproduce.main, ["--keep", folder, "--row", "twice"], "evidence already")
 
 
-def test_mistakes_get_one_sentence(table, refused, tmp_path):
+def test_mistakes_get_one_sentence(table, refused, tmp_path, monkeypatch):
     refused(reproduce.main, ["--table", "2", "--report", "--results", tmp_path / "none"], "no evidence of a run")
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path)
+        table_3 = ["--table", "3", "--preset", "minilm"]
+        refused(reproduce.main, table_3, "results/runs has no evidence", f"start this in {ROOT}, the project's folder")
     refused(reproduce.main, [], "--table", "--keep")
     table("--table", "1", "--seeds", "1")
     again = ["--table", "1", "--seeds", "1", "--out", str(tmp_path / "runs"), "--flags", "--epochs 9"]
