@@ -238,7 +238,7 @@ def describe(args, model, datasets, device):
     sizes = ", ".join(f"{name} {len(splits['train'])}" for name, splits in datasets.items())
     processes = f" in {distributed.world()} processes" if distributed.world() > 1 else ""
     print(f"encoder {count(model.bert)} parameters, heads {count(model.heads)}{pals}")
-    print(f"training examples: {sizes}; on {device}{processes}")
+    print(f"training examples: {sizes}; on {device}{processes}{', with TRITON_INTERPRET=1' * kernels.INTERPRET}")
     if device.type == "cuda":
         refused = flags.no_graphs(args) or "--cuda_graphs off"
         graphs = "CUDA graphs" if args.cuda_graphs else f"no CUDA graphs ({refused})"

@@ -355,3 +355,10 @@ def test_means_stand_beside_cls_for_one_sentence_and_are_compared_by_cosine_for_
     labels = torch.tensor([1.0, 4.0])
     squares = [(twice[i, j] - labels[i]) ** 2 for i in range(2) for j in range(2)]
     assert torch.allclose(task_loss(TASKS["sts"], twice, labels), sum(squares) / 4)
+
+
+def test_a_run_in_the_interpreter_of_triton_says_so(monkeypatch, capsys):
+    for on in (True, False):
+        monkeypatch.setattr(multitask.kernels, "INTERPRET", on)
+        multitask.describe(None, tiny.model(), {}, torch.device("cpu"))
+        assert ("on cpu, with TRITON_INTERPRET=1\n" in capsys.readouterr().out) == on
