@@ -167,7 +167,7 @@ def check(args):
             raise UserError("--perplexity and --seed are of t-SNE, and --method is pca; leave them out")
         args.models = args.models or [k for k in (1, 2, 5) if k <= len(args.runs)]
         if max(args.models) > len(args.runs):
-            raise UserError(f"--models {max(args.models)} needs as many --runs, and there are {len(args.runs)}")
+            raise UserError(f"--models {max(args.models)} needs as many --runs, not {len(args.runs)}; name more")
 
 
 @command

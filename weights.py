@@ -11,6 +11,7 @@ import sys
 import torch
 
 from support import weight_files
+from support.checks import ANOTHER_MODEL
 from support.console import UserError
 from support.safetensors import read_safetensors
 
@@ -77,11 +78,13 @@ def from_huggingface_names(tensors, shapes, std, source):
             state[name] = torch.randn(shape) * std if len(shape) == 2 else torch.zeros(shape)
             continue
         if missing:
-            raise UserError(f"{source} has no weight {missing[0]} of floats; it is not what its config.json describes")
+            fault = f"has no weight {missing[0]} of floats, so it is not what its config.json describes"
+            raise UserError(f"{source} {fault}; {ANOTHER_MODEL}")
         part = (shape[0] // len(names), *shape[1:])
         for n in names:
             if found[n].shape != part:
-                raise UserError(f"{source}: {n} is {tuple(found[n].shape)}, where config.json asks for {part}")
+                fault = f"{n} is {tuple(found[n].shape)}, where config.json asks for {part}"
+                raise UserError(f"{source}: {fault}; fetch the model again")
         state[name] = torch.cat([weight_files.checked(found[n], n, source) for n in names])
     return state
 

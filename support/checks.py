@@ -23,6 +23,7 @@ USUAL = {
     "is_decoder": [False],
 }
 
+ANOTHER_MODEL = "name another model, such as all-MiniLM-L6-v2 or bert-base-uncased"
 MOST_LAYERS = 1000  # each costs Python objects, however few numbers it has
 
 
@@ -36,15 +37,17 @@ def read_bert_config(folder, wanted):
         raise UserError(f"{folder} has no config.json; name the folder of a BERT model")
     found = read_json(path, optional={name: kind for name, (kind, _) in wanted.items()})
     for key, usual in USUAL.items():
-        if found.get(key, usual[0]) not in usual:
-            raise UserError(f"{path} says {key} = {shown(found[key])}, and only {usual[0]!r} is supported")
+        if found.get(key) not in (None, *usual):
+            said = f"{path} says {key} = {shown(found[key])}, and only {usual[0]!r} is supported"
+            raise UserError(f"{said}; {ANOTHER_MODEL}")
     values = {name: found.get(name, default) for name, (_, default) in wanted.items()}
     for name, (kind, _) in wanted.items():
         too_small, too_large = values[name] < (1 if kind is int else 0), kind is float and values[name] >= 1
         if too_small or too_large:  # the floats are probabilities and other small numbers
             raise UserError(f"{path}: {name} cannot be {shown(values[name])}; fetch the model again")
     if values["hidden_size"] % values["num_attention_heads"]:
-        raise UserError(f"{path}: hidden_size {shown(values['hidden_size'])} is no multiple of num_attention_heads")
+        said = f"hidden_size {shown(values['hidden_size'])} is no multiple of num_attention_heads"
+        raise UserError(f"{path}: {said}; fetch the model again")
     check_memory(parameters_of(values), values["num_hidden_layers"], path)
     return values
 

@@ -180,7 +180,8 @@ def open_corpus(args, tasks, read):
         corpus = [(s,) for s in _sentences(tasks, read, "train") if keep(s) and s not in dev]
     corpus = _sample(corpus, args.max_sentences)
     if len(corpus) < args.batch_size:
-        raise UserError(f"the corpus has {len(corpus)} usable lines, fewer than --batch_size {args.batch_size}")
+        few = f"the corpus has {len(corpus)} usable lines, fewer than --batch_size {args.batch_size}"
+        raise UserError(f"{few}; give a smaller --batch_size, or more lines")
     return corpus
 
 

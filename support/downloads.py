@@ -16,7 +16,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from support import folders, weight_files
+from support import evidence, folders, weight_files
 from support.console import Parser, UserError, command
 from support.files import is_vacant, target_of
 from support.places import check_folder
@@ -41,6 +41,8 @@ def find_model(name):
     """
     local = Path(os.path.expanduser(name))
     if name and local.is_dir():
+        if evidence.is_evidence(local):
+            raise UserError(f"--bert {name} is the evidence of a run, without its weights; name the run's own best/")
         for model in (local / "best", local / "encoder"):
             if model.is_dir() and folders.config_of(local):
                 raise UserError(f"--bert {name} is a run; name its model, {model}")

@@ -175,7 +175,7 @@ def check_multitask(args, usual):
     if args.classifier_size and not (args.classifier_layers or goes_on or args.eval_only):
         raise UserError("--classifier_size does nothing beside --classifier_layers 0; leave one of the two out")
     if args.gradient_surgery and args.option == "pretrain":
-        raise UserError("--gradient_surgery has nothing to do with --option pretrain: no shared parameters train")
+        raise UserError("with --option pretrain no shared parameters train; leave out --gradient_surgery")
     if args.gradient_surgery and args.sampling != "proportional":
         raise UserError(f"--gradient_surgery takes every task in every step; leave out --sampling {args.sampling}")
     if args.use_smart and args.smart_projection == "ball" and args.bf16 and min(args.epsilon, args.sigma) < 1e-3:
@@ -263,7 +263,7 @@ def check_simcse(args, longest):
     if args.corpus and args.pairs:
         raise UserError("--corpus is unsupervised and --pairs supervised; give one of them")
     if args.max_tokens > longest:
-        raise UserError(f"--max_tokens {args.max_tokens} is more than the {longest} positions of BERT")
+        raise UserError(f"--max_tokens {args.max_tokens} is more than the {longest} positions of BERT; give less")
     if (args.layers is None) != (args.hidden is None) or (args.hidden or 0) % 32:
         raise UserError("a random start needs both --layers and --hidden, and --hidden a multiple of 32")
 

@@ -219,7 +219,7 @@ def _lines(path):
         number = 1
         while line:
             if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
-                raise UserError(f"{path}, line {number}, is longer than {LONGEST_LINE:,} bytes: it is no task file")
+                raise UserError(f"{path}, line {number}, is longer than {LONGEST_LINE:,} bytes; name a task file")
             try:
                 yield line.decode().lstrip("\ufeff")
             except UnicodeDecodeError:

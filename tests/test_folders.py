@@ -120,6 +120,9 @@ def test_a_run_in_place_of_a_pretrained_model_is_shown_its_model(run):
     with pytest.raises(UserError, match=f"{run} is a run; name its model, {run}/best"):
         downloads.find_model(str(run))
     assert downloads.find_model(str(run / "best")) == run / "best"
+    evidence = tiny.ROOT / "results" / "runs" / "means-11711"
+    with pytest.raises(UserError, match=f"{evidence} is the evidence of a run, without its weights; name"):
+        downloads.find_model(str(evidence))
 
 
 # ----- half-copied runs

@@ -256,10 +256,10 @@ def test_a_run_resumes_bit_for_bit_on_the_same_dev_pairs(tmp_path, monkeypatch, 
     [
         ("--corpus nowhere.txt", "does not exist"),
         ("--pairs sst", "no pairs that are alike"),
-        ("--pairs para --batch_size 500", "fewer than --batch_size"),
+        ("--pairs para --batch_size 500", "fewer than --batch_size 500; give a smaller --batch_size, or more lines"),
         ("--corpus a --pairs b", "give one of them"),
         ("--layers 2", "needs both"),
-        ("--max_tokens 600", "512"),
+        ("--max_tokens 600", "512 positions of BERT; give less"),
     ],
 )
 def test_mistakes_get_one_sentence(tmp_path, capsys, more, says):

@@ -300,7 +300,7 @@ def test_wrong_requests_get_one_sentence(trained, tmp_path, refused, monkeypatch
     refused(draw, ["curves", weak, "--out", tmp_path / "file" / "a.png"], "file")
     (tmp_path / "folder.png").mkdir()
     refused(draw, ["curves", weak, "--out", tmp_path / "folder.png"], "folder.png")
-    refused(draw, ["embeddings", "--runs", run, "--models", 1, 2, *out], "--models 2", "there are 1")
+    refused(draw, ["embeddings", "--runs", run, "--models", 1, 2, *out], "--models 2", "not 1; name more")
     refused(draw, ["embeddings", "--runs", run, "--models", 0, *out], "greater than 0")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text("{}")

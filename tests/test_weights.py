@@ -133,7 +133,7 @@ def test_a_pipe_in_place_of_weights_is_refused_at_once(tmp_path):
         ({"intermediate_size": 10**9}, "GB"),
         ({"vocab_size": 2**63}, "memory"),
         ({"max_position_embeddings": 10**400}, "memory"),
-        ({"hidden_size": 33}, "multiple"),
+        ({"hidden_size": 33}, "multiple of num_attention_heads; fetch the model again"),
         ({"vocab_size": 0}, "cannot be 0"),
         ({"vocab_size": True}, "cannot be True"),
         ({"vocab_size": None}, "cannot be None"),
@@ -141,6 +141,7 @@ def test_a_pipe_in_place_of_weights_is_refused_at_once(tmp_path):
         ({"hidden_dropout_prob": 1}, "cannot be 1"),
         ({"layer_norm_eps": [1e-12]}, "cannot be a list"),
         ({"model_type": "x" * 100_000}, "is supported"),
+        ({"model_type": "roberta"}, "only 'bert' is supported; name another model, such as all-MiniLM-L6-v2"),
         ({"hidden_act": {"a": 1}}, "is supported"),
     ],
 )
@@ -152,6 +153,13 @@ def test_sizes_that_no_model_has_are_refused_before_anything_is_allocated(tmp_pa
     with pytest.raises(UserError, match=reason) as refused:
         BertConfig.load(tmp_path)
     assert len(str(refused.value)) < 300 + len(str(tmp_path))
+
+
+def test_null_stands_for_the_usual_value(tmp_path):
+    tiny.config().save(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"is_decoder": None, "position_embedding_type": None}))
+    assert BertConfig.load(tmp_path) == tiny.config()
 
 
 def test_the_size_of_a_config_is_that_of_its_model():
