@@ -58,8 +58,8 @@ figures: $(READY)  ## draw the figures into results/, from the evidence of runs 
 everyday: $(READY)  ## ask the trained model about 700 everyday sentences and pairs (OUT=DIR)
 	$(RUN) data/everyday.py --run '$(OUT)'
 
-test: $(READY)  ## the test suite, 2 to 4 minutes on two cores
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
+test: $(READY)  ## the test suite, on the CPU, 2 to 4 minutes on two cores
+	OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= $(RUN) -m pytest -n auto --dist loadfile
 
 fuzz: $(READY)  ## feed 100,000 damaged files and command lines to everything that reads them (under 10 minutes)
 	OMP_NUM_THREADS=1 $(RUN) tests/fuzz.py $(FLAGS)

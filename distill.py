@@ -22,7 +22,7 @@ Teacher annealing (`--distill_lambda annealed`, the default): λ rises in a line
 
 The student first imitates. In the end it follows the labels, so it can become better than its teachers. A number in
 [0, 1] keeps λ where it is. With 1, where all examples have labels, the loss is that of a plain run, and so are the
-weights, bit for bit.
+weights, bit for bit (on a GPU with `--cuda_graphs off`).
 
 Which teachers? One that was trained on an example is nearly certain of its label, and repeats it: there is little to
 learn beyond the label. So let each teacher leave out a part, a fold, and speak of that part only:

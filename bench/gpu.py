@@ -16,9 +16,9 @@ Lengths are in tokens with [CLS] and [SEP]; log-normal, fitted to the training f
     sst      exp(N(3.12, 0.48²)) within 3 .. 66         quora pairs     exp(N(3.36, 0.36²)) within 5 .. 240
 
 `time` is the median in milliseconds. Launches are included: where a row says 20 % of the floor at 2,000 tokens and 80 %
-at 16,384, the difference is the price of launching. `on GPU` leaves them out: the calls replayed as a CUDA graph. Rows
-are printed as they are measured, and a form that does not run here costs one row. The exit code is 1 where one of this
-project's own did not run.
+at 16,384, the difference is the price of launching. `on GPU` leaves them out: the calls replayed as a CUDA graph, with
+a warm cache. Rows are printed as they are measured, and a form that does not run here costs one row. The exit code is 1
+where one of this project's own did not run.
 """
 
 import platform

@@ -34,6 +34,7 @@ READS = ("data", "bert", "unlabelled", "corpus", "pairs")
 FREE_FLAGS = (*OWN_FLAGS, "device", "save_every", *READS)
 FREE_ENDS = ("_train", "_dev", "_test", "_out")  # of a task's files
 USUAL = {"smart": "weak"}  # what a flag that was not given stands for
+ON_SOME_DEVICES = ("random.cuda", "loss_scale", "loss_scale.good_steps")  # of a state: another device starts them anew
 ANOTHER = "another --out (with make: OUT=DIR)"
 
 
@@ -212,7 +213,8 @@ def load_state(folder, model, optimizer, extra, flags, steps):
             raise UserError(f"{path} was written with {said}; choose {ANOTHER}")
     with torch.no_grad():
         for name, tensor in own.items():  # in place: the optimizer's flat tensors are what these are views of
-            tensor.copy_(tensors[name])
+            if name in tensors:
+                tensor.copy_(tensors[name])
     optimizer.resume(groups)
     torch.set_rng_state(tensors["random.cpu"].clone())
     if "random.cuda" in tensors and torch.cuda.is_available():
@@ -247,7 +249,7 @@ def _random_states():
 
 
 def _shapes(tensors, without=()):
-    return {name: (t.dtype, t.shape) for name, t in tensors.items() if name not in without and name != "random.cuda"}
+    return {name: (t.dtype, t.shape) for name, t in tensors.items() if name not in {*without, *ON_SOME_DEVICES}}
 
 
 def _checksum(tensors, metadata):

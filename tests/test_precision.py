@@ -135,6 +135,18 @@ def test_a_float16_run_resumes_bit_for_bit_its_scale_included(run_flags, tmp_pat
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
+@pytest.mark.parametrize("cards", [((7, 0), (1, 0)), ((1, 0), (7, 0))], ids=str)
+def test_a_run_goes_on_where_another_card_has_another_type(run_flags, tmp_path, cards):
+    """float16, whose state has a loss scale, and float32, whose state has none."""
+    flags, out = [*run_flags, "--epochs", "1"], str(tmp_path / "run")
+    with precision.pretend(cards[0]), pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(tiny.training_run, "Interrupt", tiny.StopAfter(3))
+        multitask.main([*flags, "--out", out])
+    with precision.pretend(cards[1]):
+        multitask.main([*flags, "--out", out, "--resume"])
+    assert any(line["kind"] == "dev" for line in tiny.metrics(out))
+
+
 def test_a_student_in_float16_learns_what_one_in_float32_learns(run_flags, tmp_path, teacher):
     """Targets, losses and the scaled gradients of a few steps, teacher annealing included."""
     losses = []
