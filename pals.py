@@ -31,7 +31,7 @@ What it costs for bert-base, per task, all five matrices with biases, as in the 
     query, key, value     12 · 3 · (204 · 204 + 204)      = 1,505,520
                                                             1,819,836      (1,811,520 without any bias)
 
-1.7 % of the encoder, for each task. The price in time is higher, because narrow matrices use a processor badly: 1.2
+1.7 % of the encoder, for each task. The price in time is higher, because narrow matrices use a processor badly: 1.25
 times the plain step for MiniLM on one CPU core (`results/speed.md`), where d_s is over half of its width.
 """
 

@@ -62,7 +62,7 @@ Four traps, each with a test of its own:
   * θ̃ is state: it is saved, and a resumed run ends bit for bit where an uninterrupted one does.
 
 Cost: 3 + T_x forward and 2 + T_x backward passes in place of 1 and 1. The T_x extra backward passes are for x̃ only, so
-they skip the gradients of the weights, half of the work; θ̃ needs no backward pass. That is 2.7 times the plain step
+they skip the gradients of the weights, half of the work; θ̃ needs no backward pass. That is 2.8 times the plain step
 for MiniLM on one CPU core (`python -m bench.methods`).
 """
 
