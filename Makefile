@@ -83,6 +83,7 @@ launches: $(READY)  ## count the launches of a training step and model its time 
 
 gpu: $(PARTS:%=gpu-%)  ## on a GPU with torch (VENV=), no network: tests, kernels, step, training, into runs/gpu (BERT=DIR DATA=DIR)
 	@tail -qn 1 $(PARTS:%='$(GPU)/%.txt')
+	@! grep -Lx '.*: exit code 0' $(PARTS:%='$(GPU)/%.txt') | grep -q .
 
 # 10 minutes for each part (then Ctrl-C, and what was printed stays); one that fails does not stop the next
 $(PARTS:%=gpu-%): gpu-%:
