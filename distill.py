@@ -13,8 +13,8 @@ The target of an example is a mixture of its label and of the mean of its teache
     sts      1 number z       (z - target)²     with --use_means the mean over both predictions z_1 and z_2
 
 These are the losses of `model.py`, where a label may now be a fraction. Their gradients with respect to the logits
-are softmax(z) - target, σ(z) - target_1 and 2 (z - target): linear in the target, so a gradient is λ parts that
-of the labels and 1 - λ parts that of the teachers.
+are softmax(z) - target, σ(z) - target_1 and 2 (z - target): linear in the target, so the gradient is λ times
+that of the labels plus 1 - λ times that of the teachers.
 
 Teacher annealing (`--distill_lambda annealed`, the default): λ rises in a line over the N steps of the training,
 

@@ -12,8 +12,8 @@ last layer, a classifier reads the hidden state of [CLS].
 
 This file then packs many sequences into one `Batch`. T is the number of tokens of a batch, B the number of its
 sequences (a sentence, or a pair in one sequence). Sequences differ in length. Most implementations fill the short ones
-up with [PAD] to a rectangle (B, longest). On the CS224N data half of that rectangle is padding, and a model
-computes on padding at full price. Here the sequences simply follow each other in one long row:
+up with [PAD] to a rectangle (B, longest). On the CS224N data half of that rectangle is padding, and a model computes
+on padding at full price. Here the sequences simply follow each other in one long row:
 
     ids         [CLS] good film [SEP] [CLS] no [SEP] [CLS] ...      (T,)  T = all tokens of the batch
     positions     0    1    2     3     0    1   2     0   ...      (T,)

@@ -11,7 +11,6 @@ import kernels
 from bench.measure import Table, milliseconds, on_gpu, rates
 from bert import Bert
 from kernels import add_norm, attention, cpu, embed, mean_loss
-from kernels.cpu import optimizer
 from kernels.plain import Update
 
 # What is recorded as a CUDA graph. Others might wait for the host, and one recording that fails spoils the process:
@@ -198,7 +197,6 @@ def bench_kernels(setting):
     measure(kernel, forms, [forward / bandwidth, both / bandwidth])
     n = sum(p.numel() for p in Bert(setting.config).parameters())
     update = Update(*torch.rand(4, n, device=setting.device), 1e-5, 1e-8, 1.0)
-    optimizer.LATE = optimizer.LATE.to(setting.device)  # PyTorch's kernel reads it where the parameters are
     for name, form in (("Triton", kernels.triton_backend().adamw), ("PyTorch, in blocks", cpu.adamw)):
         call = lambda form=form: form([update], 1.0, (0.9, 0.999))  # noqa: E731
         ms = milliseconds(call, setting)

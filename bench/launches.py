@@ -10,8 +10,8 @@ The time of a launch is the largest of three:
     tiles / rate               of a matrix product: tiles of 128 x 128 results, in waves over all multiprocessors
     LEAST                      what the smallest kernel takes
 
-and each launch adds the gap between two kernels of a CUDA graph. It shows where time goes, and what a
-change saves, before anything is measured. `python -m bench.gpu` measures.
+and each launch adds the gap between two kernels of a CUDA graph. It shows where time goes, and what a change
+saves, before anything is measured. `python -m bench.gpu` measures.
 """
 
 import collections

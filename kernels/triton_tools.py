@@ -32,8 +32,8 @@ arguments.
 The sizes of blocks stand beside each kernel: in `launch_options`, or in a constant (LAUNCH, CHUNK, ROWS and COLUMNS).
 `rows_per_program` and PROGRAMS say how many programs share the rows.
 
-Every GPU time in these files comes from the roofline model of `make launches` (`results/gpu-model.md`), good to about
-20 %. None was measured on a GPU.
+Every GPU time in these files comes from the roofline model of `make launches` (`results/gpu-model.md`). None was
+measured on a GPU.
 """
 
 import os

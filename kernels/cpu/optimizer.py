@@ -24,11 +24,12 @@ def adamw(updates, clip, betas):
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(blocks)))
     scale = (clip / (norm + 1e-6)).clamp(max=1.0) if clip else None
     for u in updates:
+        late = LATE.to(u.param.device)  # the step reads it there; on a CPU it is LATE itself
         decay = (1 - u.decay) / u.step_size if u.step_size else 0.0
         numbers = {"lr": u.step_size, "beta1": betas[0], "beta2": betas[1], "weight_decay": decay, "eps": u.eps}
         buffer = torch.empty_like(u.param[:BLOCK])
         for p, g, m, v in zip(*(x.split(BLOCK) for x in u[:4]), strict=True):
             if scale is not None:
                 g = torch.mul(g, scale, out=buffer[: len(g)])
-            torch._fused_adamw_([p], [g], [m], [v], [], [LATE], **numbers, amsgrad=False, maximize=False)
+            torch._fused_adamw_([p], [g], [m], [v], [], [late], **numbers, amsgrad=False, maximize=False)
     return norm
