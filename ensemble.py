@@ -6,7 +6,7 @@ number. A model has a weight W_i, by default 1. [A] is 1 where A holds, else 0.
     average    f(x) = Σ W_i f(x; θ_i) / Σ W_i
     vote       argmax_c V_c  where  V_c = Σ W_i [argmax f(x; θ_i) = c];  of equal V_c, the largest Σ W_i f_c(x; θ_i).
                A number has no vote: the weighted median, with at most half of the weight on each side
-    soup       f(x; Σ W_i θ_i / Σ W_i): one model, of runs with the same --seed (`soup.py` says why)
+    soup       f(x; Σ W_i θ_i / Σ W_i): one model, of runs with the same --init_seed (`soup.py` says why)
 
 Average and vote take runs of any kind, each with its own tokenizer. With `--greedy`, each task has its own members: the
 best model on dev, and then, in the order of the task's metric, each with which the ensemble's metric grows. (A soup has

@@ -212,7 +212,7 @@ def main(argv=None):
     tokenizer = Tokenizer(folder, config.max_position_embeddings, config.vocab_size)
     with distributed.only_rank_0_warns():
         datasets = load_data(args, tokenizer)
-    torch.manual_seed(args.seed)
+    torch.manual_seed(args.seed if args.init_seed is None else args.init_seed)
     bert = Bert.load(folder, hidden_dropout_prob=args.hidden_dropout_prob)
     bert.requires_grad_(args.option == "finetune")
     pal_size = args.pal_size if args.use_pals else None

@@ -4,10 +4,11 @@
 
 An ensemble of k models costs k times as much to use as one model. A soup of k models costs as much as one. It needs
 runs that ended in the same low-loss region, and they do if they started from the same weights: then the models between
-them are about as good as they are, or better. So take runs with the same --bert AND the same --seed, which draws the
-first weights of heads and PALs, but with other --lr, --epochs, --sampling, --use_smart and so on. Heads that started
-from different random weights cannot be averaged: their mean predicts like an untrained head. A uniform soup takes all
-runs. A greedy soup takes those that do not lower its dev score.
+them are about as good as they are, or better. So take runs with the same --bert AND the same --init_seed, which draws
+the first weights of heads and PALs (default: --seed), but with another --seed, which orders the batches, or another
+--lr, --epochs, --use_smart and so on. Heads that started from different random weights cannot be averaged: their mean
+predicts like an untrained head. A uniform soup takes all runs. A greedy soup takes those that do not lower its dev
+score.
 
     python ensemble.py runs/a runs/b runs/c --method soup --greedy --out runs/soup
 """
@@ -98,9 +99,8 @@ def make_soup(args, weights, scores, examples, device):
     folders = [model_folder(run) for run in args.runs]
     check_alike(folders)
     configs = [flags_of(run) for run in args.runs]
-    start = lambda config: os.path.realpath(os.path.expanduser(config.get("bert", "")))  # noqa: E731
-    if len({(start(config), config.get("seed")) for config in configs}) > 1:
-        print("these runs began with other --bert or --seed: their mean may have learned nothing", file=sys.stderr)
+    if len({first_weights(config) for config in configs}) > 1:
+        print("these runs began with other --bert or --init_seed: their mean may have learned nothing", file=sys.stderr)
     numbers = choose_soup(folders, weights, scores, examples, device) if args.greedy else range(len(folders))
     members = {i: weights[i] for i in numbers}
     model, tokenizer = soup([folders[i] for i in numbers], list(members.values()))
@@ -108,6 +108,13 @@ def make_soup(args, weights, scores, examples, device):
     with files.replacing_folder(Path(args.out) / "best") as folder:
         model.save(folder, tokenizer)
     return members
+
+
+def first_weights(config):
+    """What the first weights of a run depend on, besides its kind. Args: config, its flags."""
+    drawn = config.get("init_seed")
+    bert = os.path.realpath(os.path.expanduser(config.get("bert", "")))
+    return bert, config.get("seed") if drawn is None else drawn
 
 
 def write_config(args, members):

@@ -97,6 +97,7 @@ def multitask_parser(tasks, splits, samplings, presets):
     add("--sampling", choices=samplings, default="proportional", help="how often a step takes each task")
     add("--extra_sst", action="store_true", help="one more pass over SST at the end of each epoch")
     add("--seed", type=positive(int, 0), default=11711)
+    add("--init_seed", type=positive(int, 0), metavar="N", help="seed of the heads' first weights (default: --seed)")
     add_device(parser)
     add_kernels(parser)
     add("--cuda_graphs", nargs="?", const="on", default="auto", choices=("auto", "on", "off"),

@@ -52,6 +52,19 @@ def finished(tiny_encoder, task_files, tmp_path_factory):
     return out, flags, done
 
 
+def test_the_init_seed_draws_the_first_weights_and_the_seed_the_rest(tiny_encoder, task_files, tmp_path, monkeypatch):
+    starts = []
+    monkeypatch.setattr(multitask, "train", lambda args, model, *_: starts.append((args.seed, model.state_dict())))
+    given = f"--bert {tiny_encoder} --data {task_files} --out {tmp_path} --use_pals --pal_size 12"
+    for seeds in ("--seed 3", "--seed 4 --init_seed 3", "--seed 4"):
+        with pytest.raises(SystemExit):
+            multitask.main(f"{given} {seeds}".split())
+    (one, first), (two, second), (_, third) = starts
+    assert (one, two) == (3, 4)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(first[name], third[name]) for name in first)
+
+
 def test_a_run_leaves_what_it_promises(finished):
     out, _, done = finished
     for task in TASKS:

@@ -65,7 +65,7 @@ def test_a_soup_is_a_run_like_any_other(copied, capsys, loads):
     out = copied / "soup"
     ensemble.main([*names, "--method", "soup", "--split", "test", "--out", str(out)])
     said, warned = capsys.readouterr()
-    assert "began with other --bert or --seed" in warned
+    assert "began with other --bert or --init_seed" in warned
     assert f"soup: 2 of 2 models: {names[0]}, {names[1]}" in said
     row = [float(cell) for cell in said.splitlines()[4].split("|")[2:-1]]
     assert {p.name for p in (out / "predictions").iterdir()} == {f"{t}-test-output.csv" for t in TASKS}
@@ -89,6 +89,14 @@ def test_a_soup_is_a_run_like_any_other(copied, capsys, loads):
 def test_one_encoder_spelled_in_two_ways_is_one_start(copied, capsys, trained):
     config = copied / "b" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"bert": f"{trained}/./layers2/"}))
+    ensemble.main([*(str(copied / name) for name in "ab"), "--method", "soup", "--out", str(copied / "soup")])
+    assert "began with other" not in capsys.readouterr().err
+
+
+def test_runs_of_one_init_seed_have_one_start(copied, capsys, trained):
+    config = copied / "b" / "config.json"
+    own = json.loads(config.read_text())
+    config.write_text(json.dumps(own | {"seed": 99, "init_seed": own["seed"]}))
     ensemble.main([*(str(copied / name) for name in "ab"), "--method", "soup", "--out", str(copied / "soup")])
     assert "began with other" not in capsys.readouterr().err
 
