@@ -6,6 +6,7 @@ import tiny
 import torch
 from compare import GOLDEN, golden_batch, golden_places
 
+import kernels
 from bert import Bert, BertConfig
 from support.console import UserError
 from support.downloads import MINILM, find_model
@@ -93,6 +94,23 @@ def test_a_side_is_added_beside_the_feed_forward_half_of_every_layer():
     assert torch.equal(bert.encode(x, batch, zero), bert.encode(x, batch))
     assert seen == [(0, (12, 32), 7), (1, (12, 32), 7)]
     assert not torch.allclose(bert.encode(x, batch, lambda i, h, bounds: h), bert.encode(x, batch))
+
+
+def test_in_training_each_place_of_dropout_has_its_probability_and_outside_none(monkeypatch):
+    calls = []
+
+    def note(name, place, form):
+        monkeypatch.setattr(f"bert.{name}", lambda *inputs: calls.append((name, inputs[place])) or form(*inputs))
+
+    for name, place in {"dropout": 1, "attention": 4, "cls_attention": 6, "add_norm": 4}.items():
+        note(name, place, getattr(kernels, name))
+    bert, batch = Bert(tiny.config(dropout=0.1, attention_probs_dropout_prob=0.2)), random_batch((5, 3))
+    halves = [("add_norm", 0.1)] * 2
+    bert.train().encode(bert.embed(batch), batch, cls_only=True)
+    assert calls == [("dropout", 0.1), ("attention", 0.2), *halves, ("cls_attention", 0.2), *halves]
+    calls.clear()
+    bert.eval().encode(bert.embed(batch), batch, cls_only=True)
+    assert {p for _, p in calls} == {0.0}
 
 
 def test_gradients_equal_those_of_the_equations():

@@ -337,6 +337,25 @@ def test_a_head_is_linear_gelu_linear_gelu_linear():
     assert torch.allclose(head(x), y @ head.output.weight.T + head.output.bias, atol=1e-6)
 
 
+def test_a_head_drops_out_its_input_and_each_hidden_layer_in_training_only(monkeypatch):
+    seen = []
+    monkeypatch.setattr("model.dropout", lambda x, p: seen.append((x.shape[1], p)) or x)
+    head = Head(6, 7, 3, 2, 0.1)
+    head(torch.randn(4, 6))
+    assert seen == [(6, 0.1), (7, 0.1), (7, 0.1)]
+    head.eval()(torch.randn(4, 6))
+    assert {p for _, p in seen[3:]} == {0.0}
+    assert MultitaskBert(Bert(tiny.config(dropout=0.3))).heads["sts"].p == 0.3
+
+
+def test_a_head_starts_as_he_et_al_say_and_its_logits_near_0():
+    torch.manual_seed(0)
+    head = Head(200, 100, 50, 1, 0.1)
+    assert head.hidden[0].weight.std().item() == pytest.approx((2 / 200) ** 0.5, rel=0.05)
+    assert head.output.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert not head.hidden[0].bias.any() and not head.output.bias.any()
+
+
 def test_a_siamese_pair_is_the_two_vectors_side_by_side():
     torch.manual_seed(0)
     model = MultitaskBert(Bert(tiny.config(initializer_range=0.3)), "siamese").eval()

@@ -76,6 +76,17 @@ def test_fresh_pals_leave_the_logits_bitwise_as_they_were(encoding):
     for task in ("sst", "para", "sts"):
         batch = tiny.batch((5, 3, 7, 4, 6, 2))
         assert torch.equal(added(task, batch), without(task, batch))
+        torch.nn.init.normal_(added.pals[task].decode.weight)
+        assert not torch.allclose(added(task, batch), without(task, batch))
+
+
+def test_pals_drop_out_attention_in_training_only(monkeypatch):
+    seen, batch, h = [], tiny.batch(), torch.randn(19, 32)
+    monkeypatch.setattr("pals.attention", lambda qkv, *rest: seen.append(rest[-1]) or qkv[:, :12])
+    own = Pals(tiny.config(dropout=0.1, attention_probs_dropout_prob=0.2), 12, 4)
+    own(0, h, batch)
+    own.eval()(0, h, batch)
+    assert seen == [0.2, 0.0]
 
 
 def test_bert_base_has_the_published_number_of_pal_parameters():
