@@ -162,6 +162,20 @@ def test_a_saved_encoder_loads_the_same_in_both_name_styles(tmp_path):
     assert torch.equal(Bert.load(tmp_path).word.weight, bert.word.weight)
 
 
+def test_an_encoder_without_a_pooler_starts_one_and_overrides_are_taken(tmp_path, capsys):
+    torch.manual_seed(0)
+    bert = Bert(tiny.config(initializer_range=0.01))
+    bert.save(tmp_path)
+    tensors = read_safetensors(tmp_path / "model.safetensors")
+    tensors = {name: t.clone() for name, t in tensors.items() if not name.startswith("pooler")}
+    write_safetensors(tmp_path / "model.safetensors", tensors)
+    loaded = Bert.load(tmp_path, hidden_dropout_prob=0.3)
+    assert capsys.readouterr().err.count("starts at random") == 2
+    assert loaded.pooler.weight.std().item() == pytest.approx(0.01, rel=0.1)
+    assert not loaded.pooler.bias.any()
+    assert {layer.p_hidden for layer in loaded.layers} == {0.3}
+
+
 def test_weights_that_do_not_fit_are_refused(tmp_path, capsys):
     bert = Bert(tiny.config())
     bert.save(tmp_path)
@@ -210,6 +224,18 @@ def test_two_names_of_gelu_are_one(tmp_path):
         assert BertConfig.load(tmp_path) == BertConfig()
 
 
+def test_a_random_encoder_has_small_matrices_no_biases_and_norms_that_do_nothing():
+    torch.manual_seed(0)
+    for name, p in Bert(BertConfig(300, 64, 2, 2, 256, 64)).named_parameters():
+        if p.dim() == 2:
+            assert abs(p.mean()) < 5e-3, name
+            assert abs(p.std() - 0.02) < 4e-3, name
+        else:
+            assert torch.equal(p, torch.full_like(p, float("norm.weight" in name))), name
+
+
 def test_the_docstring_defaults_are_bert_base():
+    assert (BertConfig().layer_norm_eps, BertConfig().hidden_dropout_prob) == (1e-12, 0.1)
+    assert BertConfig().attention_probs_dropout_prob == 0.1
     with torch.device("meta"):
         assert sum(p.numel() for p in Bert(BertConfig()).parameters()) == 109_482_240
