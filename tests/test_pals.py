@@ -120,6 +120,7 @@ def test_encoder_head_and_pals_have_a_rate_each(tmp_path, monkeypatch):
     multitask.main(f"{flags} --use_pals --pal_size 12 --pal_heads 4 --pal_lr 3e-5".split())
     task = next(name for name in ("sst", "para", "sts") if name in rates[0])
     assert rates[0] == {"shared": 1e-5, task: 2e-5, f"pals.{task}": 3e-5}
+    assert [of["shared"] for of in rates] == pytest.approx([1e-5 * (1 - t / len(rates)) for t in range(len(rates))])
 
 
 def test_frozen_with_pals_the_encoder_stays_bitwise_and_pals_come_back_from_disk(tmp_path):
