@@ -1,5 +1,7 @@
 """PCGrad: a three-task case worked out by hand, the algorithm on whole vectors, and a training run."""
 
+import itertools
+
 import numpy as np
 import pytest
 import tiny
@@ -85,6 +87,24 @@ def test_shared_gradients_are_projected_and_heads_keep_theirs():
         assert head.abs().sum() > 0
 
 
+def test_seed_and_step_draw_the_order_and_a_step_forgets_the_last_one():
+    optimizer, rng = tiny.optimizer(tiny.model()), np.random.default_rng
+    flat, *_ = optimizer.flat_parameters(("shared",))
+    for seed, step in itertools.product(range(3), (1, 2)):
+        surgery = Surgery(optimizer, seed)
+        optimizer.zero_grad()
+        for task, gradient in zip(("sst", "para", "sts"), THREE, strict=True):
+            flat.grad[:3] = torch.tensor(gradient)
+            surgery.take(task)
+        assert surgery.combine(step) == {"sst-para": True, "sst-sts": False, "para-sts": True}  # 0 is no conflict
+        np.testing.assert_allclose(flat.grad[:3].numpy(), by_vectors(THREE, rng([seed, step])), rtol=1e-5, atol=1e-7)
+    optimizer.zero_grad()
+    flat.grad[:3] = torch.tensor(THREE[1])
+    surgery.take("para")  # alone, as at the end of an epoch with --extra_sst
+    assert surgery.combine(3) == {}
+    assert flat.grad[:3].tolist() == THREE[1].tolist()
+
+
 def test_a_run_reports_conflicts_and_resumes_bit_for_bit(tmp_path, monkeypatch):
     bert, files = tiny.folder(tmp_path / "bert", dropout=0.1), tiny.task_files(tmp_path / "data")
     flags = f"--bert {bert} --data {files} --batch_size 4 --epochs 2 --gradient_surgery --extra_sst".split()
@@ -92,6 +112,7 @@ def test_a_run_reports_conflicts_and_resumes_bit_for_bit(tmp_path, monkeypatch):
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     metrics = [tiny.metrics(tmp_path / name) for name in ("whole", "parts")]
     assert metrics[0][-1] == metrics[1][-1]
+    assert sum(line["steps"] for line in metrics[0] if line["kind"] == "train") == 6  # extra ones cannot conflict
     train = metrics[0][0]
     assert {f"conflict {pair}" for pair in ("sst-para", "sst-sts", "para-sts")} <= train.keys()
 
