@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from sampling import SAMPLINGS, Plan, example_stream, task_order, task_probabilities
+from sampling import SAMPLINGS, Plan, example_stream, task_counts, task_order, task_probabilities
 
 SIZES = {"sst": 8544, "para": 141498, "sts": 6040}
 
@@ -32,6 +32,10 @@ def test_frequencies_are_the_probabilities_of_the_formula(sampling, epochs):
             assert task_probabilities(SIZES, sampling, epoch, epochs)[name] == pytest.approx(p)
             half = collections.Counter(order[:50_000])[name] / 50_000  # shuffled: every part looks like the whole
             assert abs(half - p) < 0.01
+
+
+def test_of_two_shares_the_one_with_the_larger_remainder_is_rounded_up():
+    assert task_counts({"a": 109, "b": 201}, "proportional", 1, 1, 31) == {"a": 11, "b": 20}  # of 10.9 and 20.1
 
 
 def test_annealing_ends_nearly_uniform_and_starts_proportional():
