@@ -91,6 +91,37 @@ def test_the_gradient_is_that_of_the_divergence():
             assert found[i, axis] == pytest.approx(slope, abs=1e-8)
 
 
+def tsne_by_steps(x, perplexity, iterations, exaggeration, early, seed):
+    """The algorithm of `tsne`'s docstring in float64, each coordinate with a step and a gain of its own."""
+    n = len(x)
+    p = conditional_p_by_loops(x, perplexity)
+    p = (p + p.T) / (2 * n)
+    y = pca(x)
+    y = y / y[:, 0].std() * 1e-4 + 1e-6 * np.random.default_rng(seed).standard_normal((n, 2))
+    velocity, gains, rate = np.zeros((n, 2)), np.ones((n, 2)), max(n / exaggeration / 4, 50)
+    for t in range(iterations):
+        difference = y[:, None] - y  # (n, n, 2)
+        near = 1 / (1 + (difference**2).sum(2)) - np.eye(n)
+        w = (p * (exaggeration if t < early else 1) - near / near.sum()) * near
+        gradient = 4 * (w[:, :, None] * difference).sum(1)
+        for place in np.ndindex(n, 2):
+            onward = (gradient[place] > 0) != (velocity[place] > 0)
+            gains[place] = max(gains[place] + 0.2 if onward else gains[place] * 0.8, 0.01)
+            momentum = 0.5 if t < early else 0.8
+            velocity[place] = momentum * velocity[place] - rate * gains[place] * gradient[place]
+        y = y + velocity
+        y = y - y.mean(0)
+    return y
+
+
+@pytest.mark.parametrize(("exaggeration", "seed"), [(12, 0), (0.04, 1)])  # learning rates 50 and 62.5
+def test_tsne_takes_the_steps_of_the_algorithm(exaggeration, seed):
+    x = np.random.default_rng(5).normal(size=(10, 4))
+    found, slow = (form(x, 2.0, 20, exaggeration, 10, seed) for form in (tsne, tsne_by_steps))
+    np.testing.assert_allclose(found, slow, atol=1e-4 * np.abs(slow).max())
+    np.testing.assert_array_equal(tsne(x, 30, 2), tsne(x, 3, 2))  # (n - 1) / 3 at most
+
+
 @pytest.mark.parametrize("k", [3, 8])
 def test_tsne_separates_clusters_and_says_the_same_again(k):
     x, cluster = clusters(k)
