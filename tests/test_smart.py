@@ -10,9 +10,12 @@ import torch
 import torch.nn.functional as F
 
 from model import task_loss
+from multitask import Trainer
+from predict import TABLES
 from smart import PRESETS, Smart, divergence, normal_noise, project
-from tasks import TASKS
-from tokenizer import pack
+from support.flags import parse_multitask
+from tasks import TASKS, load_data
+from tokenizer import Tokenizer, pack
 
 
 def settings(**changes):
@@ -99,6 +102,9 @@ def test_noise_is_normal_and_the_same_however_a_batch_is_shared():
     ]
     assert torch.equal(whole, torch.cat(parts))
     assert not torch.equal(whole, normal_noise(pack(encoded), 64, [0, 8], 0, len(encoded)))
+    pairs = normal_noise(pack(encoded), 64, [0, 7], 0, 2)  # two examples: first sentences, then second ones
+    assert torch.equal(pairs[:50], whole[:50])  # 30 and 20 tokens
+    assert not torch.equal(pairs[50:80], pairs[:30])
     assert abs(whole.mean()) < 0.05
     assert abs(whole.std() - 1) < 0.05
 
@@ -152,6 +158,28 @@ def test_the_average_moves_every_S_steps():
             torch.testing.assert_close(p, first + (1.5 if step == 3 else 0))
 
 
+def test_a_training_step_adds_both_penalties_by_their_weights_and_moves_the_average(tmp_path):
+    flags = f"--bert {tiny.folder(tmp_path / 'bert')} --data {tiny.task_files(tmp_path / 'data')} --out {tmp_path} "
+    flags += "--use_smart --lambda_s 3 --mu 5 --beta 0.5 --smart_projection ball --epsilon 0.1 --sigma 0.1 --eta 1"
+    args = parse_multitask(flags.split(), *TABLES)
+    model = tiny.model()
+    trainer = Trainer(args, model, load_data(args, Tokenizer(args.bert)))
+    (average, param), *_ = trainer.smart.pairs
+    start, rows = param.clone(), [0, 1, 2, 3]
+    trainer.step(1, 1.0, {"sst": rows})
+    torch.testing.assert_close(average, (start + param) / 2)
+    trainer.optimizer.zero_grad()
+    trainer.backward(2, "sst", rows)
+    found = [flat.grad.clone() for flat in trainer.optimizer.flat_parameters()]
+    trainer.optimizer.zero_grad()
+    data = trainer.datasets["sst"]["train"]
+    logits, smoothness, bregman = trainer.smart.forward(TASKS["sst"], data.batch(rows), 2)
+    (task_loss(TASKS["sst"], logits, data.labels(rows)) + 3 * smoothness + 5 * bregman).backward()
+    for gradient, flat in zip(found, trainer.optimizer.flat_parameters(), strict=True):
+        torch.testing.assert_close(gradient, flat.grad)
+    assert smoothness > 0 and bregman > 0
+
+
 # ----- the traps
 
 
@@ -189,6 +217,7 @@ def test_the_plain_bregman_term_has_no_gradient_on_the_first_step_ever_and_momen
         model = tiny.model(dropout=0.1).train()
         optimizer = tiny.optimizer(model)
         smart = Smart(model, optimizer, settings(beta=beta, lambda_s=0.0))
+        assert smart.forward(TASKS["sst"], tiny.batch(), 1)[1] == 0  # R_s is not wanted
         assert bregman_gradient(smart, model, optimizer) == 0
         optimizer.zero_grad()
         model("sst", tiny.batch()).sin().sum().backward()
@@ -219,7 +248,8 @@ def test_the_search_leaves_no_gradient_in_the_weights():
     model = tiny.model()
     optimizer = tiny.optimizer(model)
     smart = Smart(model, optimizer, settings(T_x=3, mu=0.0))
-    smart.forward(TASKS["sts"], tiny.batch(), 1)
+    _, smoothness, bregman = smart.forward(TASKS["sts"], tiny.batch(), 1)
+    assert smoothness > 0 == bregman
     assert all(not flat.grad.any() for flat in optimizer.flat_parameters())
     assert all(p.requires_grad for p in model.parameters())
     assert smart.passes() == (5, 5)
