@@ -1,5 +1,6 @@
 """SimCSE: the loss by double loop, corpora of any size, and runs from start to encoder."""
 
+import argparse
 import itertools
 import json
 import math
@@ -16,12 +17,14 @@ import torch
 
 import multitask
 import simcse
+from adamw import linear_schedule
 from bert import Bert
 from support import flags as support_flags
 from support import training_run
 from support.corpora import CorpusPlan, TextFile
 from support.safetensors import read_safetensors
-from tasks import TASKS, data_path, read_examples
+from tasks import TASKS, Examples, data_path, read_examples
+from tokenizer import Tokenizer
 
 ROOT = Path(__file__).parent.parent
 
@@ -74,6 +77,30 @@ def test_pooling(pooling):
     model.train()
     if pooling == "cls":
         torch.testing.assert_close(model(batch), torch.tanh(model.projection(torch.stack(rows))), rtol=1e-4, atol=1e-5)
+
+
+def test_pairs_are_judged_by_their_sentences_embedded_one_by_one(tiny_encoder):
+    model, tokenizer, rng = simcse.SentenceEncoder(tiny.model().bert, "mean"), Tokenizer(tiny_encoder), random.Random(0)
+    sentences = [tiny.sentence(rng) for _ in range(16)]
+    cut = [" ".join(text.split()[:4]) for text in sentences]  # of 6 tokens two are [CLS] and [SEP]
+    h = np.concatenate([simcse.embeddings(model, tokenizer, [text], 64) for text in cut])
+    np.testing.assert_allclose(simcse.embeddings(model, tokenizer, sentences, 6, batch_size=3), h, atol=1e-5)
+    labels = np.float32([0, 4, 4.5, 5, 1, 4, 3, 2])
+    found = simcse.assess(model, tokenizer, Examples([""] * 8, sentences[:8], sentences[8:], labels), 6)
+    h /= np.linalg.norm(h, axis=1, keepdims=True)
+    cosine, alike = (h[:8] * h[8:]).sum(1), [2, 3]
+    rank = lambda values: [(values < v).sum() + (values == v).sum() / 2 for v in values]  # noqa: E731
+    assert found["alignment"] == pytest.approx(((h[:8] - h[8:]) ** 2).sum(1)[alike].mean(), rel=1e-4)
+    assert found["uniformity"] == pytest.approx(simcse.uniformity(h), rel=1e-4)
+    assert found["pearson"] == pytest.approx(np.corrcoef(cosine, labels)[0, 1], rel=1e-4)
+    assert found["spearman"] == pytest.approx(np.corrcoef(rank(cosine), rank(labels))[0, 1])
+
+
+def test_a_row_gives_two_views_and_long_ones_are_cut(tiny_encoder):
+    args = argparse.Namespace(normalize_length=0, max_tokens=5)
+    batch = simcse.views([("good film is very old",), ("how old",)], Tokenizer(tiny_encoder), args)
+    assert batch.cu_seqlens.diff().tolist() == [5, 4, 5, 4]
+    assert torch.equal(batch.ids[:9], batch.ids[9:])
 
 
 # ----- corpora
@@ -164,13 +191,21 @@ def test_without_pairs_that_are_alike_the_metrics_stay_json_and_say_not_defined(
 
 
 def test_a_run_writes_an_encoder_for_multitask_and_says_what_became_of_it(tmp_path, capsys, refused):
-    simcse.main([*flags(tmp_path, "--dropout 0.3 --negatives both"), "--out", str(tmp_path / "run")])
+    simcse.main(
+        [
+            *flags(tmp_path, "--dropout 0.3 --negatives both --weight_decay 0.01 --warmup 0.3"),
+            "--out",
+            str(tmp_path / "run"),
+        ]
+    )
     lines = capsys.readouterr().out
     assert all(name in lines for name in ("alignment", "uniformity", "pearson", "spearman", "before", "after"))
     start, end = Bert.load(tmp_path / "bert"), Bert.load(tmp_path / "run" / "encoder")
     assert end.config == start.config  # dropout as fine-tuning wants it
     assert not torch.equal(start.layers[0].up.weight, end.layers[0].up.weight)
     assert torch.equal(start.pooler.weight, end.pooler.weight)
+    rates = {line["step"]: line["lr"] for line in tiny.metrics(tmp_path / "run") if line["kind"] == "train"}
+    assert rates == {step: 0.001 * linear_schedule(step - 1, max(rates), 0.3) for step in rates}
     simcse.main(["--eval_only", "--out", str(tmp_path / "run")])
     again = capsys.readouterr().out.splitlines()[-1].split("|")[2:]
     after = next(line for line in lines.splitlines() if line.startswith("| after")).split("|")[2:]
