@@ -42,7 +42,7 @@ def tensors(*shapes):
 def norm_of(weight, bias):
     """What the operations read of a LayerNorm."""
     norm = nn.Module()
-    norm.weight, norm.bias, norm.eps = weight, bias, 1e-12
+    norm.weight, norm.bias, norm.eps = weight, bias, 0.1
     return norm
 
 
@@ -61,7 +61,7 @@ def cases():
         "linear without bias": (lambda f, x, w: f.linear(x, w), tensors((T, H), (7, H))),
         "linear_gelu": (lambda f, x, w, b: f.linear_gelu(x, w, b), wide[:3]),
         "feed_forward": (lambda f, *inputs: f.feed_forward(*inputs), wide),
-        "layer_norm": (lambda f, x, g, b: f.layer_norm(x, g, b, 1e-12), tensors((T, H), (H,), (H,))),
+        "layer_norm": (lambda f, x, g, b: f.layer_norm(x, g, b, 0.1), tensors((T, H), (H,), (H,))),
         "dropout": (lambda f, x: f.dropout(x, 0.0), wide[:1]),
         "embed": (lambda f, a, b, c, g, s: f.embed(ids, ids % 3, ids % 2, (a, b, c), norm_of(g, s)), tables),
         "attention": (lambda f, qkv: f.attention(qkv, *batch), tensors((T, 3 * H))),

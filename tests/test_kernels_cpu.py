@@ -207,6 +207,27 @@ def test_bfloat16_products_round_the_operands_and_sum_in_float32():
     assert not torch.allclose(y, linear(x, w), atol=1e-2)
 
 
+def test_the_plain_forms_drop_out_probabilities_and_the_product_with_its_bias(monkeypatch):
+    torch.manual_seed(0)
+    mask = torch.rand(6, 6).double()  # of all that is dropped out here
+    monkeypatch.setattr(plain, "dropout", lambda x, p: x * mask[: x.shape[-2], : x.shape[-1]] if p == 0.3 else None)
+    q, k, v = torch.randn(3, 6, 6, dtype=torch.float64)
+    probs = torch.softmax(q @ k.T / 6**0.5, 1) * mask
+    assert torch.allclose(plain.attention(torch.cat((q, k, v), 1), *bounds([6]), 1, 0.3), probs @ v)
+    norm = torch.nn.LayerNorm(6, dtype=torch.float64)
+    x, b, residual = q, k[0], v
+    assert torch.allclose(plain.add_norm(x, b, residual, norm, 0.3), norm(residual + (x + b) * mask))
+
+
+def test_add_norm_drops_out_the_product_with_its_bias():
+    x, b, residual = torch.randn(5, 8), torch.randn(8), torch.randn(5, 8)
+    norm = torch.nn.LayerNorm(8)
+    torch.manual_seed(3)
+    z = add_norm(x, b, residual, norm, 0.3)
+    torch.manual_seed(3)
+    assert torch.allclose(z, norm(residual + (x + b) * dropout_mask((5, 8), 0.3, x)), atol=1e-6)
+
+
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.5])
 def test_dropout_keeps_the_right_share_and_scales_it(p):
     torch.manual_seed(0)
