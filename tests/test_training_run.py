@@ -308,14 +308,65 @@ class OneStep:
         yield 1, {}
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize(("step", "says"), [(1, "no weight has moved yet"), (2, "lower --lr")])
-def test_a_value_that_is_not_finite_is_named_and_no_false_cause_given(tmp_path, step, says):
+def test_a_value_that_is_not_finite_is_named_and_no_false_cause_given(tmp_path, step, says, value):
     args, model = argparse.Namespace(out=str(tmp_path / "run"), save_every=1), tiny.model()
     run = TrainingRun(args, OneStep(), model, tiny.optimizer(model), data={}, save_model=None)
-    with run, pytest.raises(UserError, match=f"loss of sst became nan at step {step}; .*{says}"):
+    with run, pytest.raises(UserError, match=f"loss of sst became {value} at step {step}; .*{says}"):
         for _ in run.steps():
             run.step = step
-            run.record({"losses": {"sst": torch.tensor(torch.nan)}, "norm": torch.tensor(1.0)})
+            run.record({"losses": {"sst": torch.tensor(value)}, "norm": torch.tensor(1.0)})
+
+
+class FiveSteps(OneStep):
+    def __init__(self, epoch_steps):
+        self.epoch_steps = epoch_steps
+
+    def __len__(self):
+        return 5
+
+    def steps(self, done):
+        return (((i // self.epoch_steps) + 1, {}) for i in range(done, 5))
+
+
+def five_steps(folder, epoch_steps=1, save_every=10, stop_at=()):
+    """A run of five steps: (itself, finished; the steps at which its model was kept as the best one)."""
+    args, model, kept = argparse.Namespace(out=str(folder), save_every=save_every), tiny.model(), []
+
+    def keep(best):
+        kept.append(run.step)
+        (best / "model").write_text("")
+
+    run = TrainingRun(args, FiveSteps(epoch_steps), model, tiny.optimizer(model), data={}, save_model=keep)
+    run.step = "before"
+    with run:
+        for step, *_ in run.steps():
+            run.interrupt.asked = step in stop_at
+            run.record({"losses": {"sst": torch.tensor(1.0)}, "norm": torch.tensor(1.0)})
+            if run.epoch_ends:
+                run.evaluated({}, [0.5, 0.7, 0.6, 0.65, 0.7][step - 1])
+    return run, kept
+
+
+def test_the_best_model_is_the_first_with_the_highest_score(tmp_path):
+    run, kept = five_steps(tmp_path / "run", stop_at=[5])
+    assert kept == [1, 2]
+    assert run.finished  # Ctrl-C in the last step stops nothing
+
+
+def test_what_takes_the_place_of_a_deleted_best_model_gives_way_to_any_other(tmp_path):
+    run, _ = five_steps(tmp_path / "run", stop_at=[2])
+    assert (run.step, run.finished) == (2, False)
+    shutil.rmtree(run.best)
+    assert five_steps(tmp_path / "run")[1] == ["before", 3, 4, 5]
+
+
+def test_the_state_is_saved_every_so_many_steps_and_after_each_epoch(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(run_folder, "save_state", lambda *state: saved.append(state[-1]["step"]))
+    five_steps(tmp_path / "run", epoch_steps=5, save_every=2)
+    assert saved == [2, 4, 5]
 
 
 def test_conflicts_are_counted_over_an_epoch_that_was_stopped(world, tmp_path, monkeypatch, capsys):
