@@ -61,6 +61,7 @@ def test_float16_keeps_with_scaling_what_it_loses_without():
 
 @pytest.mark.parametrize("bad", (float("inf"), float("-inf"), float("nan")))
 def test_a_bad_gradient_halves_the_scale_and_good_ones_double_it(bad):
+    assert (LossScaler(CPU).scale, LossScaler(CPU).grow_after) == (2**16, 2000)
     scaler = LossScaler(CPU, scale=64.0, grow_after=3)
     good = lambda: [FlatParameters(1.0, 2.0), FlatParameters(3.0)]  # noqa: E731
     assert scaler.unscale(good()) and scaler.unscale(good()) and scaler.scale == 64
