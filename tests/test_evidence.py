@@ -35,6 +35,15 @@ def test_float16_changes_no_decision_and_no_probability_by_much(classes):
     assert (np.abs(again - p)[likely] / p[likely]).max() < 3e-3
 
 
+def test_the_largest_float16_makes_probabilities():
+    assert evidence.from_float16(np.float16([[6e4, 6e4, 0]])).tolist() == [[0.5, 0.5, 0]]
+    assert evidence.from_float16(np.float16([[6e4], [-6e4]])).tolist() == [[0, 1], [1, 0]]
+
+
+def test_ids_that_are_parted_elsewhere_are_others():
+    assert evidence.digest_of_ids(["a1", "2"]) != evidence.digest_of_ids(["a", "12"])
+
+
 def test_float16_of_numbers_is_the_number():
     values = np.random.default_rng(0).uniform(-1, 6, 1000).astype(np.float32)
     again = evidence.from_float16(keep_evidence.to_float16(values))
