@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from support.output_cache import cached_outputs
+from support.output_cache import cached_outputs, values_digest
 
 
 @pytest.fixture
@@ -56,6 +56,15 @@ def test_only_what_has_changed_is_computed_again(world):
     (world.run / "best" / "pals.safetensors").write_bytes(b"new")
     world.outputs(sts="c")
     world.outputs(sts="c")
+    assert len(world.asked) == 2
+
+
+def test_a_digest_changes_with_shape_type_and_the_file_that_holds_it(world):
+    zeros = np.zeros(4, np.float32), np.zeros((2, 2), np.float32), np.zeros(4, np.int32)
+    assert len({values_digest(array) for array in zeros}) == 3
+    world.outputs()
+    (world.run / "best" / "heads.safetensors").rename(world.run / "best" / "pals.safetensors")
+    world.outputs()
     assert len(world.asked) == 2
 
 
