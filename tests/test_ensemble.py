@@ -191,6 +191,15 @@ def test_tuned_weights_are_used_only_where_they_win_on_the_half_that_they_have_n
     assert False in wins
 
 
+def test_weights_that_win_on_both_halves_and_lose_on_the_whole_are_not_used():
+    labels = np.float32([4, 5, 0, 0, 2, 3])
+    values = [np.float32([4, 2, 0, 1, 2, 2]), np.float32([5, 2, 3, 3, 0, 4])]
+    weights, after, before, use = tune(TASKS["sts"], values, labels, "average")
+    assert weights == [0, 1]
+    assert after > before + 0.1
+    assert not use
+
+
 def test_held_out_scores_each_half_with_the_members_chosen_on_the_other():
     rng, n, seen = np.random.default_rng(0), 31, []
     labels = {name: random_labels(task, n, rng) for name, task in TASKS.items()}
