@@ -14,7 +14,7 @@ from sampling import Plan
 from support import flags
 from support.console import UserError
 from support.fingerprints import of_examples
-from tasks import SPLITS, TASKS, DataSet, data_path, load_data, load_examples, read_examples
+from tasks import SPLITS, TASKS, DataSet, Examples, data_path, load_data, load_examples, read_examples
 from tokenizer import Tokenizer
 
 HEADER = "\tid\tsentence1\tsentence2\tis_duplicate\n"
@@ -34,6 +34,14 @@ def test_the_task_files_are_read(tmp_path):
     assert examples.sentences == ['Is "this" it?']
     assert examples.second_sentences == ["What\tx?"]
     assert examples.labels.tolist() == [1.0]
+
+
+def test_a_sample_is_random_always_the_same_and_in_the_order_of_the_file():
+    examples = Examples([str(i) for i in range(100)], ["a"] * 100, None, np.arange(100.0))
+    numbers = [int(i) for i in examples.sample(50).ids]
+    assert numbers == sorted(numbers) == examples.sample(50).labels.tolist()
+    assert 10 < sum(i < 50 for i in numbers) < 40
+    assert examples.sample(None) is examples.sample(100) is examples
 
 
 def test_a_test_file_lacks_the_label(tmp_path):
@@ -200,6 +208,8 @@ def test_siamese_batches_have_the_first_sentences_and_then_the_second(tmp_path, 
     for dataset in (joint, siamese, both):
         numbers = [i for part in dataset.by_length(5) for i in part]
         assert sorted(numbers) == list(range(len(dataset)))
+        lengths = [len(dataset.batch([i]).ids) for i in numbers]
+        assert lengths == sorted(lengths)
 
 
 def test_a_fingerprint_changes_with_any_label(tmp_path):
