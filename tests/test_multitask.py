@@ -356,6 +356,18 @@ def test_a_head_starts_as_he_et_al_say_and_its_logits_near_0():
     assert not head.hidden[0].bias.any() and not head.output.bias.any()
 
 
+@pytest.mark.parametrize("encoding", [{}, {"pair_encoding": "siamese"}, {"use_means": True}])
+def test_a_loss_reaches_the_encoder_and_what_is_the_task_s_own(encoding):
+    model = tiny.model(**encoding, pal_size=12, pal_heads=4)
+    for task in TASKS:
+        torch.nn.init.normal_(model.pals[task].decode.weight)
+        model.zero_grad()
+        model(task, tiny.batch((5, 3, 7, 4, 6, 2))).square().sum().backward()
+        reached = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+        groups = model.parameter_groups()
+        assert reached == {name for group in ("shared", task, f"pals.{task}") for name, _ in groups[group]}
+
+
 def test_a_siamese_pair_is_the_two_vectors_side_by_side():
     torch.manual_seed(0)
     model = MultitaskBert(Bert(tiny.config(initializer_range=0.3)), "siamese").eval()
