@@ -62,6 +62,15 @@ def test_attention_s_gradient_is_that_of_finite_differences_with_dropout_on():
     assert gradcheck(same_masks, (qkv,))
 
 
+def test_a_batch_that_was_evaluated_trains():
+    batch = bounds([6, 3, 5])  # its groups are kept
+    inputs = [torch.randn(shape, requires_grad=True) for shape in ((14, 8), (24, 8), (24,))]
+    with torch.inference_mode():
+        cls_attention(*inputs, *batch, 2)
+    cls_attention(*inputs, *batch, 2).sum().backward()
+    assert inputs[0].grad.any()
+
+
 def test_attention_of_one_sentence_does_not_see_the_others():
     torch.manual_seed(0)
     batch = bounds([6, 4])
