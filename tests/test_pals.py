@@ -80,6 +80,12 @@ def test_fresh_pals_leave_the_logits_bitwise_as_they_were(encoding):
         assert not torch.allclose(added(task, batch), without(task, batch))
 
 
+def test_pals_start_as_small_as_the_encoder():
+    own = Pals(tiny.config(initializer_range=0.01), 120, 4)
+    assert own.encode.weight.std().item() == pytest.approx(0.01, rel=0.1)
+    assert own.qkv[1].weight.std().item() == pytest.approx(0.01, rel=0.1)
+
+
 def test_pals_drop_out_attention_in_training_only(monkeypatch):
     seen, batch, h = [], tiny.batch(), torch.randn(19, 32)
     monkeypatch.setattr("pals.attention", lambda qkv, *rest: seen.append(rest[-1]) or qkv[:, :12])
@@ -112,12 +118,21 @@ def test_a_step_moves_the_pals_of_its_task_only():
         assert torch.equal(p, before[name]) != name.startswith("para."), name
 
 
-def test_encoder_head_and_pals_have_a_rate_each(tmp_path, monkeypatch):
-    rates, step = [], multitask.AdamW.step
-    monkeypatch.setattr(multitask.AdamW, "step", lambda self, lr: rates.append(lr) or step(self, lr))
+def test_encoder_head_and_pals_have_a_rate_each_and_the_step_is_as_the_flags_say(tmp_path, monkeypatch):
+    rates, settings, step = [], set(), multitask.AdamW.step
+
+    def note(optimizer, lr):
+        rates.append(lr)
+        settings.add((optimizer.weight_decay, optimizer.clip))
+        return step(optimizer, lr)
+
+    monkeypatch.setattr(multitask.AdamW, "step", note)
     bert, files = tiny.folder(tmp_path / "bert"), tiny.task_files(tmp_path / "data")
     flags = f"--bert {bert} --data {files} --out {tmp_path / 'run'} --epochs 1 --warmup 0 --lr 1e-5 --head_lr 2e-5"
+    flags += " --weight_decay 0.3 --clip 0.7 --hidden_dropout_prob 0.2"
     multitask.main(f"{flags} --use_pals --pal_size 12 --pal_heads 4 --pal_lr 3e-5".split())
+    assert settings == {(0.3, 0.7)}
+    assert BertConfig.load(tmp_path / "run" / "best").hidden_dropout_prob == 0.2
     task = next(name for name in ("sst", "para", "sts") if name in rates[0])
     assert rates[0] == {"shared": 1e-5, task: 2e-5, f"pals.{task}": 3e-5}
     assert [of["shared"] for of in rates] == pytest.approx([1e-5 * (1 - t / len(rates)) for t in range(len(rates))])

@@ -3,10 +3,12 @@
 import collections
 import itertools
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from multitask import training_plan
 from sampling import SAMPLINGS, Plan, example_stream, task_counts, task_order, task_probabilities
 
 SIZES = {"sst": 8544, "para": 141498, "sts": 6040}
@@ -95,6 +97,13 @@ def test_a_plan_is_the_list_of_all_steps_from_any_step_on(sampling, extra, joint
     assert len(plan) == len(steps) == 5 * plan.epoch_steps
     for done in (0, 1, plan.epoch_steps - 1, plan.epoch_steps, len(steps) // 2, len(steps)):
         assert list(plan.steps(done)) == steps[done:]
+
+
+def test_the_plan_of_a_run_is_that_of_its_flags():
+    sizes, examples = {"sst": 40, "para": 90, "sts": 20}, lambda n: {"train": range(n)}
+    args = SimpleNamespace(batch_size=4, epochs=2, sampling="sqrt", seed=7, extra_sst=True, gradient_surgery=False)
+    plan = training_plan(args, {name: examples(n) for name, n in sizes.items()})
+    assert list(plan.steps()) == list(Plan(sizes, 4, 2, "sqrt", 7, ("sst",)).steps())
 
 
 def test_a_stream_is_found_at_any_place():
