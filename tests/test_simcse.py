@@ -17,11 +17,12 @@ import torch
 
 import multitask
 import simcse
-from adamw import linear_schedule
+from adamw import AdamW, linear_schedule
 from bert import Bert
 from support import flags as support_flags
 from support import training_run
 from support.corpora import CorpusPlan, TextFile
+from support.loss_scaling import NoScaling
 from support.safetensors import read_safetensors
 from tasks import TASKS, Examples, data_path, read_examples
 from tokenizer import Tokenizer
@@ -103,6 +104,16 @@ def test_a_row_gives_two_views_and_long_ones_are_cut(tiny_encoder):
     assert torch.equal(batch.ids[:9], batch.ids[9:])
 
 
+def test_a_step_takes_its_share_of_the_rate_and_reaches_the_embeddings(tiny_encoder):
+    args = argparse.Namespace(seed=0, lr=0.01, tau=0.05, negatives="cross", normalize_length=0, max_tokens=64)
+    model, rows = simcse.SentenceEncoder(tiny.model().bert, "mean"), [("good film",), ("bad story",), ("how old",)]
+    optimizer = AdamW({"shared": list(model.named_parameters())}, weight_decay=0.0)
+    for factor in (0.0, 0.5):
+        before = model.bert.word.weight.clone()
+        simcse.training_step(args, 1, factor, rows, model, optimizer, Tokenizer(tiny_encoder), NoScaling())
+        assert torch.equal(model.bert.word.weight, before) == (factor == 0)
+
+
 # ----- corpora
 
 
@@ -176,6 +187,23 @@ def flags(tmp_path, more=""):
         tiny.task_files(folders["data"])
     common = f"--bert {folders['bert']} --data {folders['data']} --batch_size 8 --epochs 2 --lr 0.001"
     return [*common.split(), *more.split()]
+
+
+def test_a_run_is_made_as_its_flags_say(tmp_path, monkeypatch):
+    class Made(Exception):
+        pass
+
+    def stop(args, *made, **_):
+        raise Made(*made)
+
+    monkeypatch.setattr(simcse, "TrainingRun", stop)
+    more = f"--dropout 0.3 --seed 5 --weight_decay 0.2 --clip 0.7 --max_sentences 20 --out {tmp_path / 'run'}"
+    with pytest.raises(Made) as found:
+        simcse.main(flags(tmp_path, more))
+    plan, model, optimizer = found.value.args
+    assert list(plan.steps()) == list(CorpusPlan(20, 8, 2, 5).steps())
+    assert {(layer.p_hidden, layer.p_attention) for layer in model.bert.layers} == {(0.3, 0.3)}
+    assert (optimizer.weight_decay, optimizer.clip) == (0.2, 0.7)
 
 
 def test_without_pairs_that_are_alike_the_metrics_stay_json_and_say_not_defined(tmp_path, capsys):
