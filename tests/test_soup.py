@@ -1,5 +1,6 @@
 """Soups against the mean of their ingredients' tensors, greedy soups against the recipe, and soups as runs."""
 
+import itertools
 import json
 import shutil
 from types import SimpleNamespace
@@ -119,6 +120,14 @@ def test_a_greedy_soup_keeps_what_does_not_hurt_it(trained, monkeypatch):
     assert choose_soup([folders[0]] * 3, weights, [scores[0]] * 3, dev, CPU) == [0, 1, 2]
 
 
+def test_a_greedy_soup_is_compared_with_the_last_one_and_weighted_like_the_whole(monkeypatch):
+    found = {("b", 2, "c", 3): 0.6, ("b", 2, "c", 3, "a", 1): 0.55}  # below 0.6, above the 0.5 of b alone
+    made = lambda folders, weights: (SimpleNamespace(to=lambda _: zip(folders, weights, strict=True)), None)  # noqa: E731
+    monkeypatch.setattr("soup.soup", made)
+    monkeypatch.setattr("soup.dev_score_of", lambda pairs, *_: found[tuple(itertools.chain(*pairs))])
+    assert choose_soup(["a", "b", "c"], [1, 2, 3], [0.3, 0.5, 0.4], None, CPU) == [1, 2]
+
+
 def test_the_run_of_a_greedy_soup_has_the_flags_of_its_first_member_and_no_teachers(copied):
     own = {"a": {"fold": "1/2", "max_examples": 30}}
     own |= {"b": {"teacher": ["gone"], "unlabelled": "gone", "distill_lambda": 0.5}}
@@ -132,6 +141,10 @@ def test_the_run_of_a_greedy_soup_has_the_flags_of_its_first_member_and_no_teach
     found, first = of("soup"), {name: value for name, value in of("b").items() if name not in own["b"]}
     assert found == first | {"out": args.out, "epochs": 0, "max_examples": 30}  # scored on the data of the first run
     assert (found["fold"], found["lr"]) == (None, 2e-3)
+    for members, fold in (([0], "1/2"), ([0, 1], None)):  # what none of them has seen
+        write_config(args, dict.fromkeys(members, 1.0))
+        assert of("soup")["fold"] == fold
+    write_config(args, {1: 1.0, 2: 1.0})
     shutil.copytree(copied / "b" / "best", copied / "soup" / "best")
     multitask.main(["--resume", "--out", args.out])
 
