@@ -150,6 +150,9 @@ def test_greedy_is_its_definition_and_never_worse_than_the_best_member(name, met
         weights = rng.choice([np.ones(models), rng.uniform(0.1, 3, models)]).tolist()
         kept = choose(task, values, labels, weights, method)
         assert kept == slow_choose(task, values, labels, weights, method)
+        found = [{name: value} for value in values]
+        _, members, _ = ensemble.ensemble({name: labels}, found, weights, method, greedy=True)
+        assert members == {name: {i: weights[i] for i in kept}}
         reached = metric_of(task, [values[i] for i in kept], labels, [weights[i] for i in kept], method)
         assert reached >= max(METRICS[task.metric](to_predictions(task, v), labels) for v in values)
         several += len(kept) > 1
