@@ -94,6 +94,8 @@ def test_labels_alone_give_the_plain_loss_and_float32_stays_finite(task):
     logits, labels, teacher = (x.float() for x in random_batch(task))
     ours = distill.soft_loss(task, logits, distill.mix(task, labels, teacher, 1.0))
     assert ours.item() == pytest.approx(task_loss(task, logits, labels).item(), rel=1e-5)
+    half, targets = logits.half(), distill.mix(task, labels, teacher, 0.5)
+    assert distill.soft_loss(task, half, targets) == distill.soft_loss(task, half.float(), targets)
     extreme = distill.soft_loss(task, logits.sign() * 500, distill.mix(task, labels, teacher, 0.5))
     assert extreme.dtype == torch.float32
     assert extreme.isfinite()
