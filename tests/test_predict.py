@@ -13,6 +13,7 @@ import predict
 from bert import Bert
 from model import MultitaskBert
 from support.safetensors import read_safetensors, write_safetensors
+from tasks import TASKS
 from tokenizer import Tokenizer
 
 
@@ -95,6 +96,12 @@ def test_odd_lines_are_answered(trained, tmp_path, capsys):
     (tmp_path / "f").write_text("\n".join(lines))
     predict.main(["--run", str(trained), "--file", str(tmp_path / "f")])
     assert capsys.readouterr().out.splitlines()[::2] == lines
+
+
+def test_a_number_beyond_its_scale_is_said_as_the_end_of_it():
+    sts, para = TASKS["sts"], TASKS["para"]
+    assert [predict.in_words(sts, x, x) for x in (5.31, -0.2, 4.21)] == ["5.0 of 5", "0.0 of 5", "4.2 of 5"]
+    assert predict.in_words(para, [0.02, 0.98], 1) == "yes (98 %)"
 
 
 @pytest.mark.parametrize("pair", ["123\tone two three", "good film\t4", "mp3\tcassette90", "route66\tmotorway25"])
