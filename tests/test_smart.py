@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import inspect
 import math
 
 import pytest
@@ -178,6 +179,13 @@ def test_a_training_step_adds_both_penalties_by_their_weights_and_moves_the_aver
     for gradient, flat in zip(found, trainer.optimizer.flat_parameters(), strict=True):
         torch.testing.assert_close(gradient, flat.grad)
     assert smoothness > 0 and bregman > 0
+
+
+def test_the_presets_are_those_of_the_text():
+    text = " ".join(inspect.getmodule(Smart).__doc__.split())
+    assert len(PRESETS) == 2
+    for name, of in PRESETS.items():
+        assert f"{name}` is μ = {of['mu']:g}, ε = {of['epsilon']:g}".replace("e-0", "e-") in text
 
 
 # ----- the traps
