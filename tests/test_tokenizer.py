@@ -33,6 +33,16 @@ def test_a_sentence_and_a_pair_stand_between_the_special_tokens(tokenizer):
     assert first == 3
 
 
+def test_a_folder_s_own_padding_and_truncation_play_no_part(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    other = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    other.enable_padding(length=9)
+    other.enable_truncation(3)
+    other.save(str(tmp_path / "tokenizer.json"))
+    for text in ("good", "not a good film at all"):
+        assert Tokenizer(tmp_path).encode([text])[0][0].tolist() == tokenizer.encode([text])[0][0].tolist()
+
+
 def test_an_unknown_word_is_cut_into_its_pieces(tokenizer):
     ids, _ = tokenizer.encode(["gd"])[0]
     assert pieces(tokenizer, ids) == ["[CLS]", "g", "##d", "[SEP]"]
