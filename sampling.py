@@ -101,7 +101,7 @@ class Plan:
         self.sizes, self.batch_size, self.epochs, self.seed = sizes, batch_size, epochs, seed
         self.sampling, self.all_tasks = sampling, all_tasks
         batches = _batches(sizes, batch_size)
-        self.main_steps = max(1, round(batches / len(sizes))) if all_tasks else batches
+        self.main_steps = round(batches / len(sizes)) if all_tasks else batches
         self.extra = [(name,) for name in extra for _ in range(_batches({name: sizes[name]}, batch_size))]
         self.epoch_steps = self.main_steps + len(self.extra)
 
