@@ -33,7 +33,7 @@ import numpy as np
 
 from evaluate import METRICS, dev_score, score, to_predictions, write_predictions
 from predict import examples_of, outputs_of
-from soup import make_soup, write_records
+from soup import make_soup
 from support import flags, folders, places
 from support.console import UserError, command, table
 from tasks import TASKS
@@ -208,10 +208,7 @@ def main(argv=None):
         found.append(outputs_of(run, dev, "dev", device))
         alone.append({name: score(TASKS[name], values, labels[name]) for name, values in found[-1].items()})
     if args.method == "soup":
-        members = make_soup(args, weights, [dev_score(m) for m in alone], dev, device)
-        values = outputs_of(args.out, dev, "dev", device)
-        metrics = {name: score(TASKS[name], of, labels[name]) for name, of in values.items()}
-        write_records(args, members, metrics)
+        members, metrics = make_soup(args, weights, [dev_score(m) for m in alone], dev, device)
         kept, predicted = {"soup": members}, outputs_of(args.out, asked, args.split, device)
     else:
         metrics, kept, tuned = ensemble(labels, found, weights, args.method, args.greedy, args.tune_weights)

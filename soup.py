@@ -19,12 +19,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bert import BertConfig
-from evaluate import dev_metrics, dev_score
+from evaluate import dev_metrics, dev_score, score
 from model import MultitaskBert
-from predict import SOURCES, flags_of
-from support import files, metrics_file
+from predict import SOURCES, flags_of, outputs_of
+from support import files, metrics_file, run_folder
 from support.console import UserError
-from support.folders import model_folder
+from support.folders import check_vacant_for_ensemble, model_folder
 from tasks import TASKS, DataSet
 from tokenizer import Tokenizer
 
@@ -90,14 +90,29 @@ def dev_score_of(model, tokenizer, examples):
 
 
 def make_soup(args, weights, scores, examples, device):
-    """Makes a run of a soup in args.out, a folder like that of any other run.
+    """Makes a run of a soup in args.out, a folder like that of any other run, and locked like one.
 
     Args: args, the flags of `ensemble.py`; weights and scores, how much each run counts, and its dev score; examples,
-    {task: Examples} of dev. Returns {number of the run: weight}, who is in it. `write_records` completes the run:
-    until then it may be made again.
+    {task: Examples} of dev. Returns ({number of the run: weight}, who is in it; its dev metrics by task).
+    `write_records` completes the run: until then it may be made again. Raises UserError where another process makes a
+    run in this folder, or has made one.
     """
     folders = [model_folder(run) for run in args.runs]
     check_alike(folders)
+    with run_folder.lock(args.out):
+        check_vacant_for_ensemble(args.out, soup=True)
+        members = write_model(args, folders, weights, scores, examples, device)
+        values = outputs_of(args.out, examples, "dev", device)
+        metrics = {name: score(TASKS[name], of, examples[name].labels) for name, of in values.items()}
+        write_records(args, members, metrics)
+    return members, metrics
+
+
+def write_model(args, folders, weights, scores, examples, device):
+    """Writes `best/` and `config.json` of a soup's run. Arguments as for `make_soup`; folders, those of the models.
+
+    Returns who is in it.
+    """
     configs = [flags_of(run) for run in args.runs]
     if len({first_weights(config) for config in configs}) > 1:
         print("these runs began with other --bert or --init_seed: their mean may have learned nothing", file=sys.stderr)

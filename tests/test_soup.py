@@ -11,9 +11,12 @@ import torch
 import ensemble
 import multitask
 import predict
+import soup as recipe
 from model import MultitaskBert
 from predict import examples_of
 from soup import choose_soup, dev_score_of, soup, write_config
+from support import flags as program_flags
+from support import run_folder
 from support.safetensors import read_safetensors, write_safetensors
 from tasks import TASKS
 
@@ -152,7 +155,7 @@ def test_the_run_of_a_greedy_soup_has_the_flags_of_its_first_member_and_no_teach
 def test_a_soup_replaces_nothing_but_a_soup_that_was_killed(copied, refused, monkeypatch):
     flags = [str(copied / "a"), "--method", "soup", "--out", str(copied / "soup")]
     with monkeypatch.context() as patch:
-        patch.setattr(ensemble, "write_records", lambda *_: 1 / 0)
+        patch.setattr(recipe, "write_records", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             ensemble.main(flags)
     assert (copied / "soup" / "best").exists()
@@ -165,6 +168,18 @@ def test_a_soup_replaces_nothing_but_a_soup_that_was_killed(copied, refused, mon
         path.write_text("mine")
         refused(ensemble.main, flags, f"{copied}/soup/{name.split('/')[0]} is there", "move it away")
         assert path.read_text() == "mine"
+
+
+def test_a_soup_is_refused_where_another_process_makes_a_run_or_just_made_one(copied, refused, monkeypatch):
+    flags = [str(copied / "a"), "--method", "soup", "--out", str(copied / "soup")]
+    with run_folder.lock(copied / "soup"):  # of a training that has not taken its first step
+        refused(ensemble.main, flags, "another process trains in", "choose another --out")
+    assert [path.name for path in (copied / "soup").iterdir()] == ["lock"]
+    ensemble.main(flags)
+    before = (copied / "soup" / "metrics.jsonl").read_text()
+    monkeypatch.setattr(program_flags.folders, "check_vacant_for_ensemble", lambda *_, **__: None)  # both began at once
+    refused(ensemble.main, flags, "already holds a run")
+    assert (copied / "soup" / "metrics.jsonl").read_text() == before
 
 
 def test_soups_of_different_models_are_refused(copied, refused):
