@@ -128,6 +128,14 @@ def lock(folder):
     return file
 
 
+def check_lock(file, folder):
+    """Raises UserError where a folder is no longer the one that `lock` locked. Args: file, what `lock` returned."""
+    path = Path(folder) / "lock"
+    if not path.parent.exists() or (path.exists() and not os.path.samestat(os.fstat(file.fileno()), path.stat())):
+        remedy = "where it is now, --resume goes on from its last save; else start it again with another --out"
+        raise UserError(f"{folder} was moved or removed while this trained in it; {remedy}")
+
+
 def is_training(folder):
     """Whether a process trains in this folder now, and so may change the run's best model."""
     try:

@@ -51,7 +51,7 @@ class TrainingRun:
     def __enter__(self):
         with distributed.rank_0_first():
             if self.writes:
-                self.open.enter_context(run_folder.lock(self.folder))
+                self.lock = self.open.enter_context(run_folder.lock(self.folder))
         folders.check_vacant(self.folder, self.best.name, "last", "metrics.jsonl", "predictions")
         data = self.position["data"]
         self.position |= run_folder.load_state(self.folder, *self.state, len(self.plan)) or {}
@@ -113,8 +113,10 @@ class TrainingRun:
             conflicts           {pair of tasks: bool}, with gradient surgery only
             lr                  the learning rate, a float, where it is to be recorded
 
-        Raises UserError for a value that is not finite.
+        Raises UserError for a value that is not finite, and where the folder was moved or removed.
         """
+        if self.writes:
+            run_folder.check_lock(self.lock, self.folder)
         if self.writes and not self.begun:
             files.write_json(self.folder / "config.json", vars(self.args))  # before all others, see `check_vacant`
             files.recover_folder(self.best)
@@ -139,7 +141,7 @@ class TrainingRun:
         """Call at the end of an epoch. Keeps the model where it is the best so far.
 
         Args: metrics, floats by name, None for one that is not defined; score, what "best" is judged by, or None: the
-        latest model is the best.
+        latest model is the best. Raises UserError where the folder was moved or removed.
         """
         metrics = metrics if score is None else metrics | {"score": score}
         texts = (f"{name} {'not defined' if x is None else format(x, '.3f')}" for name, x in metrics.items())
@@ -149,6 +151,7 @@ class TrainingRun:
             self.bar.write(f"epoch {self.epoch}: gradients in conflict: {found}")
             self.position["conflicts"] = {}
         if self.writes:
+            run_folder.check_lock(self.lock, self.folder)
             metrics_file.append(self.folder, kind="dev", step=self.step, epoch=self.epoch, **metrics)
         if score is None or score > self.position["best"]:
             self._save_best()

@@ -1,6 +1,7 @@
 """What a run keeps, what it refuses to go on with, and who may write to it."""
 
 import argparse
+import contextlib
 import json
 import shutil
 import signal
@@ -132,6 +133,36 @@ def test_a_run_has_one_writer_and_any_number_of_readers(finished, refused):
         process.send_signal(signal.SIGKILL)
         process.wait()
     multitask.main(["--resume", "--out", str(out)])  # the lock died with its process
+
+
+@pytest.mark.parametrize("then", ["removed", "moved", "removed and begun anew"])
+def test_a_folder_that_is_moved_or_removed_while_a_run_trains_ends_it(world, tmp_path, refused, then):
+    out = tmp_path / "run"
+
+    class Acts(tiny.StopAfter):
+        @property
+        def asked(self):
+            self.left -= 1
+            if self.left == 0:
+                shutil.move(out, tmp_path / "moved")
+                if then != "moved":
+                    shutil.rmtree(tmp_path / "moved")
+                if then == "removed and begun anew":
+                    other.enter_context(run_folder.lock(out))
+            return False
+
+    with contextlib.ExitStack() as other, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_run, "Interrupt", Acts(2))
+        refused(multitask.main, [*world, "--out", out], out, "was moved or removed", "another --out")
+    assert [path.name for path in tmp_path.rglob("run/*")] == ["lock"] * (then == "removed and begun anew")
+    if then == "moved":
+        multitask.main(["--resume", "--out", str(tmp_path / "moved")])
+
+
+def test_a_lock_that_somebody_deleted_costs_nothing(tmp_path):
+    with run_folder.lock(tmp_path) as file:
+        (tmp_path / "lock").unlink()
+        run_folder.check_lock(file, tmp_path)
 
 
 @pytest.fixture(scope="module")
