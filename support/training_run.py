@@ -13,6 +13,7 @@ first finished step. Until then the folder holds nothing but the lock, so a star
 import collections
 import contextlib
 import math
+import os
 import signal
 import sys
 import time
@@ -210,15 +211,23 @@ def use_kept_products(folder):
 class Interrupt:
     """`with Interrupt() as interrupt`: Ctrl-C (or SIGTERM) sets `interrupt.asked`; a second one stops at once.
 
-    torchrun forwards a signal that the processes have seen already: what comes within two seconds is the same one.
+    So does a terminal that is closed (SIGHUP), unless `nohup` was asked for. torchrun forwards a signal that the
+    processes have seen already: what comes within two seconds is the same one.
     """
 
     def __enter__(self):
         self.asked = False
-        self.before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.terminals = [number for number in (1, 2) if os.isatty(number)]
+        numbers = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup
+            numbers.remove(signal.SIGHUP)
+        self.before = {number: signal.signal(number, self._handle) for number in numbers}
         return self
 
     def _handle(self, number, frame):
+        if number == signal.SIGHUP:  # nobody reads what is still to be printed, and printing it would fail
+            for terminal in self.terminals:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), terminal)
         if self.asked and time.monotonic() > self.since + 2:
             raise KeyboardInterrupt
         if not self.asked:

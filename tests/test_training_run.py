@@ -3,6 +3,8 @@
 import argparse
 import contextlib
 import json
+import os
+import pty
 import shutil
 import signal
 import subprocess
@@ -133,6 +135,24 @@ def test_a_run_has_one_writer_and_any_number_of_readers(finished, refused):
         process.send_signal(signal.SIGKILL)
         process.wait()
     multitask.main(["--resume", "--out", str(out)])  # the lock died with its process
+
+
+def test_a_terminal_that_is_closed_asks_a_run_to_save_unless_nohup_was_asked_for():
+    reader, terminal = pty.openpty()
+    with training_run.Interrupt() as interrupt:
+        interrupt.terminals = [terminal]
+        os.close(reader)
+        with pytest.raises(OSError, match="Input/output"):
+            os.write(terminal, b"step 1")
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert interrupt.asked
+        os.write(terminal, b"step 2")
+    os.close(terminal)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with training_run.Interrupt() as interrupt:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not interrupt.asked
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("then", ["removed", "moved", "removed and begun anew"])
