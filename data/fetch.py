@@ -4,7 +4,8 @@
 
 The files come from the course's public repository, github.com/gpoesia/minbert-default-final-project, folder data/. They
 are fetched one after the other, each aside and renamed: a fetch that was cut short goes on where it stopped, and a file
-that is complete is not fetched again. A file's length must be what the server announced, and examples must stand in it.
+that is complete is not fetched again. A file's length must be what the server announced; where it announces none, the
+last line must have its end. Examples must stand in each.
 
 `--quora_14k` makes a second folder, DIR-quora-14k, of the data that results/README.md measures on: SST and STS as they
 are, and for Quora the course's dev file alone, cut into three by h, the SHA-1 of a pair's id modulo 100: train where
@@ -69,6 +70,9 @@ def fetch(url, path, task, split, timeout=60):
     except UserError:
         part.unlink()
         raise
+    if total is None and not part.read_bytes().endswith(b"\n"):
+        remedy = "run the same command again to go on, or name another source with --url"
+        raise UserError(f"{path.name} ends within a line, after {size} bytes, and its server gave no length; {remedy}")
     part.replace(path)
 
 
@@ -149,6 +153,20 @@ def make_quora_14k(whole):
     return folder
 
 
+def fetch_all(url, folder):
+    """Fetches what is not in the folder yet. Raises UserError where something stands in the place of a file."""
+    for task in TASKS.values():
+        for split in SPLITS:
+            path = data_path(folder, task, split)
+            if os.path.lexists(path) and not path.is_file():
+                raise UserError(f"{path} is a folder, or a link to nothing; move it away, and this fetches the file")
+            if there := path.exists():
+                check(path, task, split, path, "delete it, and the same command fetches it again")
+            else:
+                fetch(f"{url}/{path.name}", path, task, split)
+            print(f"{path} {'is there' if there else 'fetched'}, {path.stat().st_size:,} bytes")
+
+
 @command
 def main(argv=None):
     parser = Parser(prog="data/fetch.py", description="Fetch the CS224N task files into a folder.")
@@ -161,18 +179,9 @@ def main(argv=None):
     check_folder("--out", args.out)
     folder = Path(args.out)
     folder.mkdir(parents=True, exist_ok=True)
-    for task in TASKS.values():
-        for split in SPLITS:
-            path = data_path(folder, task, split)
-            if os.path.lexists(path) and not path.is_file():
-                raise UserError(f"{path} is a folder, or a link to nothing; move it away, and this fetches the file")
-            if there := path.exists():
-                check(path, task, split, path, "delete it, and the same command fetches it again")
-            else:
-                fetch(f"{args.url}/{path.name}", path, task, split)
-            print(f"{path} {'is there' if there else 'fetched'}, {path.stat().st_size:,} bytes")
-    if args.quora_14k:
-        folder = make_quora_14k(folder)
+    with files.locked(folder, f"another process fetches into {folder}; wait for its end"):
+        fetch_all(args.url, folder)
+        folder = make_quora_14k(folder) if args.quora_14k else folder
     print(f"train on them with: make train DATA={folder} OUT=runs/{folder.name}")
 
 

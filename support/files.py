@@ -1,6 +1,7 @@
 """Files that are never half written, and files that others wrote, which are what they should be or one sentence."""
 
 import contextlib
+import fcntl
 import glob
 import json
 import math
@@ -162,6 +163,24 @@ def is_left_over(folder):
     """True for what a `replacing_folder` that was killed leaves beside the folder itself."""
     found = BESIDE.fullmatch(folder.name)
     return bool(found) and (folder.name.endswith("part") or folder.with_name(found[1]).exists())
+
+
+@contextlib.contextmanager
+def locked(folder, otherwise):
+    """`with locked(folder, "..."):` one process at a time is within it.
+
+    The lock ends with its process, and stands in no file. Raises UserError, `otherwise`, where another process has it.
+    """
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(otherwise) from None
+        yield
+    finally:
+        os.close(number)
 
 
 # ----- reading what others wrote

@@ -10,6 +10,7 @@ import pytest
 import tiny
 from tiny import REAL, ROOT
 
+from support import files
 from tasks import SPLITS, TASKS, data_path
 
 spec = importlib.util.spec_from_file_location("fetch", ROOT / "data" / "fetch.py")
@@ -67,6 +68,23 @@ def test_a_fetch_that_was_cut_short_goes_on(server, tmp_path, refused, capsys):
     capsys.readouterr()
     fetch.main(command)
     assert capsys.readouterr().out.count("is there") == 9
+
+
+def test_a_file_without_a_length_that_ends_within_a_line_is_not_whole(server, tmp_path, refused):
+    text = (Files.folder / "ids-sst-train.csv").read_bytes()
+    Files.raw = b"HTTP/1.0 200 OK\r\n\r\n" + text[:-3]
+    refused(fetch.main, ["--out", tmp_path, "--url", server], "ids-sst-train.csv ends within a line", "run the same")
+    assert not (tmp_path / "ids-sst-train.csv").exists()
+    Files.raw = None
+    fetch.main(["--out", str(tmp_path), "--url", server])
+    assert (tmp_path / "ids-sst-train.csv").read_bytes() == text
+
+
+def test_two_fetches_into_one_folder_do_not_mix(server, tmp_path, refused):
+    with files.locked(tmp_path, "held"):
+        refused(fetch.main, ["--out", tmp_path, "--url", server], f"another process fetches into {tmp_path}; wait")
+    assert not list(tmp_path.glob("*.csv"))
+    fetch.main(["--out", str(tmp_path), "--url", server])
 
 
 def test_no_network_and_a_missing_file_are_one_sentence(server, tmp_path, refused):
