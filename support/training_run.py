@@ -232,6 +232,9 @@ class Interrupt:
             raise KeyboardInterrupt
         if not self.asked:
             self.asked, self.since = True, time.monotonic()
+            if distributed.rank() == 0:
+                with contextlib.suppress(OSError):  # nobody reads it
+                    os.write(2, b"\nthis saves, then stops; a second Ctrl-C stops at once, and saves nothing\n")
 
     def __exit__(self, *_):
         for number, handler in self.before.items():

@@ -137,6 +137,16 @@ def test_a_run_has_one_writer_and_any_number_of_readers(finished, refused):
     multitask.main(["--resume", "--out", str(out)])  # the lock died with its process
 
 
+def test_who_presses_ctrl_c_reads_that_the_run_saves_and_that_a_second_one_does_not(capfd, monkeypatch):
+    with training_run.Interrupt() as interrupt:
+        for _ in range(2):  # the second within two seconds is the same one
+            os.kill(os.getpid(), signal.SIGINT)
+        assert capfd.readouterr().err.count("this saves, then stops; a second Ctrl-C stops at once") == 1
+        monkeypatch.setattr(interrupt, "since", interrupt.since - 3)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_a_terminal_that_is_closed_asks_a_run_to_save_unless_nohup_was_asked_for():
     reader, terminal = pty.openpty()
     with training_run.Interrupt() as interrupt:
