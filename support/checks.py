@@ -89,10 +89,12 @@ def read_options(path):
     remedy = "train the model again"
     options = read_json(path, optional=OPTIONS, remedy=remedy)
     for key, value in options.items():
+        if key not in OPTIONS:
+            raise UserError(f"{path} has {key!r:.40}, unknown to this version; update this project, or {remedy}")
         if key == "pair_encoding":
             right = value in ("joint", "siamese")
         else:
-            right = key in OPTIONS and value >= (key not in ("use_means", "classifier_layers"))
+            right = value >= (key not in ("use_means", "classifier_layers"))
         if not right:
             raise UserError(f"{path}: {key:.40} cannot be {shown(value)}; {remedy}")
     return options

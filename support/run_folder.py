@@ -69,7 +69,11 @@ def parse_flags(parser, argv, at_hand=lambda args: True):
         return args
     remedy = "choose another --out"
     saved = read_json(config, remedy=remedy)
-    if "out" not in saved or saved.keys() - vars(args).keys():
+    unknown = sorted(saved.keys() - vars(args).keys())
+    if unknown and saved.keys() > vars(args).keys():
+        said = f"is of a newer version of {parser.prog}, with --{unknown[0]:.40}; update this project, or {remedy}"
+        raise UserError(f"{config} {said}")
+    if "out" not in saved or unknown:
         raise UserError(f"{config} is not a run of {parser.prog}; {remedy}")
     if not (args.resume or args.eval_only):
         raise UserError(f"{args.out} already holds a run; add --resume to go on with it, or choose another --out")

@@ -130,3 +130,4 @@ def test_a_run_whose_config_holds_other_values_is_not_resumed(tmp_path, change):
     with pytest.raises(UserError) as refused:
         flags.parse_multitask(argv, *tables)
     assert len(str(refused.value)) - 2 * len(str(tmp_path)) < 300
+    assert ("newer version of multitask.py, with --unknown; update" in str(refused.value)) == ("unknown" in change)
