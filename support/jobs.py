@@ -34,12 +34,14 @@ def run(script, argv, folder, again):
     print("\npython " + shlex.join([script, *argv]), flush=True)
     started, stop = time.time(), False
     child = subprocess.Popen([sys.executable, str(ROOT / script), *argv])
-    before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())  # the run saves, and ends with code 130
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]  # of nohup
+    before = {n: signal.signal(n, lambda *_: child.terminate()) for n in numbers}  # the run saves, and ends with 130
     try:
         code = child.wait()
     except KeyboardInterrupt:  # the run has heard it too, and saves
         code, stop = child.wait(), True
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
     part = folder / "seconds.json"
     seconds = (files.read_json(part, {"seconds": float})["seconds"] if part.exists() else 0) + time.time() - started
     if code == 0:

@@ -1,7 +1,9 @@
 """The tables: their rows on a tiny encoder, interrupted and resumed, and what is made from evidence alone."""
 
 import json
+import os
 import shutil
+import signal
 import statistics
 import subprocess
 from argparse import Namespace
@@ -347,6 +349,28 @@ def test_what_a_run_refuses_is_said_by_the_run_alone(tmp_path, monkeypatch, caps
     with pytest.raises(SystemExit) as stopped:
         jobs.run("multitask.py", [], tmp_path, "again")
     assert (stopped.value.code, capsys.readouterr().err) == (2, "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_table_ends_its_run_which_saves(tmp_path, monkeypatch, capsys, number):
+    heard = []
+
+    class Child:
+        def __init__(self, command):
+            self.terminate = lambda: heard.append("terminated")
+
+        def wait(self):
+            os.kill(os.getpid(), number)
+            return 130
+
+    monkeypatch.setattr(jobs.subprocess, "Popen", Child)
+    before = signal.signal(number, lambda *_: heard.append("died"))
+    with pytest.raises(SystemExit) as stopped:
+        jobs.run("multitask.py", [], tmp_path, "again")
+    os.kill(os.getpid(), number)
+    signal.signal(number, before)
+    assert (stopped.value.code, heard) == (130, ["terminated", "died"])
+    assert (tmp_path / "seconds.json").exists()
 
 
 def test_rows_that_the_table_lacks_and_flags_that_do_nothing_are_refused(tmp_path, refused, monkeypatch, task_files):
