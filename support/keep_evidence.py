@@ -41,7 +41,8 @@ def check_finished(run, config):
         raise UserError(f"{run}/config.json has no {missing[0]!r}; copy the run again")
     lines = evidence.dev_lines(run)
     if not lines or lines[-1]["epoch"] < config["epochs"]:
-        raise UserError(f"{run} is not finished; go on with it first: python multitask.py --resume --out {run}")
+        remedy = f"go on with it first (python multitask.py --resume --out {run}), or copy that file again"
+        raise UserError(f"{run} is not finished, as its metrics.jsonl says; {remedy}")
     if config["max_examples"]:
         raise UserError(f"{run} knows only some of the dev examples; make evidence of runs without --max_examples")
 

@@ -280,7 +280,7 @@ def test_the_members_of_a_soup_are_kept_by_their_names(world, tmp_path):
 def test_a_run_that_is_not_finished_is_no_evidence(world):
     keep_evidence.check_finished(world.run, world.config)
     world.set_config(epochs=3)
-    with pytest.raises(UserError, match="not finished"):
+    with pytest.raises(UserError, match=r"not finished, as its metrics.jsonl says; .*or copy that file again"):
         keep_evidence.check_finished(world.run, world.config)
     world.set_config(epochs=2, max_examples=10)
     with pytest.raises(UserError, match="only some of the dev examples"):
