@@ -36,6 +36,7 @@ from predict import examples_of, outputs_of
 from soup import make_soup
 from support import flags, folders, places
 from support.console import UserError, command, table
+from support.ensemble_flags import parse_ensemble
 from tasks import TASKS
 
 GRID = (0.0, 0.5, 1.0, 2.0, 4.0)  # the weights that --tune_weights tries
@@ -194,7 +195,7 @@ def _rows(labels, found, rows):
 
 @command
 def main(argv=None):
-    args = flags.parse_ensemble(argv)
+    args = parse_ensemble(argv)
     places.check_outputs("--out", args.out, "predictions", TASKS, args.split)
     device, weights = flags.choose_device(args), args.weights or [1.0] * len(args.runs)
     dev = examples_of(args.runs, args.data, "dev")

@@ -8,7 +8,7 @@ import torch
 import kernels
 from kernels.cpu import libraries
 from kernels.cpu.products import bfloat16_products, use_bfloat16_products
-from support import distributed, folders, run_folder
+from support import distributed, run_folder
 from support.console import Parser, UserError
 from support.downloads import MINILM, MODELS, are_at_hand
 from support.flag_types import BATCH, EPOCHS, LAYERS, WIDTH, fold, fraction, place, positive, share
@@ -267,34 +267,3 @@ def check_simcse(args, longest):
         raise UserError(f"--max_tokens {args.max_tokens} is more than the {longest} positions of BERT; give less")
     if (args.layers is None) != (args.hidden is None) or (args.hidden or 0) % 32:
         raise UserError("a random start needs both --layers and --hidden, and --hidden a multiple of 32")
-
-
-# ----- ensemble.py
-
-
-def parse_ensemble(argv):
-    """The flags of `ensemble.py`, checked."""
-    parser = Parser(prog="ensemble.py", description="Combine finished runs.")
-    add = parser.add_argument
-    add("runs", type=place, nargs="+", metavar="RUN",
-        help="folder of a run of multitask.py, or its evidence in results/runs")  # fmt: skip
-    add("--method", choices=("average", "vote", "soup"), default="average", help="of outputs, of decisions, of weights")
-    add("--greedy", action="store_true", help="only those that improve the ensemble on dev, chosen for each task")
-    add("--weights", "--priors", type=positive(float), nargs="+", metavar="W", help="of the RUNs (default: 1)")
-    add("--tune_weights", "--tune_priors", action="store_true", help="search on half of dev, use if better on the rest")
-    add("--split", choices=("dev", "test"), default="dev", help="what to predict (choices are made on dev)")
-    add("--out", type=place, default="runs/ensemble", metavar="DIR",
-        help="for predictions, or the soup (default: runs/ensemble)")  # fmt: skip
-    add("--data", type=place, metavar="DIR", help="folder of the task files (default: the data of the first RUN)")
-    add_device(parser)
-    args = parser.parse_args(argv)
-    run_folder.check_named_once(args.runs, ", and give it a larger weight with --weights")
-    if args.weights and len(args.weights) != len(args.runs):
-        raise UserError(f"--weights gives {len(args.weights)} weights to {len(args.runs)} runs; give one for each")
-    for flag in ("greedy", "tune_weights"):
-        if getattr(args, flag) and len(args.runs) == 1:
-            raise UserError(f"--{flag} has nothing to choose between with one run; name more of them")
-    if args.tune_weights and (args.weights or args.method == "soup"):
-        raise UserError("--tune_weights finds the weights of --method average or vote; leave out --weights and soups")
-    folders.check_vacant_for_ensemble(args.out, soup=args.method == "soup")
-    return args
