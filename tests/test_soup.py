@@ -15,8 +15,7 @@ import soup as recipe
 from model import MultitaskBert
 from predict import examples_of
 from soup import choose_soup, dev_score_of, soup, write_config
-from support import flags as program_flags
-from support import run_folder
+from support import ensemble_flags, run_folder
 from support.safetensors import read_safetensors, write_safetensors
 from tasks import TASKS
 
@@ -177,7 +176,9 @@ def test_a_soup_is_refused_where_another_process_makes_a_run_or_just_made_one(co
     assert [path.name for path in (copied / "soup").iterdir()] == ["lock"]
     ensemble.main(flags)
     before = (copied / "soup" / "metrics.jsonl").read_text()
-    monkeypatch.setattr(program_flags.folders, "check_vacant_for_ensemble", lambda *_, **__: None)  # both began at once
+    monkeypatch.setattr(
+        ensemble_flags.folders, "check_vacant_for_ensemble", lambda *_, **__: None
+    )  # both began at once
     refused(ensemble.main, flags, "already holds a run")
     assert (copied / "soup" / "metrics.jsonl").read_text() == before
 
