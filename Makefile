@@ -28,8 +28,8 @@ PRESET = sample
 EVIDENCE = results/runs
 WEAK = $(wildcard $(EVIDENCE)/smart-weak-8-*)
 STRONG = $(wildcard $(EVIDENCE)/smart-strong-8-*)
-# five models of one kind for the maps: seeds of one row, as far as they go
-ALIKE = $(wordlist 1,5,$(wildcard $(EVIDENCE)/means-*))
+# five models of one kind for the maps: seeds of one row, and some of them once more, as far as they go
+ALIKE = $(wordlist 1,5,$(wildcard $(EVIDENCE)/means-*) $(wildcard $(EVIDENCE)/again-means-*))
 
 # one sentence for a variable that is misused
 include support/variables.mk

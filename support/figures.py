@@ -139,7 +139,7 @@ def draw_maps(panels, gold, names, method):
     for i, (panel, strip) in enumerate(zip(panels, strips, strict=True)):
         (x, y), height, k = panel["xy"].T, panel["height"], panel["models"]
         with rc_context(LIGHT):
-            space = drawn.add_axes(((i - 0.07) / columns, 0.52, 1 / columns, 0.43), projection="3d")
+            space = drawn.add_axes(((i - 0.05) / columns, 0.52, 1 / columns, 0.43), projection="3d")
         space.patch.set_visible(False)  # would cover its neighbour
         model = "one model" if k == 1 else f"{k}-model ensemble"
         space.set_title(f"{model}\ndev accuracy {panel['accuracy']:.3f}", fontsize=9, y=0.95)
@@ -151,7 +151,7 @@ def draw_maps(panels, gold, names, method):
         space.set_zlabel("predicted", fontsize=7, labelpad=-11)
         space.tick_params(labelsize=7, pad=-3)
         space.view_init(elev=18, azim=-70)
-        space.set_box_aspect((1.6, 1.2, 1.1), zoom=0.99)
+        space.set_box_aspect((1.6, 1.2, 1.1), zoom=0.93)
 
         dress(strip, "", "gold label", "" if i else "predicted")
         points = strip.scatter(gold + jitter, height, c=height, s=3, **colour)
