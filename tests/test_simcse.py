@@ -219,13 +219,8 @@ def test_without_pairs_that_are_alike_the_metrics_stay_json_and_say_not_defined(
 
 
 def test_a_run_writes_an_encoder_for_multitask_and_says_what_became_of_it(tmp_path, capsys, refused):
-    simcse.main(
-        [
-            *flags(tmp_path, "--dropout 0.3 --negatives both --weight_decay 0.01 --warmup 0.3"),
-            "--out",
-            str(tmp_path / "run"),
-        ]
-    )
+    more = "--dropout 0.3 --negatives both --weight_decay 0.01 --warmup 0.3"
+    simcse.main([*flags(tmp_path, more), "--out", str(tmp_path / "run")])
     lines = capsys.readouterr().out
     assert all(name in lines for name in ("alignment", "uniformity", "pearson", "spearman", "before", "after"))
     start, end = Bert.load(tmp_path / "bert"), Bert.load(tmp_path / "run" / "encoder")
