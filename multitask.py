@@ -55,12 +55,11 @@ from tokenizer import Tokenizer
 def train(args, model, tokenizer, datasets):
     """Trains `model` and leaves the run in args.out. Returns True, or False where Ctrl-C stopped it."""
     trainer, plan = Trainer(args, model, datasets), training_plan(args, datasets)
-    save = lambda folder: model.save(folder, tokenizer)  # noqa: E731
     rates = {"--lr": args.option == "finetune", "--pal_lr": args.use_pals, "--head_lr": True}
     lower = " or ".join(flag for flag, used in rates.items() if used)  # what to lower if training diverges
     run = TrainingRun(
-        args, plan, model, trainer.optimizer,
-        extra=trainer.state(), data=trainer.fingerprints(), save_model=save, rate_flags=lower,
+        args, plan, model, trainer.optimizer, extra=trainer.state(), data=trainer.fingerprints(),
+        save_model=lambda folder: model.save(folder, tokenizer), rate_flags=lower,
     )  # fmt: skip
     if trainer.smart:
         passes = trainer.smart.passes()
@@ -215,9 +214,10 @@ def main(argv=None):
     torch.manual_seed(args.seed if args.init_seed is None else args.init_seed)
     bert = Bert.load(folder, hidden_dropout_prob=args.hidden_dropout_prob)
     bert.requires_grad_(args.option == "finetune")
-    pal_size = args.pal_size if args.use_pals else None
     heads = args.pair_encoding, args.use_means, args.classifier_layers, args.classifier_size
-    model = MultitaskBert(bert, *heads, pal_size, args.pal_heads).to(device)
+    model = MultitaskBert(bert, *heads, args.pal_size if args.use_pals else None, args.pal_heads).to(device)
+    if args.init_seed is not None:
+        torch.manual_seed(args.seed)  # for dropout
     describe(args, model, datasets, device)
     started = time.perf_counter()
     if not train(args, model, tokenizer, datasets):

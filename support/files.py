@@ -165,19 +165,25 @@ def is_left_over(folder):
     return bool(found) and (folder.name.endswith("part") or folder.with_name(found[1]).exists())
 
 
+def lock_open(file, otherwise):
+    """Locks an open file or its number, until it is closed. Raises UserError, `otherwise`, where another has the lock.
+
+    Where a file system has no locks, this does nothing.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(otherwise) from None
+    except OSError:
+        pass
+
+
 @contextlib.contextmanager
 def locked(folder, otherwise):
-    """`with locked(folder, "..."):` one process at a time is within it.
-
-    The lock ends with its process, and stands in no file. Raises UserError, `otherwise`, where another process has it.
-    """
+    """`with locked(folder, "..."):` one process at a time is within it. Raises UserError as `lock_open` does."""
     number = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            try:
-                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(otherwise) from None
+        lock_open(number, otherwise)
         yield
     finally:
         os.close(number)

@@ -25,7 +25,7 @@ import torch
 from kernels.cpu.products import bfloat16_products
 from support import metrics_file
 from support.console import UserError
-from support.files import beside, is_vacant, open_regular, read_json, target_of
+from support.files import beside, is_vacant, lock_open, open_regular, read_json, target_of
 from support.safetensors import open_safetensors, write_safetensors
 from support.saved_flags import OWN_FLAGS, as_typed
 
@@ -123,12 +123,10 @@ def lock(folder):
     path.touch()
     file = open_regular(path, "ab")  # open as long as it locks; "a" empties nobody's file
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        lock_open(file, f"another process trains in {folder}; wait for its end, or choose another --out")
+    except UserError:
         file.close()
-        raise UserError(f"another process trains in {folder}; wait for its end, or choose another --out") from None
-    except OSError:  # a file system without locks
-        pass
+        raise
     return file
 
 

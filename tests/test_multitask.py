@@ -54,13 +54,14 @@ def finished(tiny_encoder, task_files, tmp_path_factory):
 
 def test_the_init_seed_draws_the_first_weights_and_the_seed_the_rest(tiny_encoder, task_files, tmp_path, monkeypatch):
     starts = []
-    monkeypatch.setattr(multitask, "train", lambda args, model, *_: starts.append((args.seed, model.state_dict())))
+    drawn = torch.initial_seed  # of dropout
+    monkeypatch.setattr(multitask, "train", lambda args, model, *_: starts.append((drawn(), model.state_dict())))
     given = f"--bert {tiny_encoder} --data {task_files} --out {tmp_path} --use_pals --pal_size 12"
     for seeds in ("--seed 3", "--seed 4 --init_seed 3", "--seed 4"):
         with pytest.raises(SystemExit):
             multitask.main(f"{given} {seeds}".split())
-    (one, first), (two, second), (_, third) = starts
-    assert (one, two) == (3, 4)
+    (one, first), (two, second), (three, third) = starts
+    assert (one, two, three) == (3, 4, 4)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not all(torch.equal(first[name], third[name]) for name in first)
 

@@ -176,9 +176,8 @@ def test_a_soup_is_refused_where_another_process_makes_a_run_or_just_made_one(co
     assert [path.name for path in (copied / "soup").iterdir()] == ["lock"]
     ensemble.main(flags)
     before = (copied / "soup" / "metrics.jsonl").read_text()
-    monkeypatch.setattr(
-        ensemble_flags.folders, "check_vacant_for_ensemble", lambda *_, **__: None
-    )  # both began at once
+    # both began at once
+    monkeypatch.setattr(ensemble_flags.folders, "check_vacant_for_ensemble", lambda *_, **__: None)
     refused(ensemble.main, flags, "already holds a run")
     assert (copied / "soup" / "metrics.jsonl").read_text() == before
 
