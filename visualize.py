@@ -135,23 +135,23 @@ def arguments():
     add("--weak", type=place, nargs="+", required=True, metavar="RUN", help="runs with --use_smart --smart weak")
     add("--strong", type=place, nargs="+", required=True, metavar="RUN", help="runs with --use_smart --smart strong")
     add("--plain", type=place, nargs="+", default=[], metavar="RUN", help="runs without SMART")
-    add("--out", type=place, default="smart.png", metavar="FILE")
+    add("--out", type=place, default="smart.png", metavar="FILE", help="the figure")
 
     embeddings = figures.add_parser("embeddings", help="maps of the SST dev sentences, predicted sentiment as height")
     add = embeddings.add_argument
     add("--runs", type=place, nargs="+", required=True, metavar="RUN", help="the models, k of them an ensemble")
     add("--models", nargs="+", type=positive(int), default=None, metavar="K",
         help="a panel for each number of models (default: those of 1 2 5 that there are runs for)")  # fmt: skip
-    add("--method", choices=tuple(METHODS), default="tsne")
+    add("--method", choices=tuple(METHODS), default="tsne", help="how a map is made")
     add("--perplexity", type=positive(float, 2), default=30.0, help="of t-SNE: how many neighbours count")
     add("--seed", type=positive(int, 0), default=0, help="of t-SNE")
     add("--data", type=place, metavar="DIR", help="folder of the task files (default: the data of the first RUN)")
-    add("--out", type=place, default="embeddings.png", metavar="FILE")
+    add("--out", type=place, default="embeddings.png", metavar="FILE", help="the figure")
     add_device(embeddings)
 
     add = figures.add_parser("curves", help="training losses and dev metrics").add_argument
     add("runs", type=place, nargs="+", metavar="RUN")
-    add("--out", type=place, default="curves.png", metavar="FILE")
+    add("--out", type=place, default="curves.png", metavar="FILE", help="the figure")
     return parser
 
 

@@ -26,7 +26,7 @@ from weights import to_huggingface_names
 def main(argv=None):
     parser = Parser(prog="python -m bench.gpu_weights", description="Write a pretrained model in float16.")
     parser.add_argument("out", type=place, help="the folder to write")
-    parser.add_argument("--bert", default=MINILM, help="the model (default: %(default)s)")
+    parser.add_argument("--bert", default=MINILM, help="the model")
     args = parser.parse_args(argv)
     out = Path(args.out)
     if not files.is_vacant(out):

@@ -66,7 +66,7 @@ def shares(side, kind, batch_size, steps):
 def main(argv=None):
     parser = Parser(prog="python -m bench.shares", description="Where a step's time goes, ours and others'.")
     add = parser.add_argument
-    add("--data", type=place, default="data/sample", metavar="DIR", help="folder of task files (default: data/sample)")
+    add("--data", type=place, default="data/sample", metavar="DIR", help="folder of task files")
     add("--bert", default=MINILM, help="the weights of all sides")
     add("--task", choices=list(TASKS), default="sst")
     add("--batch_size", type=positive(int, most=BATCH), default=32)

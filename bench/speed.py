@@ -260,7 +260,7 @@ def linear_table():
 def main(argv=None):
     parser = Parser(prog="python -m bench.speed", description="Speed and memory against the best alternatives.")
     add = parser.add_argument
-    add("--data", type=place, default="data/sample", metavar="DIR", help="folder of task files (default: data/sample)")
+    add("--data", type=place, default="data/sample", metavar="DIR", help="folder of task files")
     add("--bert", default=MINILM, help="the weights of all sides")
     add("--task", choices=list(TASKS), default=None, help="default: sst and para")
     add("--batch_size", type=positive(int, most=BATCH), default=32)

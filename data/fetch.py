@@ -170,7 +170,7 @@ def fetch_all(url, folder):
 @command
 def main(argv=None):
     parser = Parser(prog="data/fetch.py", description="Fetch the CS224N task files into a folder.")
-    parser.add_argument("--out", type=place, default="data/cs224n", metavar="DIR")
+    parser.add_argument("--out", type=place, default="data/cs224n", metavar="DIR", help="where they go")
     parser.add_argument("--url", default=URL, help="where the files are")
     parser.add_argument("--quora_14k", action="store_true", help="make DIR-quora-14k, too, of the Quora dev file alone")
     args = parser.parse_args(argv)

@@ -103,11 +103,11 @@ def more(folder, task, embed, k, rng):
 def main(argv=None):
     parser = Parser(prog="data/more.py", description="Unlabelled examples out of the training sentences.")
     add = parser.add_argument
-    add("--data", type=place, default="data/sample", metavar="DIR", help="folder of task files (default: data/sample)")
-    add("--out", type=place, default="runs/more", metavar="DIR", help="where the new files go (default: runs/more)")
+    add("--data", type=place, default="data/sample", metavar="DIR", help="folder of task files")
+    add("--out", type=place, default="runs/more", metavar="DIR", help="where the new files go")
     add("--bert", default=MINILM, help="the encoder that finds neighbours: a folder or a name")
     add("--neighbours", type=positive(int), default=6, metavar="K", help="a pair is drawn from the K nearest")
-    add("--seed", type=positive(int, 0), default=11711)
+    add("--seed", type=positive(int, 0), default=11711, help="of what is drawn")
     add_device(parser)
     args = parser.parse_args(argv)
     check_folder("--out", args.out)

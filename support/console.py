@@ -29,7 +29,7 @@ class UserError(Exception):
 
 class Parser(argparse.ArgumentParser):
     """argparse, except that a wrong flag gets one sentence instead of the whole usage text (exit code 2), that a flag
-    must be written out, and that a list may be given in parts: `--runs A --runs B`.
+    must be written out, that a list may be given in parts: `--runs A --runs B`, and that --help tells the defaults.
     """
 
     def __init__(self, *args, **kwargs):
@@ -38,6 +38,9 @@ class Parser(argparse.ArgumentParser):
     def add_argument(self, *names, **settings):
         if settings.get("nargs") == "+":
             settings["action"] = Extend
+        usual, told = settings.get("default"), settings.get("help", "")
+        if type(usual) in (int, float, str) and usual not in ("", argparse.SUPPRESS) and "default" not in told:
+            settings["help"] = f"{told} (default: %(default)s)".lstrip()
         return super().add_argument(*names, **settings)
 
     def parse_known_args(self, args=None, namespace=None):

@@ -175,7 +175,7 @@ def check_sha256(path, expected):
 @command
 def main(argv=None):
     parser = Parser(prog="python -m support.downloads", description="Fetch a pretrained model, and print its folder.")
-    parser.add_argument("name", nargs="?", default=MINILM, help=f"(default: {MINILM})")
+    parser.add_argument("name", nargs="?", default=MINILM, help="of the model")
     print(find_model(parser.parse_args(argv).name))
 
 

@@ -13,12 +13,12 @@ def parse_ensemble(argv):
     add("runs", type=place, nargs="+", metavar="RUN",
         help="folder of a run of multitask.py, or its evidence in results/runs")  # fmt: skip
     add("--method", choices=("average", "vote", "soup"), default="average", help="of outputs, of decisions, of weights")
-    add("--greedy", action="store_true", help="only those that improve the ensemble on dev, chosen for each task")
-    add("--weights", "--priors", type=positive(float), nargs="+", metavar="W", help="of the RUNs (default: 1)")
-    add("--tune_weights", "--tune_priors", action="store_true", help="search on half of dev, use if better on the rest")
+    add("--greedy", action="store_true", help="only those that improve it on dev (task by task; a soup as a whole)")
+    add("--weights", type=positive(float), nargs="+", metavar="W", help="of the RUNs (default: 1)")
+    add("--tune_weights", action="store_true", help="search on half of dev, use if better on the rest")
     add("--split", choices=("dev", "test"), default="dev", help="what to predict (choices are made on dev)")
     add("--out", type=place, default="runs/ensemble", metavar="DIR",
-        help="for predictions, or the soup (default: runs/ensemble)")  # fmt: skip
+        help="for predictions, or the soup")  # fmt: skip
     add("--data", type=place, metavar="DIR", help="folder of the task files (default: the data of the first RUN)")
     add_device(parser)
     args = parser.parse_args(argv)

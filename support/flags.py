@@ -18,7 +18,7 @@ from support.places import check_folder, check_predictions, prediction_files
 
 
 def add_device(parser, default="auto"):
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default=default)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default=default, help="where to compute")
     parser.add_argument(
         "--use_gpu", dest="device", action="store_const", const="cuda", help="the same as --device cuda"
     )
@@ -73,7 +73,7 @@ def multitask_parser(tasks, splits, samplings, presets):
     """
     parser = Parser(prog="multitask.py", description="Fine-tune one BERT on all tasks.")
     add = parser.add_argument
-    add("--option", choices=("finetune", "pretrain"), default="finetune", help="train all, or only the heads")
+    add("--option", choices=("finetune", "pretrain"), default="finetune", help="train all, or all but the encoder")
     add("--bert", default=MINILM, help="pretrained encoder: a folder or a name")
     add("--out", type=place, default=None, help="folder of the run (default: runs/OPTION)")
     add("--resume", action="store_true", help="go on with the run in --out, if there is one")
@@ -87,17 +87,18 @@ def multitask_parser(tasks, splits, samplings, presets):
     add("--hidden_dropout_prob", type=fraction, default=0.1,
         help="dropout in the encoder (but for its attention, which has its own) and the heads")  # fmt: skip
 
-    add("--epochs", type=positive(int, 0, EPOCHS), default=3)
-    add("--batch_size", type=positive(int, most=BATCH), default=32)
+    add("--epochs", type=positive(int, 0, EPOCHS), default=3, help="passes over the training examples")
+    add("--batch_size", type=positive(int, most=BATCH), default=32, help="examples in a batch")
     add("--lr", type=positive(float), default=1e-4, help="peak learning rate of the encoder")
     add("--head_lr", type=positive(float), default=1e-3, help="peak learning rate of the heads, which start untrained")
-    add("--weight_decay", type=positive(float, 0), default=0.01)
+    add("--weight_decay", type=positive(float, 0), default=0.01, help="of AdamW; none for biases and LayerNorm")
     add("--warmup", type=fraction, default=0.1, help="fraction of the steps over which the learning rate rises")
     add("--clip", type=positive(float, 0), default=1.0, help="largest norm of the gradient, 0 for no limit")
     add("--sampling", choices=samplings, default="proportional", help="how often a step takes each task")
     add("--extra_sst", action="store_true", help="one more pass over SST at the end of each epoch")
-    add("--seed", type=positive(int, 0), default=11711)
-    add("--init_seed", type=positive(int, 0), metavar="N", help="seed of the heads' first weights (default: --seed)")
+    add("--seed", type=positive(int, 0), default=11711, help="of the order of examples, dropout and first weights")
+    add("--init_seed", type=positive(int, 0), metavar="N",
+        help="seed of the first weights of heads and PALs (default: --seed)")  # fmt: skip
     add_device(parser)
     add_kernels(parser)
     add("--cuda_graphs", nargs="?", const="on", default="auto", choices=("auto", "on", "off"),
@@ -105,7 +106,7 @@ def multitask_parser(tasks, splits, samplings, presets):
 
     add("--use_pals", action="store_true", help="projected attention layers for each task (pals.py)")
     add("--pal_size", type=positive(int, most=WIDTH), default=204, help="their width d_s")
-    add("--pal_heads", type=positive(int, most=WIDTH), default=12)
+    add("--pal_heads", type=positive(int, most=WIDTH), default=12, help="their attention heads")
     add("--pal_lr", type=positive(float), default=1e-4, help="their peak learning rate")
     add("--gradient_surgery", action="store_true", help="PCGrad: a batch of each task in every step (surgery.py)")
     add("--use_smart", action="store_true", help="smoothness-inducing regularization (smart.py)")
@@ -241,17 +242,17 @@ def simcse_parser():
     add("--max_tokens", type=positive(int, 3), default=64, help="longer sentences are cut")
 
     add("--negatives", choices=("cross", "both"), default="cross", help="from the other view, or from both")
-    add("--pooling", choices=("cls", "mean"), default="cls")
+    add("--pooling", choices=("cls", "mean"), default="cls", help="a sentence's embedding: [CLS], or the mean")
     add("--dropout", type=fraction, default=0.1, help="in the encoder, where it makes the two views")
     add("--tau", type=positive(float), default=0.05, help="temperature")
 
-    add("--epochs", type=positive(int, most=EPOCHS), default=1)
-    add("--batch_size", type=positive(int, 2, BATCH), default=64)
+    add("--epochs", type=positive(int, most=EPOCHS), default=1, help="passes over the corpus")
+    add("--batch_size", type=positive(int, 2, BATCH), default=64, help="rows in a batch")
     add("--lr", type=positive(float), default=3e-5, help="peak learning rate")
-    add("--weight_decay", type=positive(float, 0), default=0.0)
+    add("--weight_decay", type=positive(float, 0), default=0.0, help="of AdamW; none for biases and LayerNorm")
     add("--warmup", type=fraction, default=0.1, help="fraction of the steps over which the learning rate rises")
     add("--clip", type=positive(float, 0), default=1.0, help="largest norm of the gradient, 0 for no limit")
-    add("--seed", type=positive(int, 0), default=11711)
+    add("--seed", type=positive(int, 0), default=11711, help="of the order of examples, dropout and first weights")
     add_device(parser)
     add_kernels(parser)
     return parser

@@ -129,7 +129,7 @@ def parse_reproduce(argv):
     parser = Parser(prog="reproduce.py", description="The tables, run by run, and the evidence of runs.")
     add = parser.add_argument
     add("--table", type=int, choices=(1, 2, 3), help="1 settings, 2 methods, 3 many models as one (runs nothing)")
-    add("--preset", choices=tuple(PRESETS), default="sample")
+    add("--preset", choices=tuple(PRESETS), default="sample", help="how much is trained: data, epochs, seeds")
     add("--rows", nargs="+", metavar="ROW", help="run only these rows (default: all of the table)")
     add("--seeds", type=positive(int, 0), nargs="+", default=None, help="(default: those of the preset)")
     add("--flags", default="", metavar="TEXT", help='more flags of multitask.py for every run: --flags="--data DIR"')

@@ -169,3 +169,15 @@ def test_messages_are_made_short_at_once():
     start = time.process_time()
     shortened("x" * 10_000_000)
     assert time.process_time() - start < 1
+
+
+def test_help_tells_a_default_unless_the_text_does():
+    parser = Parser(prog="x")
+    parser.add_argument("--lr", default=1e-4, help="rate")
+    parser.add_argument("--bare", default="some")
+    parser.add_argument("--out", default="runs", help="folder (default: what fits)")
+    parser.add_argument("--flags", default="", help="more")
+    parser.add_argument("--on", action="store_true", help="switch")
+    told = {line.split()[0]: line.split(None, 2)[-1] for line in parser.format_help().splitlines() if "--" in line[:4]}
+    expected = {"--lr": "rate (default: 0.0001)", "--bare": "(default: some)", "--out": "folder (default: what fits)"}
+    assert told == expected | {"--flags": "more", "--on": "switch"}

@@ -283,7 +283,7 @@ def test_the_command_line_as_a_user_meets_it(copied):
 def test_predictions_for_test_of_those_tasks_that_have_a_test_file(copied, loads, capsys):
     names = [str(copied / name) for name in "abd"]
     (copied / "data" / "quora-test-student.csv").unlink()
-    flags = [*names, "--method", "vote", "--priors", "1", "2", "0.5", "--split", "test", "--out", str(copied / "out")]
+    flags = [*names, "--method", "vote", "--weights", "1", "2", "0.5", "--split", "test", "--out", str(copied / "out")]
     ensemble.main(flags)
     said = capsys.readouterr()
     assert said.err.count("quora-test-student.csv does not exist: no test predictions for para") == 1
@@ -311,7 +311,7 @@ def test_who_takes_no_part_in_a_task_is_not_asked_about_its_test(copied):
 
 
 def test_tuned_weights_are_reported_beside_equal_ones(trained, tmp_path, capsys):
-    ensemble.main([*(str(trained / name) for name in "abd"), "--tune_priors", "--out", str(tmp_path / "out")])
+    ensemble.main([*(str(trained / name) for name in "abd"), "--tune_weights", "--out", str(tmp_path / "out")])
     said = capsys.readouterr().out
     assert "beat equal ones on the other half" in said
     assert said.count("| yes ") + said.count("| no ") == 3
@@ -377,14 +377,14 @@ def test_wrong_requests_get_one_sentence(copied, refused):
     refused(main, [a, copied / "none"], copied / "none", "holds no run")
     refused(main, [a, copied / "data"], copied / "data", "holds no run")
     refused(main, [a, b, copied / "b" / ".." / "a"], "a is named twice")
-    refused(main, [a, b, "--priors", "1"], "1 weights to 2 runs")
-    refused(main, [a, b, "--priors", "1", "0"], "greater than 0")
-    refused(main, [a, b, "--priors", "1", "-1"], "greater than 0")
-    refused(main, [a, b, "--priors", "1", "nan"], "greater than 0")
+    refused(main, [a, b, "--weights", "1"], "1 weights to 2 runs")
+    refused(main, [a, b, "--weights", "1", "0"], "greater than 0")
+    refused(main, [a, b, "--weights", "1", "-1"], "greater than 0")
+    refused(main, [a, b, "--weights", "1", "nan"], "greater than 0")
     refused(main, [a, "--greedy"], "--greedy has nothing to choose")
-    refused(main, [a, "--tune_priors"], "--tune_weights has nothing to choose")
-    refused(main, [a, b, "--tune_priors", "--priors", "1", "2"], "--tune_weights", "--weights")
-    refused(main, [a, b, "--tune_priors", "--method", "soup"], "--tune_weights")
+    refused(main, [a, "--tune_weights"], "--tune_weights has nothing to choose")
+    refused(main, [a, b, "--tune_weights", "--weights", "1", "2"], "--tune_weights", "--weights")
+    refused(main, [a, b, "--tune_weights", "--method", "soup"], "--tune_weights")
     refused(main, [a, b, "--method", "mean"], "mean", "average")
     refused(main, [a, b, "--out", copied / "c"], "already holds a run")
     refused(main, [a, b, "--data", copied / "none"], "does not exist")
@@ -396,7 +396,7 @@ def test_wrong_requests_get_one_sentence(copied, refused):
     refused(main, [a, b, "--split", "test"], "no test file at all")
     for path in copied.glob("data/*-dev.csv"):
         path.write_text("\n".join(path.read_text().splitlines()[:2]) + "\n")
-    refused(main, [a, b, "--tune_priors"], "one dev example")
+    refused(main, [a, b, "--tune_weights"], "one dev example")
     shutil.rmtree(b / "best")
     refused(main, [a, b], b, "holds no trained model any more")
     config = copied / "c" / "config.json"

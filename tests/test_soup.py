@@ -48,7 +48,7 @@ def test_a_soup_of_one_model_is_that_model_bit_for_bit(copied, name, capsys):
     tensors = {key: t.clone() for key, t in read_safetensors(file).items()}
     tensors["sst.output.bias"][:2] = torch.tensor([-0.0, 1e-45])  # neither a sign nor a denormal number is lost
     write_safetensors(file, tensors)
-    flags = ["--method", "soup", "--priors", "0.3", "--out", str(copied / "soup")]
+    flags = ["--method", "soup", "--weights", "0.3", "--out", str(copied / "soup")]
     ensemble.main([str(copied / name), *flags])
     assert bits(tensors_of(copied / "soup")) == bits(tensors_of(copied / name))
     same, _ = soup([copied / name / "best"] * 3, [0.1, 0.2, 0.3])
@@ -138,15 +138,16 @@ def test_the_run_of_a_greedy_soup_has_the_flags_of_its_first_member_and_no_teach
         config.write_text(json.dumps(json.loads(config.read_text()) | more))
     args = SimpleNamespace(runs=[str(copied / name) for name in "abc"], out=str(copied / "soup"), data=None)
     (copied / "soup").mkdir()
-    write_config(args, {1: 1.0, 2: 1.0})
+    configs = [predict.flags_of(run) for run in args.runs]
+    write_config(args, {1: 1.0, 2: 1.0}, configs)
     of = lambda name: json.loads((copied / name / "config.json").read_text())  # noqa: E731
     found, first = of("soup"), {name: value for name, value in of("b").items() if name not in own["b"]}
     assert found == first | {"out": args.out, "epochs": 0, "max_examples": 30}  # scored on the data of the first run
     assert (found["fold"], found["lr"]) == (None, 2e-3)
     for members, fold in (([0], "1/2"), ([0, 1], None)):  # what none of them has seen
-        write_config(args, dict.fromkeys(members, 1.0))
+        write_config(args, dict.fromkeys(members, 1.0), configs)
         assert of("soup")["fold"] == fold
-    write_config(args, {1: 1.0, 2: 1.0})
+    write_config(args, {1: 1.0, 2: 1.0}, configs)
     shutil.copytree(copied / "b" / "best", copied / "soup" / "best")
     multitask.main(["--resume", "--out", args.out])
 
