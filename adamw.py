@@ -112,12 +112,6 @@ class AdamW:
                 tensors |= {f"{kind}.{name}": view for name, view in zip(flat.names, views, strict=True)}
         return tensors, dict(self.steps)
 
-    def load_state_dict(self, tensors, steps):
-        """Takes over what `state_dict` gave, from the same groups of parameters."""
-        for name, view in self.state_dict()[0].items():
-            view.copy_(tensors[name])
-        self.resume(steps)
-
     def resume(self, steps):
         """Call where m, v and the parameters were set in place. Args: steps, the step counts that belong to them."""
         self.steps = dict(steps)

@@ -5,10 +5,10 @@
 An ensemble of k models costs k times as much to use as one model. A soup of k models costs as much as one. It needs
 runs that ended in the same low-loss region, and they do if they started from the same weights: then the models between
 them are about as good as they are, or better. So take runs with the same --bert AND the same --init_seed, which draws
-the first weights of heads and PALs (default: --seed), but with another --seed, which orders the batches, or another
---lr, --epochs, --use_smart and so on. Heads that started from different random weights cannot be averaged: their mean
-predicts like an untrained head. A uniform soup takes all runs. A greedy soup takes those that do not lower its dev
-score.
+the first weights of heads and PALs (default: --seed), but with another --seed, which orders the batches and draws
+dropout's masks, or another --lr, --epochs, --use_smart and so on. Heads that started from different random weights
+cannot be averaged: their mean predicts like an untrained head. A uniform soup takes all runs. A greedy soup takes
+those that do not lower its dev score.
 
     python ensemble.py runs/a runs/b runs/c --method soup --greedy --out runs/soup
 """
@@ -119,7 +119,7 @@ def write_model(args, folders, weights, scores, examples, device):
     numbers = choose_soup(folders, weights, scores, examples, device) if args.greedy else range(len(folders))
     members = {i: weights[i] for i in numbers}
     model, tokenizer = soup([folders[i] for i in numbers], list(members.values()))
-    write_config(args, members)
+    write_config(args, members, configs)
     with files.replacing_folder(Path(args.out) / "best") as folder:
         model.save(folder, tokenizer)
     return members
@@ -132,12 +132,11 @@ def first_weights(config):
     return bert, config.get("seed") if drawn is None else drawn
 
 
-def write_config(args, members):
+def write_config(args, members, configs):
     """Writes `config.json` of a soup's run: the flags of its first member, but for 0 epochs.
 
-    So `--resume` leaves it as it is, and asks no teachers. Args: members, of `make_soup`.
+    So `--resume` leaves it as it is, and asks no teachers. Args: members, of `make_soup`; configs, of all runs.
     """
-    configs = [flags_of(run) for run in args.runs]
     first, *others = (configs[i] for i in members)
     own = {name: value for name, value in first.items() if name not in TEACHING}
     if any(config.get("fold") != first.get("fold") for config in others):

@@ -80,16 +80,16 @@ def pack(encoded):
     )
 
 
-def to_padded(batch, rows, fill=0):
+def to_padded(batch, rows):
     """Rows of a packed batch to a padded rectangle: rows (T, ...) -> (B, L, ...), and its mask (B, L) bool.
 
-    L is the longest sequence, `batch.max_seqlen`.
+    L is the longest sequence, `batch.max_seqlen`. Behind a sequence's end stand zeros.
 
     `to_padded(batch, batch.ids)` gives back (input_ids, attention_mask).
     """
     lengths = batch.cu_seqlens.diff()
     mask = torch.arange(batch.max_seqlen, device=rows.device) < lengths[:, None]
-    padded = rows.new_full((len(batch), batch.max_seqlen, *rows.shape[1:]), fill)
+    padded = rows.new_zeros((len(batch), batch.max_seqlen, *rows.shape[1:]))
     padded[mask] = rows
     return padded, mask
 

@@ -13,7 +13,7 @@ of an example.
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
+from torch.nn.functional import softplus
 
 
 def linear(x, weight, bias=None):
@@ -111,7 +111,7 @@ def mean_loss(logits, labels, classes):
     if classes > 2:
         return -torch.log_softmax(z, 1).gather(1, labels.long()[:, None]).mean()
     if classes == 2:  # log(1 + e^z) is -log(1 - σ(z)), and log(1 + e^-z) is -log σ(z)
-        return F.softplus(z[:, 0] * (1 - 2 * labels)).mean()
+        return softplus(z[:, 0] * (1 - 2 * labels)).mean()
     return ((z[:, 0] - labels) ** 2).mean()
 
 
