@@ -172,22 +172,22 @@ def graphed_step(model, optimizer, scaler=None):
 
 def report(args, model, datasets):
     """Scores the model on dev, writes the prediction files, and prints the final table."""
-    rows, metrics = [], {}
+    rows, metrics, places = [], {}, set()
     for name, splits in datasets.items():
-        task = TASKS[name]
+        task, labels = TASKS[name], splits["dev"].examples.labels
         for split in ("dev", "test"):
             if split in splits:
                 values = model_outputs(model, task, splits[split])  # all processes take part; one writes
                 path = Path(args.out) / getattr(args, f"{name}_{split}_out")
+                places.add(str(path.parent))
                 if distributed.rank() == 0:
                     write_predictions(path, task, splits[split].examples.ids, values)
                 if split == "dev":
-                    metrics[name] = score(task, values, splits["dev"].examples.labels)
-        labels = splits["dev"].examples.labels
+                    metrics[name] = score(task, values, labels)
         rows.append([name, task.metric, len(labels), majority(task, labels), metrics[name]])
     rows.append(["dev score", "", "", dev_score({row[0]: row[3] for row in rows}), dev_score(metrics)])
     print(table(["task", "metric", "dev examples", "majority class", "best model"], rows))
-    print(f"the best model is in {args.out}/best, its predictions for dev and test in {path.parent}")
+    print(f"the best model is in {args.out}/best, its predictions in {', '.join(sorted(places))}")
 
 
 # ----- the command line
