@@ -71,9 +71,10 @@ def annealed(step, steps):
 
 
 def mix(task, labels, teacher, weight):
-    """The targets of a batch. Args: task, its row in tasks.TASKS; labels (B,), NaN where there is none; weight, λ.
+    """The targets of a batch, in the shape of `teacher`.
 
-    teacher, and what is returned: (B, classes) class probabilities, also for two classes; or (B,) numbers.
+    Args: task, its row in tasks.TASKS; labels (B,), NaN where there is none; teacher, (B, classes) class probabilities,
+    also for two classes, or (B,) numbers; weight, λ.
     """
     known, gold = ~labels.isnan(), labels.nan_to_num()
     if task.classes:

@@ -3,18 +3,18 @@
 Beside the feed-forward half of each BERT layer, a task adds a narrow self-attention of its own, its task-specific
 function TS:
 
-    layer(h) = LN(h_att + FFN(h_att) + TS(h)),        TS(h) = V_D SA(V_E h)         h_att, FFN and LN as in `bert.py`
+    layer(h) = LN(h_att + FFN(h_att) + TS(h)),        TS(h) = V_D MH(V_E h)         h_att, FFN and LN as in `bert.py`
 
     V_E   (d_s, H)     from H = 768 down to d_s = 204     one for each task, shared by its layers
-    SA                 12 heads of size 17, with query, key and value matrices (d_s, d_s) for each task and layer, and
-                       no output projection
+    MH                 12 heads of size 17, with query, key and value matrices (d_s, d_s) for each task and layer, but
+                       no output projection, unlike SA in `bert.py`
     V_D   (H, d_s)     back up to H                       one for each task, shared by its layers
 
 where h (T, H) is the layer's input (not h_att); V_E and V_D act on each token's row. TS is the `adapter` of `bert.py`.
 
 V_D starts at zero, so TS(h) = 0: a model to which PALs were just added computes bit for bit what it did before
 (outside training: in training PALs draw dropout masks of their own). The gradient is not zero: that of V_D is the
-outer product of the gradient that comes in and SA(V_E h), summed over the tokens. The gradients of all other matrices
+outer product of the gradient that comes in and MH(V_E h), summed over the tokens. The gradients of all other matrices
 pass through V_D. So in the first step only V_D (and its bias) has a gradient, and from the second step on all have one
 (but the keys' biases, which softmax does not see).
 
@@ -22,8 +22,8 @@ They train at `--pal_lr`, by default the encoder's 1e-4. At the rate of the head
 all layers, move too far: the similarity task then predicts the same number for every pair (r = -0.04 instead of 0.8).
 
 The authors' released code differs in three places: it has 6 heads of size 34, a GELU after V_D, and a V_D that starts
-at random. Ours has the 12 heads of size 17 of the report that this project re-creates (README.md), and no GELU there,
-as in the paper's formula.
+at random. Ours has the 12 heads of size 17 of the report that this project re-creates (`results/README.md`), and no
+GELU there, as in the paper's formula.
 
 What it costs for bert-base, per task, all five matrices with biases, as in the authors' code:
 

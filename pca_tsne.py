@@ -13,7 +13,7 @@ of the map are. Both p and q are distributions over all pairs:
 
 and gradient descent on KL(P ‖ Q) = Σ p_ij log p_ij / q_ij finds the map. β_i = 1 / (2 σ_i²), where σ_i is the width of
 the Gaussian around x_i. It is chosen so that the entropy of p_·|i is the log of a given perplexity: the number of
-neighbours that count. Read a map for which points are neighbours. The sizes of clusters, and the distances between
+neighbours that count. What a map tells is which points are neighbours. The sizes of clusters, and the distances between
 clusters, mean little.
 """
 
@@ -69,7 +69,7 @@ def conditional_p(squared, perplexity, steps=64, tolerance=1e-6):
 def kl_gradient(p, y):
     """∂ KL(P ‖ Q) / ∂y_i = 4 Σ_j (p_ij - q_ij) (y_i - y_j) / (1 + ‖y_i - y_j‖²), (n, 2), of the dtype of p and y.
 
-    With W_ij the factor before (y_i - y_j), the sum is y_i Σ_j W_ij - Σ_j W_ij y_j: row sums and a matrix product.
+    With W_ij = (p_ij - q_ij) / (1 + ‖y_i - y_j‖²) the sum is y_i Σ_j W_ij - Σ_j W_ij y_j: row sums and a product.
     """
     near = squared_distances(y)
     near += 1
@@ -80,7 +80,7 @@ def kl_gradient(p, y):
 
 
 def tsne(x, perplexity=30, iterations=750, exaggeration=12, early=250, seed=0):
-    """Exact t-SNE: (n, m) -> float32 (n, 2). Time and memory grow as n²; the perplexity is at most (n - 1) / 3.
+    """Exact t-SNE: (n, m) -> float32 (n, 2). Time and memory grow as n²; a perplexity above (n - 1) / 3 counts as that.
 
     x is first reduced to 50 principal components. The first two of them, made small, are the start, which gives the map
     a global order that random starts lack (Kobak & Berens, 2019); the seed's noise, smaller still, separates what

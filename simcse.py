@@ -94,8 +94,8 @@ def contrastive_loss(a, b, tau, negatives="cross", hard=None):
 def views(rows, tokenizer, args):
     """B rows of a corpus to one packed `Batch`: B first views, then B second ones, then B hard negatives if any.
 
-    A row of one sentence gives the same sentence twice: dropout makes the difference. `--normalize_length` cuts each to
-    that many characters, so that its length does not give a sentence away.
+    A row of one sentence gives the same sentence twice: dropout makes the difference. `--normalize_length N` cuts each
+    to N characters (rows with shorter first sentences are left out): no sentence is given away by its length.
     """
     columns = list(zip(*rows, strict=True))
     columns = columns * 2 if len(columns) == 1 else columns

@@ -8,7 +8,7 @@ logit p = sigmoid(a) and q = sigmoid(b):
 
     sst    KL(p‖q) + KL(q‖p) = Σ_c (p_c - q_c) (log p_c - log q_c)
     para   the same for the two classes of one logit = (p - q) (a - b)
-    sts    (a - b)²
+    sts    (a - b)²        with `--use_means`, which predicts it twice, the mean of both
 
 R_s asks that the model's output changes little when its input moves a little. x (T, H) are the embeddings, f is the
 rest of the model. The input moves in the direction in which f changes most, found by T_x (`--T_x`, 1) steps of gradient
@@ -28,10 +28,10 @@ the weights, θ̃ their moving average (EMA) with the momentum β (`--beta`, 0.9
 `--smart weak` is μ = 0.02, ε = 1e-6; `strong` is μ = 2, ε = 1e-5.
 
 Two readings of "project". The paper's (`--smart_projection ball`) clips x̃ - x to [-ε, ε]. The code that most work
-builds on (`unit`, the default) divides x̃ - x, token by token, by (its ∞-norm + ε), which leaves a perturbation of size
-almost 1, six orders of magnitude more (0.97 for weak, 0.76 for strong). This table shows both on sst, and what other
-dropout masks do to the outputs (`python -m bench.methods`: MiniLM after 120 steps with `--use_means` on sample data,
-weak; AMD EPYC Zen 5, 2026-11-28):
+builds on (`unit`, the default) divides x̃ - x, token by token, by (its ∞-norm + ε), which leaves a perturbation of
+size almost 1, five to six orders of magnitude more than ε (0.97 for weak, 0.76 for strong). This table shows both on
+sst, and what other dropout masks do to the outputs (`python -m bench.methods`: MiniLM after 120 steps with
+`--use_means` on sample data, weak; AMD EPYC Zen 5, 2026-11-28):
 
                             ∞-norm of x̃ - x     cosine with ν     R_s
     unit                    0.97                1.000             3.7e-2
@@ -42,8 +42,8 @@ weak; AMD EPYC Zen 5, 2026-11-28):
 `ball`: R_s is 5e-13, below what float32 resolves, so it adds nothing to the loss. `unit`: R_s is half of what a change
 of the dropout masks does. But η g is far smaller than ν there (the cosine is 1.000): x̃ - x is scaled noise, a random
 direction and not an adversarial one. "Steered" is `--smart_projection ball --epsilon 0.02 --sigma 0.01 --eta 1e6`: η g
-then moves nearly every number by all of ε, uphill, and a fiftieth of the size does four times as much to the output. A
-model that was trained so is no better than one trained with `unit` (`results/experiments.md`).
+then moves nearly every number by all of ε, uphill, and a fiftieth of the size makes R_s four times as large. A model
+that was trained so is no better than one trained with `unit` (`results/experiments.md`).
 
 The authors' released code detaches p in each term KL(p‖q), so no gradient passes through it. For a small perturbation
 each term then loses half of its gradient. So at equal λ_s and μ the gradient of the penalties is half of ours for
@@ -53,10 +53,10 @@ Four traps, each with a test of its own:
 
   * Dropout is a perturbation too, and a far larger one. All passes of a step see the same masks: the random state of
     the first is set back before each of the others.
-  * A perturbation of 1e-6 does not survive bfloat16, which has three digits. So on a GPU all passes with SMART are in
-    float32 (for `unit` with TF32 products). On a CPU `--bf16` rounds what products take in these passes, too, and is
-    refused beside a `ball` of small ε or σ. The KL is taken as the product above: both factors shrink with the
-    perturbation, where the textbook form is a difference of two nearly equal sums.
+  * A perturbation of 1e-6 does not survive bfloat16, which has 8 bits (`kernels/precision.py`). So on a GPU all passes
+    with SMART are in float32 (for `unit` with TF32 products). On a CPU `--bf16` rounds what products take in these
+    passes, too, and is refused beside a `ball` of small ε or σ. The KL is taken as the product above: both factors
+    shrink with the perturbation, where the textbook form is a difference of two nearly equal sums.
   * β = 0 is the plain proximal point, θ̃ = θ before the step. D_Breg is at its minimum there, 0 with gradient 0,
     so with S = 1 it does nothing, ever. The momentum keeps θ̃ behind.
   * θ̃ is state: it is saved, and a resumed run ends bit for bit where an uninterrupted one does.
@@ -117,7 +117,7 @@ class Smart:
 
     def __init__(self, model, optimizer, args):
         """Args: model, a `MultitaskBert`; optimizer, its `AdamW`; args, the flags `lambda_s`, `mu`, `epsilon`, `sigma`,
-        `eta`, `T_x`, `S`, `beta`, `smart_projection` and `seed`.
+        `eta`, `T_x`, `S`, `beta`, `smart_projection` and `seed`. Sets TF32 products for the whole process.
         """
         self.model, self.args = model, args
         # tensor cores round float32 to 11 bits (TF32), which a perturbation of size 1 survives and one of 1e-6 does not
@@ -176,7 +176,10 @@ class Smart:
         return logits, smoothness, bregman
 
     def perturbation(self, task, batch, x, logits, noise, rng_state):
-        """x̃ - x (T, H) after T_x steps uphill from x + noise."""
+        """x̃ - x (T, H) after T_x steps uphill from x + noise.
+
+        Args: x (T, H) and logits f(x) (B, C), both detached; noise, ν (T, H); rng_state, which draws f(x)'s masks.
+        """
         delta = noise
         with _frozen(self.model):
             for _ in range(self.args.T_x):
