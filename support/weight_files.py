@@ -66,12 +66,12 @@ def read_pickled(path):
 
 
 def checked(tensor, name, source):
-    """The tensor as float32. Raises UserError for whole numbers, NaN or infinity where finite floats belong.
+    """The tensor as float32. Raises UserError for whole numbers, NaN, infinity or no values where finite floats belong.
 
     Args: name and source, of the tensor and of its file, for messages.
     """
-    if tensor.dtype not in FLOATS or tensor.layout != torch.strided:
-        kind = str(tensor.dtype).removeprefix("torch.")
+    if tensor.dtype not in FLOATS or tensor.layout != torch.strided or tensor.is_meta:
+        kind = "without values" if tensor.is_meta else str(tensor.dtype).removeprefix("torch.")
         raise UserError(f"{source}: {name} is {kind}, where plain floats belong; fetch the model again")
     tensor = tensor.float()
     if not tensor.isfinite().all():

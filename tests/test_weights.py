@@ -60,6 +60,14 @@ def test_weights_that_are_no_finite_floats_are_refused(model, change, reason, na
         Bert.load(folder)
 
 
+def test_a_pickled_tensor_without_values_is_refused(model):
+    folder, tensors = model
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors | {NAME: tensors[NAME].to("meta")}, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=f"{NAME} is without values"):
+        Bert.load(folder)
+
+
 def test_other_tensors_may_hold_what_they_like_and_floats_may_be_short(model):
     folder, tensors = model
     others = {"embeddings.position_ids": torch.arange(9), "cls.predictions.bias": torch.tensor([torch.nan])}
