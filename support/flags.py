@@ -196,7 +196,18 @@ def check_multitask(args, usual):
     if args.use_smart and not args.lambda_s and not args.mu:
         raise UserError("--use_smart with --lambda_s 0 and --mu 0 does nothing; leave it out")
     if args.use_smart and args.mu and not args.beta and args.S == 1:
-        raise UserError("--beta 0 with --S 1 keeps the Bregman term at 0; add --mu 0, or raise --beta or --S")
+        raise UserError("--beta 0 with --S 1 keeps the Bregman term at 0; give --mu 0 instead, or raise --beta or --S")
+    if args.use_smart and not (goes_on or args.eval_only):
+        check_weights_of_smart(args, usual)
+
+
+def check_weights_of_smart(args, usual):
+    """Raises UserError for flags of a penalty that is always 0. Args: usual, all defaults by name."""
+    if args.lambda_s and not args.sigma:  # without a first perturbation there is no way uphill
+        raise UserError("--sigma 0 keeps the smoothness penalty at 0; give --lambda_s 0 instead, or raise --sigma")
+    for weight, names in {"lambda_s": ("sigma", "eta", "T_x", "smart_projection"), "mu": ("S", "beta")}.items():
+        if idle := [name for name in names if not getattr(args, weight) and getattr(args, name) != usual[name]]:
+            raise UserError(f"--{idle[0]} does nothing beside --{weight} 0; leave one of the two out")
 
 
 def no_graphs(args):

@@ -78,6 +78,29 @@ def test_bfloat16_is_refused_where_it_rounds_the_perturbation_away(epsilon, sigm
         flags.parse_multitask(argv, *TABLES)
 
 
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ("--sigma 0", "--sigma 0 keeps the smoothness penalty at 0"),
+        ("--lambda_s 0 --T_x 2", "--T_x does nothing beside --lambda_s 0"),
+        ("--lambda_s 0 --smart_projection ball", "--smart_projection does nothing beside --lambda_s 0"),
+        ("--mu 0 --S 10", "--S does nothing beside --mu 0"),
+        ("--beta 0", "give --mu 0 instead"),
+    ],
+)
+def test_flags_of_a_penalty_that_is_always_0_are_refused_for_a_new_run(tmp_path, argv, words):
+    out, argv = ["--out", str(tmp_path)], ["--use_smart", *argv.split()]
+    with pytest.raises(UserError, match=words):
+        flags.parse_multitask([*argv, *out], *TABLES)
+
+
+def test_a_run_of_older_code_may_have_a_penalty_that_is_always_0(tmp_path):
+    out = ["--out", str(tmp_path)]
+    started = flags.parse_multitask(["--use_smart", "--lambda_s", "0", "--smart", "strong", *out], *TABLES)
+    (tmp_path / "config.json").write_text(json.dumps(vars(started) | {"sigma": 0.0}))
+    assert flags.parse_multitask(["--resume", *out], *TABLES).sigma == 0
+
+
 def test_seeds_of_a_table_are_whole_numbers_each_named_once(refused, monkeypatch):
     monkeypatch.setattr(reproduce.jobs, "run", lambda *_: 1 / 0)  # nothing starts
     refused(reproduce.main, ["--table", "1", "--seeds", "1.5"], "--seeds: '1.5' is not a whole number")
