@@ -140,6 +140,8 @@ def read_examples(path, task, labelled=True):
     note = "" if labelled else ", and nothing is said of them"
     columns = task_files.read_columns(path, needed, lambda values: fault_of(values, task, labelled), note)
     labels = np.array(columns[-1], dtype=np.float32) if labelled else None
+    if labelled and task.metric == "pearson":
+        task_files.report_constant(path, labels)
     return Examples(columns[0], columns[1], columns[2] if task.pair else None, labels)
 
 

@@ -270,6 +270,13 @@ def report_doubles(path, ids):
         print(f"{path}: {said}; their predictions cannot be told apart", file=sys.stderr)
 
 
+def report_constant(path, labels):
+    """Says on stderr where labels, an array (n,), do not differ: then there is no correlation with them."""
+    if (labels == labels[0]).all():
+        said = f"its {len(labels)} labels are all {labels[0]:g}" if len(labels) > 1 else "it has one label"
+        print(f"{path}: {said}; Pearson's r is not defined there, and counts as 0", file=sys.stderr)
+
+
 def report_known(name, train, dev):
     """Says on stderr where most dev examples are training examples, too. Args: name, of the task; two `Examples`."""
     texts = lambda these: list(zip(these.sentences, these.second_sentences or these.sentences, strict=True))  # noqa: E731

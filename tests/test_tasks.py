@@ -121,6 +121,16 @@ def test_ids_that_examples_share_are_reported_where_they_name_predictions(task_f
     assert said.count("share their id") == 6  # of dev and test
 
 
+@pytest.mark.parametrize(
+    ("labels", "said"), [("3 3.0", "its 2 labels are all 3;"), ("0.5", "it has one label;"), ("1 2", "")]
+)
+def test_labels_without_a_correlation_are_reported(tmp_path, capsys, labels, said):
+    rows = [f"{i}\ta {i}\tb\t{label}\n" for i, label in enumerate(labels.split())]
+    (tmp_path / "sts.csv").write_text("id\tsentence1\tsentence2\tsimilarity\n" + "".join(rows))
+    read_examples(tmp_path / "sts.csv", TASKS["sts"])
+    assert said in (told := capsys.readouterr().err) and bool(told) == bool(said)
+
+
 def test_dev_examples_that_are_training_examples_are_reported(task_files, tiny_encoder, tmp_path, capsys):
     def said(*more):
         load_data(flags.parse_multitask(["--data", str(task_files), *map(str, more)], *TABLES), Tokenizer(tiny_encoder))
