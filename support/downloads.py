@@ -36,8 +36,8 @@ def find_model(name):
     """The folder of a pretrained model, fetched on first use.
 
     Args: name, a local folder, or `all-MiniLM-L6-v2`, or a name on the Hugging Face Hub such as `bert-base-uncased`.
-    Raises UserError where there is none and none can be fetched, and where a part of it stands in `models/`: somebody
-    put that there. Then nothing under `models/` has changed.
+    Raises UserError where there is none and none can be fetched, for a link to nothing, and where a part of it stands
+    in `models/`: somebody put that there. Then nothing under `models/` has changed.
     """
     local = Path(os.path.expanduser(name))
     if name and local.is_dir():
@@ -49,7 +49,7 @@ def find_model(name):
         if (local / "pals.safetensors").exists():
             print(f"--bert {name}: the PALs that its encoder was trained with stay behind", file=sys.stderr)
         return local
-    if name and local.exists():
+    if name and target_of(local).exists():
         raise UserError(f"--bert {name} is a file; name the folder of a model, or a model such as {MINILM}")
     if "://" in name:
         raise UserError(f"--bert {name} is an address; name the model alone, such as {MINILM} or bert-base-uncased")

@@ -77,6 +77,16 @@ def test_what_can_be_no_model_is_one_sentence_and_nothing_is_created(tmp_path, m
     assert os.listdir(tmp_path) == []
 
 
+def test_a_link_to_nothing_is_named_and_nothing_is_fetched(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(downloads, "_fetch", lambda *_: 1 / 0)
+    for target in ("gone", "my-model"):  # a disk that is not mounted; itself
+        (tmp_path / "my-model").unlink(missing_ok=True)
+        (tmp_path / "my-model").symlink_to(target)
+        with pytest.raises(UserError, match=f"my-model is a link to .*{target}, which is not there"):
+            downloads.find_model("my-model")
+
+
 def test_pals_that_stay_behind_are_told(tmp_path, capsys):
     downloads.find_model(str(tmp_path))
     assert capsys.readouterr().err == ""
