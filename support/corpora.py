@@ -43,8 +43,11 @@ class TextFile:
         except FileNotFoundError:
             raise _missing(path) from None
         self.path, self.stamp, self.columns = path, self._stamp(), None
-        if what := alien(self.file.read(1000)):
+        start = self.file.read(1000)
+        if what := alien(start):
             raise UserError(f"{path} is {what}, not sentences; name a text file with one example a line")
+        if b"\r" in start[:-1] and b"\n" not in start:
+            raise UserError(f"{path} ends its lines as old Macs did; write others: tr '\\r' '\\n' < FILE > OTHER")
         self.file.seek(0)
         try:
             offsets, lines, marks, texts, twice, faults = self._read(columns, keep)

@@ -15,6 +15,11 @@ def test_a_byte_order_mark_and_other_line_endings_make_no_difference(tmp_path):
         assert [corpus[i] for i in range(len(corpus))] == [("one",), ("two é",)]
 
 
+def test_a_line_feed_far_from_the_start_makes_no_old_mac(tmp_path):
+    (tmp_path / "f").write_bytes(b"x" * 999 + b"\r\nfilm\r\n")
+    assert len(corpora.TextFile(tmp_path / "f", (1,))) == 2
+
+
 @pytest.mark.parametrize("raw", ["café\n".encode("latin-1"), "film\n".encode("utf-16"), b"a\n\xed\xa0\x80\n"])
 def test_what_is_no_utf8_is_refused(tmp_path, raw):
     (tmp_path / "f").write_bytes(raw)
@@ -76,6 +81,8 @@ LABELS = "".join(f"{('entailment', 'neutral', 'contradiction')[i % 3]}\tgood {i}
         ("\ufeff\n <!DOCTYPE html>\n<p>a b</p>\n", (1,), "is a web page, not sentences"),
         ("version https://git-lfs.github.com/spec/v1\noid 1\n", (1,), "is a pointer of Git LFS"),
         ('{"text": "a b"}\n{"text": "c d"}\n', (1,), "is JSON, not sentences"),
+        ("one\rtwo\r", (1,), "ends its lines as old Macs did"),
+        ("a b\ra c" * 500, (1,), "ends its lines as old Macs did"),
         ("\tid\tsentence\tsentiment\n0\tx\tgood film\t4\n", (1,), "no usable line: .* --pairs; .* --data"),
     ],
 )
