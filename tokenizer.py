@@ -24,6 +24,7 @@ each token alone (embeddings, feed-forward layers, LayerNorm) need no mask. The 
 `hidden_states[batch.cls_rows]`.
 """
 
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +34,7 @@ from support.console import UserError
 from support.vocabulary import read_wordpiece, write_wordpiece
 
 MAX_TOKENS = 512  # BERT has this many position embeddings
+ROUNDED_TO = 128  # models may have more pieces than their tokenizer, up to a multiple of this
 UNKNOWN = "\U0010ffff \u2603"  # characters that hardly any vocabulary has: their piece is the unknown token
 
 
@@ -111,8 +113,11 @@ class Tokenizer:
         # all three have to exist
         self.cls, self.sep, _ = (self._special(token) for token in ("[CLS]", "[SEP]", "[UNK]"))
         self._pieces([UNKNOWN])
+        sizes = f"the tokenizer in {folder} has {self.size} pieces, its model {vocab_size}; fetch it again"
         if vocab_size is not None and self.size > vocab_size:
-            raise UserError(f"the tokenizer in {folder} has {self.size} pieces, its model {vocab_size}; fetch it again")
+            raise UserError(sizes)
+        if vocab_size is not None and self.size <= vocab_size - ROUNDED_TO:
+            print(f"{sizes}, unless they do belong together", file=sys.stderr)
 
     @property
     def size(self):

@@ -226,6 +226,17 @@ def test_a_full_disk_names_the_file(tokenizer, tmp_path):
     assert full.value.filename == str(tmp_path / "vocab.txt")
 
 
+def test_a_tokenizer_of_another_size_than_its_model_is_told_or_refused(tokenizer, tmp_path, capsys):
+    tokenizer.save(tmp_path)
+    for more in (0, 127):  # a table rounded up
+        Tokenizer(tmp_path, vocab_size=tokenizer.size + more)
+    assert capsys.readouterr().err == ""
+    Tokenizer(tmp_path, vocab_size=tokenizer.size + 128)  # a vocab.txt cut short, or of another model
+    assert f"has {tokenizer.size} pieces, its model {tokenizer.size + 128};" in capsys.readouterr().err
+    with pytest.raises(UserError, match=f"has {tokenizer.size} pieces, its model {tokenizer.size - 1};"):
+        Tokenizer(tmp_path, vocab_size=tokenizer.size - 1)
+
+
 def test_a_model_without_room_for_the_special_tokens_is_refused(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
     ids, first = Tokenizer(tmp_path, max_tokens=3).encode(["good"], ["bad"])[0]
