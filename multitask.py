@@ -132,8 +132,8 @@ class Trainer:
         return (self.smart.state() if self.smart else {}) | self.scaler.state()
 
     def fingerprints(self):
-        """Texts that change with the examples, their tokens and the teachers, by name."""
-        return fingerprints.of_run(self.datasets) | (self.teachers.digests if self.teachers else {})
+        """Texts that change with the examples, their tokens, the kind of encoder and the teachers, by name."""
+        return fingerprints.of_run(self.datasets, self.model.bert) | (self.teachers.digests if self.teachers else {})
 
     def backward(self, step, name, indices):
         """Adds the gradient of one task's batch, or of this process's shard of it, to the parameters' gradients.

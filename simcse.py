@@ -166,7 +166,7 @@ def train(args, model, config, tokenizer, corpus, examples):
     plan = corpora.CorpusPlan(len(corpus), args.batch_size, args.epochs, args.seed)
     scaler = scaler_for(model.bert.word.weight.device)
     save = lambda folder: save_encoder(model.bert, config, tokenizer, folder)  # noqa: E731
-    data, extra = fingerprints.of_simcse(corpus, tokenizer, examples), scaler.state()
+    data, extra = fingerprints.of_simcse(corpus, tokenizer, examples, model.bert), scaler.state()
     with TrainingRun(args, plan, model, optimizer, extra=extra, data=data, save_model=save, best="encoder") as run:
         assessed = run.position.setdefault("assessed", {})  # saved with the run
         assessed["before"] = assessed.get("before") or assess(model, tokenizer, examples, args.max_tokens)

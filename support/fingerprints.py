@@ -17,9 +17,12 @@ def of_examples(examples):
     return digest.hexdigest()[:16]
 
 
-def of_run(datasets):
-    """{name: text} for all that a run trains on and is judged by. Args: datasets, {task: {split: DataSet}}."""
-    found = {}
+def of_run(datasets, bert):
+    """{name: text} for all that a run trains on and is judged by.
+
+    Args: datasets, {task: {split: DataSet}}; bert, the `Bert` that it trains.
+    """
+    found = {"encoder": _of_encoder(bert)}
     for name, splits in datasets.items():
         found |= {name: of_examples(splits["train"].examples), f"{name} dev": of_examples(splits["dev"].examples)}
         ids = np.concatenate([ids for sequences in splits["train"].encoded for ids, _ in sequences])
@@ -27,7 +30,14 @@ def of_run(datasets):
     return found
 
 
-def of_simcse(corpus, tokenizer, examples):
+def _of_encoder(bert):
+    """Changes with what the shapes of a `Bert`'s weights do not tell."""
+    config = bert.config
+    return f"{config.num_attention_heads} heads, {config.attention_probs_dropout_prob}, {config.layer_norm_eps}"
+
+
+def of_simcse(corpus, tokenizer, examples, bert):
     """The same for a run of `simcse.py`. Args: examples, the dev pairs of `sts`."""
     words = hashlib.sha256(tokenizer.wordpiece.to_str().encode()).hexdigest()[:16]
-    return {"corpus": corpora.fingerprint(corpus), "tokenizer": words, "sts dev": of_examples(examples)}
+    found = {"corpus": corpora.fingerprint(corpus), "tokenizer": words, "sts dev": of_examples(examples)}
+    return found | {"encoder": _of_encoder(bert)}

@@ -304,6 +304,8 @@ def test_a_run_resumes_bit_for_bit_on_the_same_dev_pairs(tmp_path, monkeypatch, 
     dev.write_text(text.replace("good", "bad"))
     refused(simcse.main, ["--resume", "--out", tmp_path / "parts"], "sts dev is not what", "--data")
     dev.write_text(text)
+    other = tiny.folder(tmp_path / "other", num_attention_heads=8)
+    refused(simcse.main, ["--resume", "--out", tmp_path / "parts", "--bert", other], "encoder is not what", "--bert")
     simcse.main(["--resume", "--out", str(tmp_path / "parts")])
     whole, parts = (read_safetensors(tmp_path / name / "last" / "state.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)

@@ -468,6 +468,11 @@ def test_what_a_run_reads_may_move_and_may_not_change(tmp_path, monkeypatch, ref
     words.write_text(before.replace('"good"', '"X"').replace('"bad"', '"good"').replace('"X"', '"bad"'))
     refused(multitask.main, resume, "sst tokens, para tokens, sts tokens are not what")
     words.write_text(before)
+    heads = bert / "config.json"
+    before = heads.read_text()
+    heads.write_text(before.replace('"num_attention_heads": 4', '"num_attention_heads": 8'))
+    refused(multitask.main, resume, f"encoder is not what {run} was started with", "--bert")
+    heads.write_text(before)
     refused(multitask.main, [*resume, "--use_means"], f"{run} was started with --use_means False", "to resume, or")
     multitask.main(resume)
     path = data_path(data, TASKS["sts"], "dev")
