@@ -42,7 +42,7 @@ from model import MultitaskBert, logits_of, task_loss
 from sampling import SAMPLINGS, Plan
 from smart import PRESETS, Smart
 from support import distributed, fingerprints, flags, run_folder
-from support.console import UserError, command, table
+from support.console import UserError, command, table, typed
 from support.cuda_graphs import GraphedStep
 from support.downloads import find_model
 from support.loss_scaling import scaler_for
@@ -221,7 +221,7 @@ def main(argv=None):
     describe(args, model, datasets, device)
     started = time.perf_counter()
     if not train(args, model, tokenizer, datasets):
-        print(f"stopped and saved; go on with: python multitask.py --resume --out {args.out}")
+        print(f"stopped and saved; go on with: {typed('multitask.py', '--resume', '--out', args.out)}")
         distributed.stop()  # process 0 has saved
         raise SystemExit(130)
     print(f"trained in {time.perf_counter() - started:.0f} s")

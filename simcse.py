@@ -45,7 +45,7 @@ from evaluate import alignment, check_finite, pearson, ranks, uniformity
 from kernels import precision
 from support import corpora, distributed, fingerprints, flags, folders, run_folder
 from support.checks import check_memory, parameters_of
-from support.console import command, table
+from support.console import command, table, typed
 from support.downloads import find_model
 from support.loss_scaling import scaler_for
 from support.training_run import TrainingRun
@@ -233,11 +233,11 @@ def main(argv=None):
     found = train(args, model, config, tokenizer, corpus, examples)
     distributed.stop()  # process 0 has saved
     if found is None:
-        print(f"stopped and saved; go on with: python simcse.py --resume --out {args.out}")
+        print(f"stopped and saved; go on with: {typed('simcse.py', '--resume', '--out', args.out)}")
         raise SystemExit(130)
     print(f"trained in {time.perf_counter() - started:.0f} s")
     print_assessments(before=found[0], after=found[1])
-    print(f"fine-tune it with: python multitask.py --bert {args.out}/encoder")
+    print(f"fine-tune it with: {typed('multitask.py', '--bert', f'{args.out}/encoder')}")
 
 
 def print_assessments(**found):

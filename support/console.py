@@ -15,6 +15,7 @@ import errno
 import functools
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -187,6 +188,11 @@ def open_standard_streams():
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
         with contextlib.suppress(AttributeError, ValueError):  # not a file, or read from already
             stream.reconfigure(errors=errors)
+
+
+def typed(program, *arguments):
+    """A command of this project as a shell takes it: text to copy. Args: arguments, str or Path."""
+    return shlex.join(["python", program, *map(str, arguments)])
 
 
 def remedy_for_missing(path, otherwise):

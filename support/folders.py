@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from support import evidence, files, metrics_file, run_folder, weight_files
-from support.console import UserError, remedy_for_missing
+from support.console import UserError, remedy_for_missing, typed
 from support.safetensors import open_safetensors
 
 ENCODER = ("config.json", "model.safetensors", "tokenizer.json")
@@ -75,7 +75,7 @@ def check_whole(folder, kind="best"):
 def _remedy(folder, kind):
     run = folder.parent
     if os.path.exists(run_folder.state_path(run)):  # False where nobody may look
-        return f"move {folder} away, and `python {PROGRAMS[kind]} --resume --out {run}` writes it again"
+        return f"move {folder} away, and `{typed(PROGRAMS[kind], '--resume', '--out', run)}` writes it again"
     return "copy the run again"
 
 
@@ -83,7 +83,8 @@ def _no_model(run, kind):
     """What to do where a run has no model: text to follow its name. Args: kind, as in `MODELS`."""
     if run_folder.has_lost_state(run, kind):
         return "holds no trained model any more, and no state to go on from; copy the run again, or train another"
-    return f"holds no trained model yet; let its first epoch end: python {PROGRAMS[kind]} --resume --out {run}"
+    go_on = typed(PROGRAMS[kind], "--resume", "--out", run)
+    return f"holds no trained model yet; let its first epoch end: {go_on}"
 
 
 def what_is(folder):
@@ -105,7 +106,7 @@ def what_is(folder):
         return _no_model(folder, "best")
     weights = any(has(name) or has(f"{name}.index.json") for name in weight_files.NAMES)
     if weights and not has("multitask.json"):
-        return f"is a pretrained model; fine-tune it first: python multitask.py --bert {folder}"
+        return f"is a pretrained model; fine-tune it first: {typed('multitask.py', '--bert', folder)}"
     if config_of(whole.parent):
         return f"is a part of a run; name the run, {os.path.normpath(Path(folder, '..'))}"
     if has("multitask.json"):
@@ -121,7 +122,7 @@ def unfinished(run):
     """Text to follow the name of a run whose last epoch has not ended; "" for others, and where nothing says so."""
     epochs = config_of(run).get("epochs", 0)
     ended = max((line.get("epoch", 0) for line in metrics_file.read(run) if line["kind"] == "dev"), default=epochs)
-    go_on = f"go on with it: python multitask.py --resume --out {run}"
+    go_on = f"go on with it: {typed('multitask.py', '--resume', '--out', run)}"
     return f" (not finished, {ended} of {epochs} epochs; {go_on})" if ended < epochs else ""
 
 

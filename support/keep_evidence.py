@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from support import evidence, files, fingerprints, flags, metrics_file, run_folder
-from support.console import UserError
+from support.console import UserError, typed
 from support.safetensors import write_safetensors
 from support.saved_flags import read_flags
 
@@ -41,7 +41,7 @@ def check_finished(run, config):
         raise UserError(f"{run}/config.json has no {missing[0]!r}; copy the run again")
     lines = evidence.dev_lines(run)
     if not lines or lines[-1]["epoch"] < config["epochs"]:
-        remedy = f"go on with it first (python multitask.py --resume --out {run}), or copy that file again"
+        remedy = f"go on with it first ({typed('multitask.py', '--resume', '--out', run)}), or copy that file again"
         raise UserError(f"{run} is not finished, as its metrics.jsonl says; {remedy}")
     if config["max_examples"]:
         raise UserError(f"{run} knows only some of the dev examples; make evidence of runs without --max_examples")

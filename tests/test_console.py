@@ -10,7 +10,7 @@ import time
 import pytest
 from tiny import ROOT
 
-from support.console import Parser, UserError, as_utf8, command, shortened
+from support.console import Parser, UserError, as_utf8, command, shortened, typed
 
 
 def program(body, *arguments, shell=None, **environment):
@@ -181,3 +181,8 @@ def test_help_tells_a_default_unless_the_text_does():
     told = {line.split()[0]: line.split(None, 2)[-1] for line in parser.format_help().splitlines() if "--" in line[:4]}
     expected = {"--lr": "rate (default: 0.0001)", "--bare": "(default: some)", "--out": "folder (default: what fits)"}
     assert told == expected | {"--flags": "more", "--on": "switch"}
+
+
+def test_a_command_to_copy_is_quoted_for_a_shell():
+    assert typed("multitask.py", "--resume", "--out", "runs/a") == "python multitask.py --resume --out runs/a"
+    assert typed("multitask.py", "--out", "my $run") == "python multitask.py --out 'my $run'"
