@@ -1,0 +1,1 @@
+import support.interrupt  # noqa: F401, from here on Ctrl-C prints one line

@@ -4,6 +4,8 @@ A pretrained model is a folder: `config.json`, `model.safetensors` (or `pytorch_
 `find_model` turns a name into such a folder. `python -m support.downloads` fetches MiniLM.
 """
 
+import support.interrupt  # noqa: F401, from here on Ctrl-C prints one line
+
 import contextlib
 import hashlib
 import os

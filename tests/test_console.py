@@ -78,9 +78,21 @@ def test_ctrl_c_while_modules_are_imported_is_one_line():
 
 
 def test_every_program_hears_ctrl_c_from_its_first_import_on():
-    for script in ("multitask", "simcse", "predict", "ensemble", "visualize", "reproduce"):
+    for script in ("multitask", "simcse", "predict", "ensemble", "visualize", "reproduce", "support/downloads"):
         after_docstring = (ROOT / f"{script}.py").read_text().split('"""', 2)[2]
         assert after_docstring.strip().startswith("import support.interrupt ")
+    assert (ROOT / "bench" / "__init__.py").read_text().startswith("import support.interrupt ")
+
+
+@pytest.mark.parametrize("arguments", [["predict.py", "hello"], ["-m", "bench.forms"], ["-m", "support.downloads"]])
+def test_a_python_without_the_packages_is_one_sentence(tmp_path, arguments):
+    (tmp_path / "numpy.py").write_text("raise ModuleNotFoundError(\"No module named 'numpy'\", name='numpy')")
+    (tmp_path / "torch.py").write_text("import numpy")
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {sys.executable} has no package numpy; ")
+    assert done.stderr.count("\n") == 1 and "source .venv/bin/activate" in done.stderr
 
 
 @pytest.mark.parametrize(
