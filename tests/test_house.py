@@ -3,6 +3,8 @@
 import ast
 import itertools
 import re
+import shutil
+import subprocess
 
 import pytest
 from tiny import ROOT
@@ -93,3 +95,14 @@ def test_the_readme_names_every_lesson_and_stays_short():
         assert f"`{path.name}`" in text, path.name
     for name in re.findall(r"`([\w/]+\.py)`", text):
         assert (ROOT / name).exists() or (ROOT / "kernels" / "cpu" / name).exists(), name
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="no git here")
+def test_git_leaves_line_ends_alone_where_it_is_told_to_make_crlf(tmp_path):
+    """`.ci/run` would not start, and `reproduce.py` would not know its own tables."""
+    shutil.copy(ROOT / ".gitattributes", tmp_path)
+    (tmp_path / "run").write_bytes(b"#!/bin/sh\n")
+    git = ["git", "-C", str(tmp_path), "-c", "core.autocrlf=true"]
+    for command in (["init", "--quiet"], ["add", "run"], ["checkout-index", "--force", "run"]):
+        subprocess.run([*git, *command], check=True, capture_output=True, timeout=60)
+    assert (tmp_path / "run").read_bytes() == b"#!/bin/sh\n"
