@@ -16,7 +16,7 @@ import re
 import sys
 from argparse import Namespace
 
-from evaluate import model_outputs, to_predictions
+from evaluate import METRICS, model_outputs, to_predictions
 from model import MultitaskBert
 from sampling import SAMPLINGS
 from smart import PRESETS
@@ -167,6 +167,8 @@ def outputs_of(run, examples, split, device):
         for name, values in said.items():
             if values.shape[1:] != ((TASKS[name].classes,) if TASKS[name].classes else ()):
                 raise UserError(f"{run}: outputs of {name}-{split} are none of this task; {evidence.REMEDY}")
+            if split == "dev":
+                warn_of_another_run(run, TASKS[name], values, examples[name].labels)
         return said
 
     def compute(names):
@@ -176,6 +178,15 @@ def outputs_of(run, examples, split, device):
 
     which = {name: fingerprints.of_examples(these) for name, these in examples.items()}
     return cached_outputs(run, split, which, compute)
+
+
+def warn_of_another_run(folder, task, values, labels):
+    """Says so on stderr where evidence does not score what its metrics say: files of two runs, or other labels."""
+    now = METRICS[task.metric](to_predictions(task, values), labels)
+    before = evidence.best_epoch(folder).get(task.name, now)
+    if abs(now - before) > 0.005:
+        said = f"scores {now:.3f} in {task.name}, and its metrics.jsonl says {before:.3f}"
+        print(f"warning: {folder} {said}; fetch it again, or name the data that it is of", file=sys.stderr)
 
 
 # ----- the command line

@@ -218,6 +218,19 @@ def test_table_3_is_what_ensemble_says_of_the_evidence(tmp_path, task_files):
         assert path.read_text().splitlines() == expected
 
 
+def test_evidence_of_two_runs_in_one_folder_is_named(tmp_path, task_files, capsys):
+    root = tmp_path / "runs"
+    write_evidence(root, task_files, (1, 2))
+    first, second = evidence.find(root)
+    both = [str(first), str(second), "--out", str(tmp_path / "out")]
+    ensemble.main(both)
+    assert "metrics.jsonl says" not in capsys.readouterr().err
+    shutil.copy(second / "outputs.safetensors", first)
+    ensemble.main(both)
+    said = [line for line in capsys.readouterr().err.splitlines() if "metrics.jsonl says" in line]
+    assert said and all(line.startswith(f"warning: {first} scores 0.") and "fetch it again" in line for line in said)
+
+
 def test_a_run_started_by_hand_becomes_evidence(flags, tmp_path, refused, capsys, task_files):
     multitask.main([str(flag) for flag in [*flags, "--epochs", "1", "--seed", "4"]])
     keep = ["--preset", "paper", "--keep", tmp_path / "run", "--results", tmp_path / "results"]
