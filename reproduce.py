@@ -172,7 +172,7 @@ def report_ensembles(args):
         raise UserError(f"{args.runs} has one dev example of {few[0]}, which has no two halves; make it of more")
     for folder in every:
         check_score(folder, labels, said[folder])
-    pool = [folder for folder in every if not evidence.record_of(folder)["row"].startswith("soup")]
+    pool = [folder for folder in every if "soup" not in evidence.record_of(folder)]
     one_each = ((row.title, [[f] for f in evidence.find(args.runs, row.name)]) for row in (PLAIN, *MERGED))
     plan = [(title, groups, 1, best(1), "average") for title, groups in one_each]
     plan += [(title, [pool], *choice) for title, *choice in CHOICES]

@@ -137,8 +137,11 @@ def test_the_other_rows_build_on_the_base(monkeypatch):
     assert not flags_of_run.parse_multitask(words("plain"), *reproduce.TABLES).bf16
 
 
-def write_evidence(root, task_files, seeds=(1, 2, 3, 4, 5, 6, 7), row="plain"):
-    """Evidence of models that are right by chance, on dev and test files, without any training."""
+def write_evidence(root, task_files, seeds=(1, 2, 3, 4, 5, 6, 7), row="plain", **more):
+    """Evidence of models that are right by chance, on dev and test files, without any training.
+
+    Args: more, what else its dev metrics say.
+    """
     root.parent.mkdir(exist_ok=True)
     run = root.parent / "made-up"
     run.mkdir(exist_ok=True)
@@ -158,7 +161,7 @@ def write_evidence(root, task_files, seeds=(1, 2, 3, 4, 5, 6, 7), row="plain"):
             t: METRICS[task.metric](to_predictions(task, outputs[f"{t}-dev"]), examples[f"{t}-dev"][1])
             for t, task in TASKS.items()
         }
-        line = {"kind": "dev", "epoch": 1, "step": 1, **metrics, "score": dev_score(metrics)}
+        line = {"kind": "dev", "epoch": 1, "step": 1, **metrics, "score": dev_score(metrics), **more}
         (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
         argv = ["--out", "none", "--seed", str(seed), "--data", str(task_files)]
         config = vars(flags_of_run.parse_multitask(argv, *reproduce.TABLES))
@@ -172,7 +175,8 @@ def test_table_3_is_what_ensemble_says_of_the_evidence(tmp_path, task_files):
     root = tmp_path / "results" / "runs-sample"
     write_evidence(root, task_files, row="own")
     write_evidence(root, task_files, (8, 9), row="distilled")
-    write_evidence(root, task_files, (10,), row="soup-greedy")
+    write_evidence(root, task_files, (10,), row="soup-greedy", soup={"own-1": 1.0})
+    write_evidence(root, task_files, (11,), row="mine", soup={"own-1": 1.0})  # one under another name
     report = ["--preset", "sample", "--table", "3", "--report", "--results", str(tmp_path / "results")]
     reproduce.main(report)
     results = {r["title"]: r for r in json.loads((tmp_path / "results" / "table3-sample.json").read_text())["results"]}
