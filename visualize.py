@@ -24,7 +24,7 @@ from pca_tsne import pca, tsne
 from predict import examples_of, flags_of, outputs_of
 from support import evidence, folders, metrics_file, run_folder
 from support.console import Parser, UserError, command
-from support.figures import draw_curves, draw_maps, draw_smart, names_of, save
+from support.figures import COLOURS, STYLES, draw_curves, draw_maps, draw_smart, names_of, save
 from support.flag_types import place, positive
 from support.flags import add_device, choose_device
 from support.places import check_figure
@@ -162,12 +162,16 @@ def check(args):
     for runs in (args.weak, args.strong, args.plain) if args.figure == "smart" else (args.runs,):
         run_folder.check_named_once(runs)
     check_figure("--out", args.out)
+    if args.figure == "curves" and len(args.runs) > (most := len(COLOURS) * len(STYLES)):
+        raise UserError(f"{len(args.runs)} curves cannot be told apart, {most} can; name fewer runs")
     if args.figure == "embeddings":
         if args.method == "pca" and (args.perplexity, args.seed) != (30.0, 0):
             raise UserError("--perplexity and --seed are of t-SNE, and --method is pca; leave them out")
         args.models = args.models or [k for k in (1, 2, 5) if k <= len(args.runs)]
         if max(args.models) > len(args.runs):
             raise UserError(f"--models {max(args.models)} needs as many --runs, not {len(args.runs)}; name more")
+        if len(args.models) > 5:  # their titles would overlap
+            raise UserError(f"--models asks for {len(args.models)} maps, and a figure has room for 5; name fewer")
 
 
 @command

@@ -11,13 +11,16 @@ from support.places import FIGURE_TAG
 
 os.environ["MPLBACKEND"] = "agg"  # draws into files; matplotlib cannot be imported with one that it does not know
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe & Ito (2008)
+STYLES = ("-", "--", ":")  # after all colours once, twice
 LIGHT = {f"axes3d.{axis}axis.panecolor": "none" for axis in "xyz"} | {"grid.color": "0.9"}
 
 
 def figure(height):
-    """An empty figure of 900 pixels' width. Args: height, in inches of 150 pixels."""
+    """An empty figure of 900 pixels' width, whatever a `matplotlibrc` says. Args: height, in inches of 150 pixels."""
+    from matplotlib import rcdefaults
     from matplotlib.figure import Figure
 
+    rcdefaults()
     return Figure(figsize=(6, height), dpi=150, layout="constrained")
 
 
@@ -100,7 +103,7 @@ def draw_curves(records, metrics):
     Args: records, {name of a run: (its train lines, its dev lines)}; metrics, {task: name of its metric}. Losses are
     smoothed, the thin line is not.
     """
-    drawn = figure(3.8)
+    drawn = figure(max(3.8, 0.7 + 0.3 * len(records)))  # the legend has half of it
     grid = drawn.subplots(2, len(metrics) + 1)
     for axes, (task, metric) in zip(grid.T, metrics.items(), strict=False):
         dress(axes[0], task, "step", "training loss")
@@ -111,7 +114,7 @@ def draw_curves(records, metrics):
     if len(set(labels)) < len(labels):  # what tells them apart was left out
         labels = [f"{i}: {label}" for i, label in enumerate(labels, 1)]
     for i, (label, (train, dev)) in enumerate(zip(labels, records.values(), strict=True)):
-        colour, style = COLOURS[i % len(COLOURS)], ("-", "--", ":")[i // len(COLOURS) % 3]
+        colour, style = COLOURS[i % len(COLOURS)], STYLES[i // len(COLOURS) % len(STYLES)]
         for axes, key in zip(grid[0], metrics, strict=False):
             steps, losses = ([line[x] for line in train if key in line] for x in ("step", key))
             axes.plot(steps, losses, color=colour, linewidth=0.6, alpha=0.3)

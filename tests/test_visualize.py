@@ -223,6 +223,19 @@ def test_long_names_leave_room_for_the_curves():
         assert max(map(len, labels)) <= 35
 
 
+def test_many_names_leave_room_for_the_curves_and_a_matplotlibrc_is_left_aside(monkeypatch):
+    matplotlib = pytest.importorskip("matplotlib")
+    monkeypatch.setitem(matplotlib.rcParams, "text.usetex", True)  # needs LaTeX
+    monkeypatch.setitem(matplotlib.rcParams, "font.size", 40)
+    line = {"step": 1, "epoch": 1, **dict.fromkeys(METRICS, 0.5), "score": 0.5}
+    most = len(figures.COLOURS) * len(figures.STYLES)
+    drawn = figures.draw_curves({f"run {i}": ([line], [line]) for i in range(most)}, METRICS)
+    drawn.savefig(io.BytesIO(), format="png")
+    (legend,) = filter(None, (axes.get_legend() for axes in drawn.axes))
+    space, below = legend.get_window_extent(), drawn.axes[-1].get_window_extent()
+    assert below.y1 < space.y0 and space.y1 <= drawn.bbox.y1 and below.height > space.height / 2
+
+
 def test_the_map_has_labels_a_legend_and_a_named_colour_bar(trained):
     pytest.importorskip("matplotlib")
     flags = flags_of(trained, method="tsne")
@@ -302,6 +315,8 @@ def test_wrong_requests_get_one_sentence(trained, tmp_path, refused, monkeypatch
     refused(draw, ["curves", weak, "--out", tmp_path / "folder.png"], "folder.png")
     refused(draw, ["embeddings", "--runs", run, "--models", 1, 2, *out], "--models 2", "not 1; name more")
     refused(draw, ["embeddings", "--runs", run, "--models", 0, *out], "greater than 0")
+    refused(draw, ["embeddings", "--runs", run, "--models", *[1] * 6, *out], "6 maps", "room for 5")
+    refused(draw, ["curves", *(tmp_path / f"{i}" for i in range(22)), *out], "22 curves", "21 can; name fewer")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text("{}")
     refused(draw, ["embeddings", "--runs", tmp_path / "other", *out], "other holds no run")
