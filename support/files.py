@@ -239,7 +239,7 @@ def parse_json(text, source, required=None, optional=None, remedy="fetch or writ
     value of another type.
     """
     try:
-        value = json.loads(text, parse_constant=_no_number, parse_float=_finite)
+        value = json.loads(text, parse_constant=_no_number, parse_float=_finite, parse_int=_whole)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()  # fails for half of a surrogate pair, which no file can hold
     except (ValueError, RecursionError) as error:
@@ -279,6 +279,11 @@ def _finite(text):
     if not math.isfinite(value):
         raise ValueError(f"{text:.20} is too large a number")
     return value
+
+
+def _whole(text):
+    _finite(text)  # else a division would end with a traceback
+    return int(text)
 
 
 def write_json(path, value):
