@@ -23,6 +23,8 @@ import multiprocessing
 import statistics
 import time
 from argparse import Namespace
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import torch
@@ -207,30 +209,24 @@ def compare_encoding(args, task):
     return [f"{task.name}, encode", *(f"{speed:.0f}" for speed in speeds), f"{speeds[0] / speeds[1]:.2f}"]
 
 
-def peak_memory(args, task, side, queue):
-    """Runs 20 training steps of one side, and puts the process's peak memory in MB on the queue."""
+def peak_memory(args, task, side):
+    """The peak memory in MB of a process that does nothing but 20 training steps of one side."""
     torch.set_num_threads(args.threads)
-    try:
-        runner = side(args, TASKS[task])
-    except UserError as error:
-        queue.put(error)
-        return
+    runner = side(args, TASKS[task])
     batches = batches_of(runner, args.batch_size)
     for i in range(20):
         runner.train(batches[i % len(batches)])
-    queue.put(largest_memory())
+    return largest_memory()
 
 
-def in_own_process(args, task, side):
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=peak_memory, args=(args, task, side, queue))
-    process.start()
-    value = queue.get(timeout=600)
-    process.join()
-    if isinstance(value, UserError):
-        raise value
-    return value
+def in_own_process(call, *args):
+    """What a call returns or raises in a process of its own. Raises UserError where something kills that process."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(call, *args).result()
+        except BrokenProcessPool:
+            said = "the process that measures memory was killed, for want of it perhaps"
+            raise UserError(f"{said}; choose a smaller --batch_size, or close other programs") from None
 
 
 def processor_text():
@@ -279,7 +275,7 @@ def main(argv=None):
     names, memory, speed, encoding = [args.task] if args.task else ["sst", "para"], [], [], []
     if choose_device(args).type == "cpu":  # first: a new process inherits the high-water mark of the one that starts it
         for name in names:
-            peaks = [in_own_process(args, name, side) for side in (Ours, Padded, Grouped)]
+            peaks = [in_own_process(peak_memory, args, name, side) for side in (Ours, Padded, Grouped)]
             memory.append([name, *(f"{mb:.0f}" for mb in peaks), *(f"{peaks[0] / mb:.2f}" for mb in peaks[1:])])
     for name in names:
         speed += compare(args, TASKS[name])
