@@ -11,6 +11,7 @@ import tiny
 from tiny import REAL, ROOT
 
 from support import files
+from support.console import UserError
 from tasks import SPLITS, TASKS, data_path
 
 spec = importlib.util.spec_from_file_location("fetch", ROOT / "data" / "fetch.py")
@@ -35,6 +36,8 @@ class Files(http.server.BaseHTTPRequestHandler):
             if start >= len(body):
                 return self.send_error(416)
         self.send_response(206 if wanted else 200)
+        if wanted:
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
         self.send_header("Content-Length", str(len(body) - start))
         self.end_headers()
         end, Files.cut = (start + Files.cut, 0) if Files.cut else (len(body), 0)
@@ -68,6 +71,19 @@ def test_a_fetch_that_was_cut_short_goes_on(server, tmp_path, refused, capsys):
     capsys.readouterr()
     fetch.main(command)
     assert capsys.readouterr().out.count("is there") == 9
+
+
+@pytest.mark.parametrize("said", [b"Content-Range: bytes 0-%d/%d\r\n", b""])
+def test_a_server_that_goes_on_elsewhere_than_it_was_asked_to_starts_again(server, tmp_path, said):
+    path, task, url = tmp_path / "ids-sst-train.csv", TASKS["sst"], f"{server}/ids-sst-train.csv"
+    text = (Files.folder / path.name).read_bytes()
+    Files.cut = text.index(b"\n", 300) + 1
+    with pytest.raises(UserError, match="run the same command again"):
+        fetch.fetch(url, path, task, "train")
+    said = said % (len(text) - 1, len(text)) if said else said
+    Files.raw = b"HTTP/1.0 206 Partial Content\r\n%sContent-Length: %d\r\n\r\n" % (said, len(text)) + text
+    fetch.fetch(url, path, task, "train")
+    assert path.read_bytes() == text
 
 
 def test_a_file_without_a_length_that_ends_within_a_line_is_not_whole(server, tmp_path, refused):
