@@ -9,7 +9,6 @@ at the end.
 
 import glob
 import http.client
-import importlib.metadata
 import os
 import re
 import shutil
@@ -99,6 +98,8 @@ def complete_interpreter():
 
 def will_do(name):
     """Whether the package is installed in a version that the code runs on."""
+    import importlib.metadata  # imported here: a Python before 3.8, which is to get a sentence, has none
+
     try:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

@@ -1,8 +1,10 @@
 """The set-up that `make` calls: sentences where it cannot go on, and what an interpreter at hand keeps."""
 
 import http.server
+import importlib.metadata
 import os
 import re
+import runpy
 import subprocess
 import sys
 import threading
@@ -32,6 +34,13 @@ def stopped(capsys):
 def test_an_old_python_is_named_with_the_remedy(monkeypatch, stopped):
     monkeypatch.setattr(sys, "version_info", (3, 9, 2))
     assert "this is 3.9; name another with PYTHON=" in stopped(environment.check_python)
+
+
+def test_a_python_without_todays_modules_is_named_too(monkeypatch, stopped):
+    for name in ("importlib.metadata", "tomllib", "zoneinfo"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(sys, "version_info", (3, 6, 8))
+    assert "this is 3.6; name another with PYTHON=" in stopped(lambda: runpy.run_path(str(SCRIPT), run_name="__main__"))
 
 
 def said_by_venv(monkeypatch, text):
@@ -165,7 +174,7 @@ def test_no_network_is_one_sentence(monkeypatch, stopped):
 
 def test_an_interpreter_keeps_what_will_do_and_gets_only_what_it_lacks(monkeypatch):
     versions = {"torch": "2.9.0+cu128", "numpy": "1.26.4", "tokenizers": "0.21.0", "matplotlib": "3.9.4"}
-    absent = environment.importlib.metadata.PackageNotFoundError
+    absent = importlib.metadata.PackageNotFoundError
 
     def version(name):
         if name in versions:
@@ -173,7 +182,7 @@ def test_an_interpreter_keeps_what_will_do_and_gets_only_what_it_lacks(monkeypat
         raise absent(name)
 
     installed = []
-    monkeypatch.setattr(environment.importlib.metadata, "version", version)
+    monkeypatch.setattr(importlib.metadata, "version", version)
     monkeypatch.setattr(environment, "install", lambda python, what: installed.extend(what))
     environment.complete_interpreter()
     names = [requirement.split("=")[0] for requirement in installed]
