@@ -47,7 +47,7 @@ SENSELESS = ["--smart strong", "--gradient_surgery --sampling sqrt", "--use_pals
 
 @pytest.mark.parametrize("flags", [*SENSELESS, "--use_smart --smart_projection ball --bf16"])
 def test_flags_that_make_no_sense_are_refused_in_one_sentence(tmp_path, capsys, flags):
-    bert, files = tiny.folder(tmp_path / "bert"), tiny.task_files(tmp_path / "data", 4)
+    bert, files = tiny.folder(tmp_path / "bert"), tiny.task_files(tmp_path / "data", 8)
     with pytest.raises(SystemExit) as stop:
         multitask.main(f"--bert {bert} --data {files} --out {tmp_path / 'run'} {flags}".split())
     assert stop.value.code == 2

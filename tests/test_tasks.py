@@ -124,11 +124,14 @@ def test_ids_that_examples_share_are_reported_where_they_name_predictions(task_f
 @pytest.mark.parametrize(
     ("labels", "said"), [("3 3.0", "its 2 labels are all 3;"), ("0.5", "it has one label;"), ("1 2", "")]
 )
-def test_labels_without_a_correlation_are_reported(tmp_path, capsys, labels, said):
+def test_dev_labels_without_a_correlation_are_reported(task_files, tmp_path, capsys, labels, said):
     rows = [f"{i}\ta {i}\tb\t{label}\n" for i, label in enumerate(labels.split())]
-    (tmp_path / "sts.csv").write_text("id\tsentence1\tsentence2\tsimilarity\n" + "".join(rows))
-    read_examples(tmp_path / "sts.csv", TASKS["sts"])
-    assert said in (told := capsys.readouterr().err) and bool(told) == bool(said)
+    path = write(tmp_path / "sts", "id\tsentence1\tsentence2\tsimilarity\n" + "".join(rows))
+    flags = dict.fromkeys(SOURCES) | {"data": task_files}
+    load_examples(SimpleNamespace(**flags | {"sts_train": path}))  # where nothing is correlated
+    assert "labels" not in capsys.readouterr().err
+    load_examples(SimpleNamespace(**flags | {"sts_dev": path}))
+    assert said in (told := capsys.readouterr().err) and ("Pearson" in told) == bool(said)
 
 
 def test_dev_examples_that_are_training_examples_are_reported(task_files, tiny_encoder, tmp_path, capsys):

@@ -140,7 +140,7 @@ def test_a_pipe_in_place_of_weights_is_refused_at_once(tmp_path):
         ({"hidden_size": 12 * 10**30}, "memory"),
         ({"intermediate_size": 10**9}, "GB"),
         ({"vocab_size": 2**63}, "memory"),
-        ({"max_position_embeddings": 10**400}, "memory"),
+        ({"max_position_embeddings": 10**400}, "too large a number"),
         ({"hidden_size": 33}, "multiple of num_attention_heads; fetch the model again"),
         ({"vocab_size": 0}, "cannot be 0"),
         ({"vocab_size": True}, "cannot be True"),
