@@ -29,6 +29,7 @@ from tasks import TASKS
 from visualize import view
 
 NAMES = (*TASKS, "score")
+TITLES = [*(task.title.capitalize() or task.name.upper() for task in TASKS.values()), "dev score"]  # of NAMES
 
 
 # ----- running
@@ -111,10 +112,9 @@ def report_rows(args, rows):
         records += [evidence.record_of(folder) for folder in folders]
         runs = [folder.name for folder in folders]
         results.append({"title": row.title, "row": row.name, **values, "published": published, "runs": runs})
-        cells = [tables.spread(values[name]) for name in NAMES]
         theirs = [published[-1], f"{mean(values['score']) - published[-1]:+.3f}"] if published and folders else ["", ""]
-        lines.append([row.title, row.name, *(cells if folders else ["", "", "", "not run yet"]), *theirs, len(folders)])
-    header = ["model", "row", "SST", "Paraphrase", "STS", "dev score", "published", "difference", "seeds"]
+        lines.append([row.title, row.name, *tables.cells(values), *theirs, len(folders)])
+    header = ["model", "row", *TITLES, "published", "difference", "seeds"]
     tables.write(args, header, lines, results, records)
 
 
@@ -189,14 +189,12 @@ def report_ensembles(args):
         published = PUBLISHED_ENSEMBLE if title == "best 7 models, average" else ""
         results.append({"title": title, **chosen, "unseen": unseen, "members": members, "published": published})
         cost = f"{mean(len(of) for of in judged[0][0].values()):.3g}" if judged else ""
-        cells = [tables.spread(values[name]) for values in (chosen, unseen) for name in NAMES]
-        lines.append([title, cost, *(cells if judged else ["", "", "", "not run yet", "", "", "", ""]), published])
+        lines.append([title, cost, *tables.cells(chosen), *map(tables.spread, unseen.values()), published])
         if judged and needed > 1:
             ensembles.append((judged[0][2]["score"], title, judged[0][0], method))
-    header = [f"{name}{of}" for of in ("", " unseen") for name in ("SST", "Paraphrase", "STS", "dev score")]
+    header = ["model", "cost", *(f"{title}{of}" for of in ("", " unseen") for title in TITLES), "published"]
     note = "Cost: times one model's inference. Unseen: chosen on one half of dev, scored on the other (10 halvings); "
     note += "but each run's best epoch was chosen on all of dev."
-    header, records = ["model", "cost", *header, "published"], [evidence.record_of(folder) for folder in every]
     top = max(every, key=lambda folder: evidence.best_epoch(folder)["score"], default=None)
     plans = {"single": ([top], {task: {0: 1.0} for task in TASKS}, "average", top.name)} if top else {}
     if ensembles:
@@ -204,6 +202,7 @@ def report_ensembles(args):
         plans["ensemble"] = pool, kept, method, title
     where = "; ".join(f"{args.predictions}/{name}: {plan[-1]}" for name, plan in plans.items())
     predicted = {name: predict_test(folders, kept, method) for name, (folders, kept, method, _) in plans.items()}
+    records = [evidence.record_of(folder) for folder in every]
     tables.write(args, header, lines, results, records, f"{note} Test predictions: {where}.")
     for name, of in predicted.items():
         for task, (ids, values) in of.items():

@@ -16,6 +16,12 @@ def spread(values):
     return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
 
 
+def cells(metrics):
+    """`spread` of each metric, "not run yet" for the last where it has no value. Args: metrics, {name: values}."""
+    *others, score = map(spread, metrics.values())
+    return [*others, score or "not run yet"]
+
+
 def origin(records):
     """Text: how many runs these are, of which machines and commits. Args: records, dicts as in record.json."""
     minutes = sum(record["seconds"] for record in records) / 60

@@ -1,5 +1,6 @@
 """The tables: their rows on a tiny encoder, interrupted and resumed, and what is made from evidence alone."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -22,7 +23,7 @@ from predict import examples_of, outputs_of
 from support import evidence, files, jobs, keep_evidence, metrics_file, rows
 from support import flags as flags_of_run
 from support.console import UserError
-from tasks import TASKS
+from tasks import TASKS, Task
 
 NAMES = (*TASKS, "score")
 
@@ -220,6 +221,26 @@ def test_table_3_is_what_ensemble_says_of_the_evidence(tmp_path, task_files):
         path = tmp_path / "results" / "predictions-sample" / kind / "sst-test-output.csv"
         expected = ["id \t Predicted_Sentiment ", *(f"sst{i} , {c} " for i, c in enumerate(decided))]
         assert path.read_text().splitlines() == expected
+
+
+def test_a_table_has_columns_for_a_fourth_task(tmp_path, task_files, monkeypatch):
+    monkeypatch.setitem(TASKS, "nli", Task("nli", "nli-{split}.csv", ("a", "b"), "label", 3, 0, 2, "accuracy", "Label"))
+    spec = importlib.util.spec_from_file_location("reproduce_of_four", reproduce.__file__)
+    of_four = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(of_four)
+    root = tmp_path / "results" / "runs"
+    write_evidence(root, task_files, seeds=(1, 2))
+    args = rows.parse_reproduce(["--table", "1", "--preset", "minilm", "--results", str(root.parent)])
+    of_four.report_rows(args, rows.TUNING[:2])
+    args.table = 3
+    of_four.report_ensembles(args)
+    titles = ["SST", "Paraphrase", "STS", "NLI", "dev score"]
+    for number, count in ((1, 5), (3, 10)):
+        lines = (root.parent / f"table{number}-minilm.md").read_text().splitlines()
+        table = [[cell.strip() for cell in line.split("|")[2:-1]] for line in lines if line.startswith("|")]
+        assert table[0][1:6] == titles
+        assert sum(bool(cell) for cell in table[2][1 : 1 + count]) == count
+        assert ["", "", "", "", "not run yet"] in [row[1:6] for row in table]
 
 
 def test_evidence_of_two_runs_in_one_folder_is_named(tmp_path, task_files, capsys):
