@@ -7,7 +7,7 @@
 RUN is the folder of a run of `multitask.py`, or its evidence in results/runs. `embeddings` shows the SST dev sentences
 as one model sees them and as ensembles do. For a fair comparison take runs of one kind: seeds of a row, or rows of
 equal quality. The model with the median accuracy comes first, those near it next. `pca_tsne.py` has the maths. Figures
-are PNG files of 900 pixels' width; they need matplotlib.
+are PNG files of 900 pixels' width, wider for curves of more than three tasks; they need matplotlib.
 """
 
 import support.interrupt  # noqa: F401, from here on Ctrl-C prints one line

@@ -1,5 +1,5 @@
 """How the figures of `visualize.py` are drawn, with matplotlib: each `draw_` function returns a `Figure`, 900 pixels
-wide."""
+wide, or for curves of more than three tasks wider."""
 
 import os
 from pathlib import Path
@@ -15,13 +15,13 @@ STYLES = ("-", "--", ":")  # after all colours once, twice
 LIGHT = {f"axes3d.{axis}axis.panecolor": "none" for axis in "xyz"} | {"grid.color": "0.9"}
 
 
-def figure(height):
-    """An empty figure of 900 pixels' width, whatever a `matplotlibrc` says. Args: height, in inches of 150 pixels."""
+def figure(height, width=6):
+    """An empty figure, whatever a `matplotlibrc` says. Args: height and width, in inches of 150 pixels."""
     from matplotlib import rcdefaults
     from matplotlib.figure import Figure
 
     rcdefaults()
-    return Figure(figsize=(6, height), dpi=150, layout="constrained")
+    return Figure(figsize=(width, height), dpi=150, layout="constrained")
 
 
 def save(drawn, path):
@@ -58,7 +58,7 @@ def dress(axes, title, x, y):
     axes.set_xlabel(x, fontsize=8)
     axes.set_ylabel(y, fontsize=8)
     axes.tick_params(labelsize=8, colors="0.3")
-    axes.xaxis.get_major_locator().set_params(integer=True, nbins=4)
+    axes.xaxis.get_major_locator().set_params(integer=True, nbins=4, min_n_ticks=1)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
     axes.grid(color="0.9", linewidth=0.6)
     axes.set_axisbelow(True)
@@ -103,8 +103,9 @@ def draw_curves(records, metrics):
     Args: records, {name of a run: (its train lines, its dev lines)}; metrics, {task: name of its metric}. Losses are
     smoothed, the thin line is not.
     """
-    drawn = figure(max(3.8, 0.7 + 0.3 * len(records)))  # the legend has half of it
-    grid = drawn.subplots(2, len(metrics) + 1)
+    columns = len(metrics) + 1
+    drawn = figure(max(3.8, 0.7 + 0.3 * len(records)), max(6, 1.5 * columns))  # the legend has half of the height
+    grid = drawn.subplots(2, columns)
     for axes, (task, metric) in zip(grid.T, metrics.items(), strict=False):
         dress(axes[0], task, "step", "training loss")
         dress(axes[1], "", "epoch", f"dev {metric}")
@@ -118,7 +119,8 @@ def draw_curves(records, metrics):
         for axes, key in zip(grid[0], metrics, strict=False):
             steps, losses = ([line[x] for line in train if key in line] for x in ("step", key))
             axes.plot(steps, losses, color=colour, linewidth=0.6, alpha=0.3)
-            axes.plot(steps, smooth(losses), style, color=colour, linewidth=1.5)
+            marker = "o" if len(steps) == 1 else ""  # a line of one point is invisible
+            axes.plot(steps, smooth(losses), style, color=colour, linewidth=1.5, marker=marker, markersize=3)
         for axes, key in zip(grid[1], (*metrics, "score"), strict=True):
             epochs, values = ([line[x] for line in dev if key in line] for x in ("epoch", key))
             axes.plot(epochs, values, style, color=colour, linewidth=1.5, marker="o", markersize=3, label=label)

@@ -189,6 +189,21 @@ def test_the_curves_are_labelled_in_every_panel():
     assert list(panels[5].lines[0].get_ydata()) == [0.2, 0.4]
 
 
+def test_curves_of_six_tasks_and_of_one_epoch_can_be_read():
+    """Panels keep their width; one point is seen; ticks of x are whole numbers."""
+    pytest.importorskip("matplotlib")
+    values, widths = dict.fromkeys((*"abcdef", "score"), 0.123456), []
+    for tasks in ("abc", "abcdef"):
+        lines = [{"step": 19} | values], [{"epoch": 1} | values]
+        drawn = figures.draw_curves({"run": lines}, dict.fromkeys(tasks, "pearson"))
+        drawn.savefig(io.BytesIO(), format="png")
+        widths.append(drawn.axes[0].get_window_extent().width)
+        assert drawn.axes[0].lines[1].get_marker() == "o"
+        first, last = drawn.axes[-1].get_xlim()
+        assert all(tick == int(tick) for tick in drawn.axes[-1].get_xticks() if first <= tick <= last)
+    assert widths[1] > 0.8 * widths[0]
+
+
 def test_any_name_of_a_run_stands_in_the_legend_as_it_is():
     pytest.importorskip("matplotlib")
     names = {"a$_$b": r"a\$_\$b", "cost$5$x": r"cost\$5\$x", "_hidden": " _hidden", "漢\n": r"\u6f22\n", "é": "é"}
