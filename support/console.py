@@ -23,6 +23,8 @@ for name in [name for name in os.environ if name.startswith("TQDM_")]:
     del os.environ[name]  # tqdm would take them for its arguments, and stop at those that make no sense
 from tqdm import tqdm  # noqa: E402
 
+afterwards = contextlib.ExitStack()  # undoes at a command's end what it changed in its process: a notebook goes on
+
 
 class UserError(Exception):
     """What the user asked for cannot be done. The message names the thing and the remedy, in one sentence."""
@@ -82,7 +84,8 @@ def command(main):
             for text in sys.argv if argv is None else argv:
                 as_utf8(text)
             try:
-                result = main(argv)
+                with afterwards:
+                    result = main(argv)
             except SystemExit:  # of --help, for instance
                 sys.stdout.flush()
                 raise

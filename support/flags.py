@@ -9,7 +9,7 @@ import kernels
 from kernels.cpu import libraries
 from kernels.cpu.products import bfloat16_products, use_bfloat16_products
 from support import distributed, run_folder
-from support.console import Parser, UserError
+from support.console import Parser, UserError, afterwards
 from support.downloads import MINILM, MODELS, are_at_hand
 from support.flag_types import BATCH, EPOCHS, LAYERS, WIDTH, fold, fraction, place, positive, share
 from support.places import check_folder, check_predictions, prediction_files
@@ -47,11 +47,14 @@ def add_kernels(parser):
 def choose_kernels(args, device):
     """Switches to the kernels that --kernels and --bf16 ask for, on a CPU to the libraries that measured faster.
 
+    The first two last to the end of the command.
+
     Raises UserError where the processor lacks what is asked for.
     """
     if args.bf16 and args.kernels == "plain":
         raise UserError("--kernels plain leaves --bf16 without effect; leave it out, or add --no-bf16")
     kernels.use(args.kernels)
+    afterwards.callback(kernels.use, "auto")
     if args.kernels == "auto" and device.type == "cpu":
         libraries.choose(MODELS / "products.json")
     if args.bf16 and device.type == "cpu":
@@ -60,6 +63,7 @@ def choose_kernels(args, device):
                 raise UserError(f"{args.out} was started with --bf16, which this processor lacks; use another machine")
             raise UserError("this processor has no bfloat16 products; leave out --bf16, or add --no-bf16")
         use_bfloat16_products()
+        afterwards.callback(use_bfloat16_products, False)
 
 
 # ----- multitask.py

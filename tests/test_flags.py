@@ -1,9 +1,12 @@
 """Numbers that flags give: what no run can have is one sentence that names the flag."""
 
 import json
+from argparse import Namespace
 
 import pytest
+import torch
 
+import kernels
 import reproduce
 import simcse
 from bench import shares, speed
@@ -11,7 +14,7 @@ from sampling import SAMPLINGS
 from smart import PRESETS
 from support import flags
 from support.checks import check_memory
-from support.console import UserError
+from support.console import UserError, command
 from tasks import SPLITS, TASKS
 
 TABLES = TASKS, SPLITS, SAMPLINGS, PRESETS
@@ -105,6 +108,28 @@ def test_seeds_of_a_table_are_whole_numbers_each_named_once(refused, monkeypatch
     monkeypatch.setattr(reproduce.jobs, "run", lambda *_: 1 / 0)  # nothing starts
     refused(reproduce.main, ["--table", "1", "--seeds", "1.5"], "--seeds: '1.5' is not a whole number")
     refused(reproduce.main, ["--table", "1", "--seeds", "2", "1", "--seeds=2"], "--seeds names 2 twice")
+
+
+def test_what_a_command_computes_with_lasts_to_its_end(monkeypatch):
+    """In a notebook `ensemble.main` may follow `multitask.main(["--bf16"])`."""
+    form, rounds = lambda: kernels.backend_of(torch.zeros(1)), []
+    monkeypatch.setattr(flags, "bfloat16_products", lambda: True)
+    monkeypatch.setattr(flags, "use_bfloat16_products", lambda on=True: rounds.append(on))
+    monkeypatch.setattr(flags.libraries, "choose", lambda path: None)
+
+    @command
+    def main(argv=None):
+        flags.choose_kernels(Namespace(kernels=argv[0], bf16=argv[0] == "auto"), torch.device("cpu"))
+        assert (form() is kernels.plain) == (argv[0] == "plain")
+        assert rounds == [True] * (argv[0] == "auto")
+        raise UserError("another mistake")
+
+    before = form()
+    for choice in ("plain", "auto"):
+        with pytest.raises(SystemExit):
+            main([choice])
+        assert form() is before
+    assert rounds == [True, False]
 
 
 def test_sizes_are_compared_with_the_memory_of_this_machine():
