@@ -151,6 +151,8 @@ class Tokenizer:
     def _pieces(self, sentences):
         try:
             return [e.ids for e in self.wordpiece.encode_batch_fast(sentences, add_special_tokens=False)]
+        except TypeError:  # no list of str
+            raise
         except Exception as error:  # the library has no class of its own
             said = f"the tokenizer in {self.folder} cannot cut a sentence ({error!s:.100})"
             raise UserError(f"{said}; use a BERT-style WordPiece vocabulary") from None

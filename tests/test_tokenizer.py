@@ -161,6 +161,12 @@ def test_an_unknown_token_that_is_none_of_the_vocabulary_is_found_while_loading(
         Tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize("sentences", ["a film", [None], [1.5]])
+def test_what_is_no_list_of_str_is_not_blamed_on_the_vocabulary(tokenizer, sentences):
+    with pytest.raises(TypeError):
+        tokenizer.encode(sentences)
+
+
 def test_ids_with_gaps_between_them_count_up_to_the_largest(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
     text = json.loads((tmp_path / "tokenizer.json").read_text())
