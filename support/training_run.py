@@ -16,6 +16,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from statistics import mean
@@ -221,6 +222,8 @@ class Interrupt:
         numbers = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
         if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup
             numbers.remove(signal.SIGHUP)
+        if threading.current_thread() is not threading.main_thread():  # a notebook's, say: signals are not for it
+            numbers.clear()
         self.before = {number: signal.signal(number, self._handle) for number in numbers}
         return self
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 import tiny
@@ -145,6 +146,19 @@ def test_who_presses_ctrl_c_reads_that_the_run_saves_and_that_a_second_one_does_
         monkeypatch.setattr(interrupt, "since", interrupt.since - 3)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_thread_other_than_the_main_one_trains_and_leaves_signals_alone():
+    before, seen = signal.getsignal(signal.SIGTERM), []
+
+    def work():
+        with training_run.Interrupt() as interrupt:
+            seen.append((interrupt.asked, signal.getsignal(signal.SIGTERM)))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [(False, before)]
 
 
 def test_a_terminal_that_is_closed_asks_a_run_to_save_unless_nohup_was_asked_for():
