@@ -23,7 +23,8 @@ A pre-norm BERT takes four changes (a, f, biases and `adapted` as in `Layer`). `
 `attention_norm(h)` to the map to query, key and value, and hand h itself to `after_attention`. There h_att is h +
 dropout(a + bias), `feed_forward` takes `output_norm(h_att)`, and h_att + dropout(f + bias) is returned, with `adapted`
 added where there is one. `Bert.encode` ends with one more `LayerNorm`, which has a row in `_OUTER` of `weights.py`.
-Published weights do not fit: `simcse.py --layers 6 --hidden 384` needs none.
+Published weights do not fit: `simcse.py --layers 6 --hidden 384` needs none. And what it saves is no longer for
+`transformers`, which would compute plain BERT with these weights.
 """
 
 from dataclasses import asdict, dataclass, fields
