@@ -35,7 +35,7 @@ def write_run(folder, seed=0, smart=None, epochs=3, **config):
     (folder / "config.json").write_text(json.dumps(flags))
     lines = []
     for epoch in range(1, epochs + 1):
-        values = dict(zip((*TASKS, "score"), rng.uniform(size=4), strict=True))
+        values = dict(zip((*TASKS, "score"), rng.uniform(size=len(TASKS) + 1), strict=True))
         lines.append({"kind": "train", "step": 20 * epoch - 10, "epoch": epoch, "sst": 1.0, "sts": 3.0})
         lines.append({"kind": "train", "step": 20 * epoch, "epoch": epoch} | values)
         lines.append({"kind": "dev", "step": 20 * epoch, "epoch": epoch} | values)
@@ -178,15 +178,16 @@ def test_the_curves_are_labelled_in_every_panel():
     train = [{"step": i, "sst": float(i % 2), "sts": 1.0} for i in range(1, 101)]
     dev = [{"epoch": e, "sst": 0.1 * e, "para": 0.2 * e, "sts": 0.3, "score": 0.4} for e in (1, 2)]
     *panels, score = figures.draw_curves({"a": (train, dev), "b": (train, dev)}, METRICS).axes
-    assert [axes.get_title() for axes in panels[:3]] == [*TASKS]
-    assert [texts(axes) for axes in panels[:3]] == [("step", "training loss")] * 3
-    assert [text.get_text() for text in panels[3].get_legend().get_texts()] == ["a", "b"]
+    n = len(TASKS)
+    assert [axes.get_title() for axes in panels[:n]] == [*TASKS]
+    assert [texts(axes) for axes in panels[:n]] == [("step", "training loss")] * n
+    assert [text.get_text() for text in panels[n].get_legend().get_texts()] == ["a", "b"]
     metrics = [("epoch", f"dev {task.metric}") for task in TASKS.values()]
-    assert [texts(axes) for axes in (*panels[4:], score)] == [*metrics, ("epoch", "dev score")]
+    assert [texts(axes) for axes in (*panels[n + 1 :], score)] == [*metrics, ("epoch", "dev score")]
     raw, smooth = (line.get_ydata() for line in panels[0].lines[:2])
     assert list(raw) == [line["sst"] for line in train]
     assert smooth[50] == pytest.approx(np.mean(raw[45:56]))
-    assert list(panels[5].lines[0].get_ydata()) == [0.2, 0.4]
+    assert list(panels[n + 2].lines[0].get_ydata()) == [0.2, 0.4]
 
 
 def test_curves_of_six_tasks_and_of_one_epoch_can_be_read():
