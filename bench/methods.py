@@ -32,6 +32,7 @@ METHODS = {
     "means of hidden states": "--use_means",
     "PALs": "--use_pals",
     "SMART": "--use_smart",
+    "SMART, noise alone": "--use_smart --T_x 0 --sigma 0.33",
     "gradient surgery": "--gradient_surgery",
     "frozen encoder": "--option pretrain",
     "frozen encoder, PALs": "--option pretrain --use_pals",
@@ -39,6 +40,7 @@ METHODS = {
 PERTURBATIONS = {
     "unit": "",
     "ball": "--smart_projection ball",
+    "noise alone": "--T_x 0 --sigma 0.33",
     "ball, steered": "--smart_projection ball --epsilon 0.02 --sigma 0.01 --eta 1e6",
 }
 

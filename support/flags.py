@@ -120,7 +120,7 @@ def multitask_parser(tasks, splits, samplings, presets):
     add("--epsilon", type=positive(float), default=None, help="of the perturbation, in smart.py (1e-6; strong: 1e-5)")
     add("--sigma", type=positive(float, 0), default=1e-5, help="standard deviation of the first perturbation")
     add("--eta", type=positive(float, 0), default=1e-3, help="step size of the perturbation")
-    add("--T_x", type=positive(int, most=1000), default=1, help="steps of the perturbation")
+    add("--T_x", type=positive(int, 0, 1000), default=1, help="steps of the perturbation, 0 for noise alone")
     add("--S", type=positive(int), default=1, help="training steps between moves of the averaged weights")
     add("--beta", type=fraction, default=0.99, help="momentum of the averaged weights, 0 for the plain Bregman term")
     add("--smart_projection", choices=("unit", "ball"), default="unit", help="see the text of smart.py")
@@ -184,8 +184,10 @@ def check_multitask(args, usual):
         raise UserError("with --option pretrain no shared parameters train; leave out --gradient_surgery")
     if args.gradient_surgery and args.sampling != "proportional":
         raise UserError(f"--gradient_surgery takes every task in every step; leave out --sampling {args.sampling}")
-    if args.use_smart and args.smart_projection == "ball" and args.bf16 and min(args.epsilon, args.sigma) < 1e-3:
-        raise UserError("--bf16 rounds small perturbations away; give both --epsilon and --sigma 0.001 or more")
+    size = {"ball": min(args.epsilon, args.sigma), "unit": 1.0}[args.smart_projection] if args.T_x else args.sigma
+    if args.use_smart and args.lambda_s and args.bf16 and size < 1e-3:
+        needed = "both --epsilon and --sigma" if args.T_x else "--sigma"
+        raise UserError(f"--bf16 rounds small perturbations away; give {needed} 0.001 or more")
     if (refused := no_graphs(args)) and args.cuda_graphs == "on":
         raise UserError(f"--cuda_graphs cannot record a step {refused}; leave it out")
     args.cuda_graphs = args.cuda_graphs != "off" and not refused
@@ -206,10 +208,11 @@ def check_multitask(args, usual):
 
 
 def check_weights_of_smart(args, usual):
-    """Raises UserError for flags of a penalty that is always 0. Args: usual, all defaults by name."""
+    """Raises UserError for flags of what `args` leave out of SMART. Args: usual, all defaults by name."""
     if args.lambda_s and not args.sigma:  # without a first perturbation there is no way uphill
         raise UserError("--sigma 0 keeps the smoothness penalty at 0; give --lambda_s 0 instead, or raise --sigma")
-    for weight, names in {"lambda_s": ("sigma", "eta", "T_x", "smart_projection"), "mu": ("S", "beta")}.items():
+    uphill = ("eta", "smart_projection")
+    for weight, names in {"lambda_s": ("sigma", "T_x", *uphill), "mu": ("S", "beta"), "T_x": uphill}.items():
         if idle := [name for name in names if not getattr(args, weight) and getattr(args, name) != usual[name]]:
             raise UserError(f"--{idle[0]} does nothing beside --{weight} 0; leave one of the two out")
 

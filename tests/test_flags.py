@@ -73,6 +73,12 @@ def test_a_strength_of_smart_may_be_named_where_it_is_the_usual_one(tmp_path):
 
 @pytest.mark.parametrize(("epsilon", "sigma"), [(1e-3, 1e-3), (1, 9e-4), (9e-4, 1)])
 def test_bfloat16_is_refused_where_it_rounds_the_perturbation_away(epsilon, sigma):
+    noise = f"--use_smart --T_x 0 --sigma {sigma} --bf16".split()
+    if sigma < 1e-3:
+        with pytest.raises(UserError, match="give --sigma 0"):
+            flags.parse_multitask(noise, *TABLES)
+    else:
+        assert flags.parse_multitask(noise, *TABLES).bf16
     argv = f"--use_smart --smart_projection ball --epsilon {epsilon} --sigma {sigma} --bf16".split()
     if (epsilon, sigma) == (1e-3, 1e-3):
         assert flags.parse_multitask(argv, *TABLES).bf16
@@ -89,6 +95,8 @@ def test_bfloat16_is_refused_where_it_rounds_the_perturbation_away(epsilon, sigm
         ("--lambda_s 0 --smart_projection ball", "--smart_projection does nothing beside --lambda_s 0"),
         ("--mu 0 --S 10", "--S does nothing beside --mu 0"),
         ("--beta 0", "give --mu 0 instead"),
+        ("--T_x 0 --eta 1", "--eta does nothing beside --T_x 0"),
+        ("--T_x 0 --smart_projection ball", "--smart_projection does nothing beside --T_x 0"),
     ],
 )
 def test_flags_of_a_penalty_that_is_always_0_are_refused_for_a_new_run(tmp_path, argv, words):
