@@ -76,6 +76,7 @@ MERGED = [  # one model each, made of several
     Row("distilled-smart-4", "SMART student of two SMART and two plain teachers", None),
     Row("distilled-smart-strong", "strong SMART student of the two SMART teachers", None),
     Row("distilled-smart-ball", "steered SMART student of the two SMART teachers", None),
+    Row("distilled-noise", "student of the two SMART teachers, SMART with noise alone, no dropout", None),
 ]
 PUBLISHED_ENSEMBLE = 0.786  # of 7 models, weighted average, dev score
 ENCODERS = {"simcse": "", "simcse-length": "--normalize_length {length}"}
