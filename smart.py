@@ -37,6 +37,7 @@ sst, and what other dropout masks do to the outputs (`python -m bench.methods`: 
     unit                    0.97                1.000             3.7e-2
     ball                    1e-6                0.82              5.2e-13
     ball, steered           0.02                0.06              1.6e-1
+    noise alone, 0.33       1.1                 1.000             4.3e-2
     other dropout masks     0                                     6.7e-2
 
 `ball`: R_s is 5e-13, below what float32 resolves, so it adds nothing to the loss. `unit`: R_s is half of what a change
