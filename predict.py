@@ -196,8 +196,7 @@ def warn_of_another_run(folder, task, values, labels):
 def main(argv=None):
     parser = Parser(prog="predict.py", description="What a trained model says of your sentences.")
     parser.add_argument("sentences", nargs="*", help="one sentence, or a pair: two, or ' || ' between them")
-    parser.add_argument("--run", type=place, default="runs/sample", metavar="DIR",
-        help="folder of a run")  # fmt: skip
+    parser.add_argument("--run", type=place, default="runs/sample", metavar="DIR", help="folder of a run")
     parser.add_argument("--file", type=place, metavar="FILE",
         help="a sentence a line, or a pair with a tab between; - for standard input")  # fmt: skip
     add_device(parser)

@@ -59,9 +59,10 @@ Four traps, each with a test of its own:
   * Dropout is a perturbation too, and a far larger one. All passes of a step see the same masks: the random state of
     the first is set back before each of the others.
   * A perturbation of 1e-6 does not survive bfloat16, which has 8 bits (`kernels/precision.py`). So on a GPU all passes
-    with SMART are in float32 (for `unit` with TF32 products). On a CPU `--bf16` rounds what products take in these
-    passes, too, and is refused beside a `ball` of small ε or σ. The KL is taken as the product above: both factors
-    shrink with the perturbation, where the textbook form is a difference of two nearly equal sums.
+    with SMART are in float32 (for `unit` and noise of 1e-3 or more with TF32 products). On a CPU `--bf16` rounds
+    what products take in these passes, too, and is refused beside a `ball` of small ε or σ. The KL is taken as the
+    product above: both factors shrink with the perturbation, where the textbook form is a difference of two nearly
+    equal sums.
   * β = 0 is the plain proximal point, θ̃ = θ before the step. D_Breg is at its minimum there, 0 with gradient 0,
     so with S = 1 it does nothing, ever. The momentum keeps θ̃ behind.
   * θ̃ is state: it is saved, and a resumed run ends bit for bit where an uninterrupted one does.

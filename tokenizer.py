@@ -114,9 +114,10 @@ class Tokenizer:
         self.cls, self.sep, _ = (self._special(token) for token in ("[CLS]", "[SEP]", "[UNK]"))
         self._pieces([UNKNOWN])
         sizes = f"the tokenizer in {folder} has {self.size} pieces, its model {vocab_size}; fetch it again"
-        if vocab_size is not None and self.size > vocab_size:
+        more = 0 if vocab_size is None else vocab_size - self.size
+        if more < 0:
             raise UserError(sizes)
-        if vocab_size is not None and self.size <= vocab_size - ROUNDED_TO:
+        if more >= ROUNDED_TO:
             print(f"{sizes}, unless they do belong together", file=sys.stderr)
 
     @property

@@ -65,8 +65,7 @@ def ask(model, tokenizer, task, sentences, second_sentences):
 @command
 def main(argv=None):
     parser = Parser(prog="data/everyday.py", description="Everyday sentences and pairs.")
-    parser.add_argument("--run", type=place, default="runs/sample", metavar="DIR",
-        help="folder of a run")  # fmt: skip
+    parser.add_argument("--run", type=place, default="runs/sample", metavar="DIR", help="folder of a run")
     parser.add_argument("--show", type=positive(int), default=8, help="how many wrong answers of each task to print")
     args = parser.parse_args(argv)
     model, tokenizer = MultitaskBert.load(model_folder(args.run))

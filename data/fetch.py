@@ -58,7 +58,8 @@ def fetch(url, path, task, split, timeout=60):
         remedy = "check network and proxy, and run the same command again; data/sample needs no network"
         raise UserError(f"no network, or {url} is out of reach ({reason!s:.60}); {remedy}") from None
     if answer.status == 206 and have and not (answer.headers["Content-Range"] or "").startswith(f"bytes {have}-"):
-        part.unlink()  # it does not go on where this stopped
+        answer.close()  # it does not go on where this stopped
+        part.unlink()
         return fetch(url, path, task, split, timeout)
     resumed, length = answer.status == 206, answer.headers["Content-Length"] or ""  # of what is still to come
     total = int(length) + (have if resumed else 0) if re.fullmatch("[0-9]{1,15}", length) else None

@@ -17,8 +17,7 @@ def parse_ensemble(argv):
     add("--weights", type=positive(float), nargs="+", metavar="W", help="of the RUNs (default: 1)")
     add("--tune_weights", action="store_true", help="search on half of dev, use if better on the rest")
     add("--split", choices=("dev", "test"), default="dev", help="what to predict (choices are made on dev)")
-    add("--out", type=place, default="runs/ensemble", metavar="DIR",
-        help="for predictions, or the soup")  # fmt: skip
+    add("--out", type=place, default="runs/ensemble", metavar="DIR", help="for predictions, or the soup")
     add("--data", type=place, metavar="DIR", help="folder of the task files (default: the data of the first RUN)")
     add_device(parser)
     args = parser.parse_args(argv)

@@ -184,11 +184,13 @@ def check_multitask(args, usual):
         raise UserError("with --option pretrain no shared parameters train; leave out --gradient_surgery")
     if args.gradient_surgery and args.sampling != "proportional":
         raise UserError(f"--gradient_surgery takes every task in every step; leave out --sampling {args.sampling}")
-    if args.use_smart and args.lambda_s and args.bf16:
-        ball, needed = args.smart_projection == "ball", "both --epsilon and --sigma" if args.T_x else "--sigma"
-        size = args.sigma if not args.T_x else min(args.epsilon, args.sigma) if ball else 1.0
-        if size < 1e-3:
-            raise UserError(f"--bf16 rounds small perturbations away; give {needed} 0.001 or more")
+    small = not args.T_x or args.smart_projection == "ball"  # "unit" makes a size near 1 of any perturbation
+    if args.use_smart and args.lambda_s and args.bf16 and small:
+        sizes, named = [args.sigma], "--sigma"
+        if args.T_x:
+            sizes, named = [args.epsilon, args.sigma], "both --epsilon and --sigma"
+        if min(sizes) < 1e-3:
+            raise UserError(f"--bf16 rounds small perturbations away; give {named} 0.001 or more")
     if (refused := no_graphs(args)) and args.cuda_graphs == "on":
         raise UserError(f"--cuda_graphs cannot record a step {refused}; leave it out")
     args.cuda_graphs = args.cuda_graphs != "off" and not refused
